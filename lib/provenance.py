@@ -1,0 +1,158 @@
+"""Where the house is, and what made a result: commit, code, versions, device, seconds, memory."""
+
+import hashlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn")
+CONTEXT = ("device", "python", "torch", "commit", "code")  # what a row's numbers may depend on
+PREFIX = "made_"  # columns with this prefix tell how a row was made; they are measurements, never results
+
+
+class CompanionError(RuntimeError):
+    """Something only the user can mend; the message is one sentence that names the remedy."""
+
+
+@cache
+def root() -> Path:
+    """The nearest folder at or above the working directory that holds `pyproject.toml` and `lib`."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
+        if (folder / "pyproject.toml").is_file() and (folder / "lib").is_dir():
+            return folder
+    raise CompanionError("No folder above this one holds pyproject.toml and lib: start from inside a checkout.")
+
+
+def _folder(variable: str, name: str) -> Path:
+    return Path(os.environ[variable]).expanduser().resolve() if os.environ.get(variable) else root() / name
+
+
+def runs_dir() -> Path:
+    """Results by profile: `RUNS_DIR`, or `runs` in the root."""
+    return _folder("RUNS_DIR", "runs")
+
+
+def figures_dir() -> Path:
+    """Figures by profile: `FIGURES_DIR`, or `figures` in the root."""
+    return _folder("FIGURES_DIR", "figures")
+
+
+def data_dir() -> Path:
+    """Data sets and public weights: `DATA_DIR` (which must exist), or `data` in the root."""
+    folder = _folder("DATA_DIR", "data")
+    if os.environ.get("DATA_DIR") and not folder.is_dir():
+        raise CompanionError(f"DATA_DIR is {folder}, which does not exist: create that folder or unset DATA_DIR.")
+    return folder
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a temporary file beside `path` and rename it, so that a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@cache
+def code_hash() -> str:
+    """First 12 hex digits of the SHA-256 of every file of `lib`, the code that a trial runs."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@cache
+def git_commit() -> str:
+    """The checked-out commit (12 digits), with `+` if tracked files differ from it; `none` outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", *arguments), cwd=root(), capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+@cache
+def device_name(device: str = "cpu") -> str:
+    """The marketing name of the processor or GPU behind a torch device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(torch.device(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def default_device() -> str:
+    """`cuda` where torch sees a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def peak_memory_mb(device: str = "cpu") -> float:
+    """Peak memory in MiB: of this process, or of a CUDA device since its statistics were last reset."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+@contextmanager
+def made(device: str = "cpu") -> Iterator[dict]:
+    """Fill a dictionary with the provenance columns of whatever runs inside the block."""
+    record: dict = {}
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    try:
+        yield record
+    finally:
+        record |= {
+            f"{PREFIX}seconds": time.perf_counter() - start,
+            f"{PREFIX}memory_mb": peak_memory_mb(device),
+            f"{PREFIX}device": device_name(device),
+            f"{PREFIX}commit": git_commit(),
+            f"{PREFIX}code": code_hash(),
+            f"{PREFIX}torch": versions()["torch"],
+            f"{PREFIX}python": versions()["python"],
+        }
+
+
+def table(studies: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Who made the rows of each study: trials, failures, seconds in all, peak memory, device, versions, commit."""
+
+    def one(rows: pd.DataFrame) -> dict:
+        same = {name: ", ".join(sorted(set(rows[f"{PREFIX}{name}"].astype(str)))) for name in CONTEXT}
+        return {
+            "trials": len(rows),
+            "failed": int((rows["status"] == "failed").sum()),
+            "seconds of computing": round(float(rows[f"{PREFIX}seconds"].sum()), 1),
+            "peak memory (MiB)": round(float(rows[f"{PREFIX}memory_mb"].max())),
+        } | same
+
+    return pd.DataFrame({name: one(rows) for name, rows in studies.items()})

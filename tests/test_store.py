@@ -1,0 +1,117 @@
+"""Identity of trials, the union of what is known, and files that cannot be trusted."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from lib.provenance import CompanionError
+from lib.store import Store, canonical, locked
+from lib.study import Study
+from tests import toy_trials
+
+
+def test_identity_ignores_nulls_order_and_floats_that_are_integers():
+    assert canonical({"b": 2.0, "a": None, "c": float("nan")}) == {"b": 2}
+    store = Store("00_t.s", 1, None)
+    assert store.key(canonical({"a": 1, "b": [1.0, 2]})) == store.key(canonical({"b": [1, 2], "a": 1.0, "z": None}))
+    assert store.key(canonical({"a": 1})) != store.key(canonical({"a": 1.5}))
+    assert store.key(canonical({"a": 1})) != store.key(canonical({"a": "1"}))
+
+
+def test_identity_is_of_study_and_version_too():
+    keys = {Store(name, version, None).key({"a": 1}) for name in ("00_t.s", "00_t.r") for version in (1, 2)}
+    assert len(keys) == 4
+
+
+def test_an_integer_survives_a_dataframe_that_made_it_a_float(tmp_path):
+    specs = [{"x": 1, "seed": 3}, {"x": 2}]
+    frame = pd.DataFrame(specs)
+    assert frame["seed"].dtype == float
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    study.run(specs)
+    assert not study.missing(frame)
+
+
+def test_what_is_known_is_the_union_of_loose_compacted_and_published(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    study.publish(study.run([{"x": 1}]), tmp_path)
+    for path in study.store.trials.glob("*.json"):
+        path.unlink()
+    study.run([{"x": 2}])
+    study.store.compact()
+    assert study.store.count_loose() == 0 and study.store.has(study.store.key({"x": 2}))
+    study.run([{"x": 3}])
+    assert not study.missing([{"x": x} for x in (1, 2, 3)])
+    assert study.rows([{"x": x} for x in (3, 2, 1)])["square"].tolist() == [9, 4, 1]
+
+
+def test_many_loose_rows_are_compacted_and_nothing_changes(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    specs = [{"x": x} for x in range(250)]
+    rows = study.run(specs)
+    assert study.store.count_loose() == 0
+    pd.testing.assert_frame_equal(study.rows(specs), rows)
+    pd.testing.assert_frame_equal(study.run(specs), rows)
+
+
+def test_publishing_the_same_rows_gives_the_same_bytes_whatever_else_is_known(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    specs = [{"x": 1}, {"x": 2}]
+    study.publish(study.run(specs), tmp_path / "a")
+    Study("00_t.square", toy_trials.unlucky, 1, tmp_path).run([{"x": 13, "other": "z"}])
+    study.store.compact()
+    study.publish(study.run(specs), tmp_path / "b")
+    a, b = ((tmp_path / folder / "00_t.square.parquet").read_bytes() for folder in "ab")
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    "content", ['{"key": ', "[]", "{}", '{"version": 1, "key": "0", "spec": "{}", "status": "done"}']
+)
+def test_a_truncated_or_foreign_file_is_named_and_set_aside(tmp_path, capsys, content):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    study.run([{"x": 1}])
+    path = study.store.trials / f"{study.store.key({'x': 1})}.json"
+    path.write_text(content)
+    assert study.run([{"x": 1}])["square"].tolist() == [1]
+    assert path.name in capsys.readouterr().err
+    assert (study.store.trials / "set_aside" / path.name).read_text() == content
+
+
+def test_a_row_moved_to_another_trials_name_is_not_trusted(tmp_path, capsys):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    study.run([{"x": 1}])
+    source, target = (study.store.trials / f"{study.store.key({'x': x})}.json" for x in (1, 2))
+    source.rename(target)
+    assert study.run([{"x": 2}])["square"].tolist() == [4]
+    assert "a row of another trial" in capsys.readouterr().err
+
+
+def test_a_damaged_compacted_file_is_set_aside_and_a_damaged_published_one_is_a_sentence(tmp_path, capsys):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    study.run([{"x": 1}])
+    study.store.compact()
+    (study.store.trials / "rows.parquet").write_bytes(b"PAR1 no more")
+    assert study.run([{"x": 1}])["square"].tolist() == [1]
+    assert "set aside" in capsys.readouterr().err
+    study.store.published.write_bytes(b"PAR1 no more")
+    with pytest.raises(CompanionError, match="restore it from git"):
+        study.run([{"x": 1}])
+
+
+def test_rows_on_disk_are_plain_json(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    study.run([{"x": 2}])
+    (path,) = study.store.trials.glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["x"] == 2 and record["square"] == 4 and record["status"] == "done"
+
+
+def test_a_lock_excludes_others_and_leaves_no_file(tmp_path):
+    path = tmp_path / "a.lock"
+    with locked(path) as first, locked(path, blocking=False) as second:
+        assert first and not second
+    assert not path.exists()
+    with locked(path, blocking=False) as again:
+        assert again

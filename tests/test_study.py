@@ -1,0 +1,204 @@
+"""A study finds what is finished, computes what is missing, and loses nothing."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lib.provenance import PREFIX, CompanionError, root
+from lib.study import Study, generator, seed_from
+from tests import toy_trials
+
+
+def results(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[[name for name in rows if not name.startswith(PREFIX)]]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def start_batch(folder: Path, log: Path, n: int, seconds: float = 0.1) -> subprocess.Popen:
+    """Another process that runs n logged trials with two workers."""
+    code = (
+        "from pathlib import Path; from lib.study import Study; from tests.toy_trials import logged\n"
+        "if __name__ == '__main__':\n"
+        f"    specs = [dict(x=x, log={str(log)!r}, seconds={seconds}) for x in range({n})]\n"
+        f"    Study('00_t.logged', logged, 1, Path({str(folder)!r})).run(specs, workers=2)\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], cwd=root(), stderr=subprocess.DEVNULL)
+
+
+def test_rows_come_back_in_the_order_asked_with_results_and_provenance(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    rows = study.run([{"x": 3}, {"x": 1}, {"x": 3}])
+    assert rows["x"].tolist() == [3, 1, 3]
+    assert rows["square"].tolist() == [9, 1, 9]
+    assert rows["curve"].map(list).tolist() == [[0.5, 1.0], [0.5, 1 / 3], [0.5, 1.0]]
+    assert {f"{PREFIX}{c}" for c in ("seconds", "memory_mb", "device", "commit", "code")} <= set(rows)
+
+
+def test_asking_again_computes_nothing(tmp_path):
+    log = tmp_path / "log"
+    study = Study("00_t.logged", toy_trials.logged, 1, tmp_path)
+    specs = [{"x": x, "log": str(log), "seconds": 0.0} for x in range(3)]
+    first = study.run(specs)
+    lines = log.read_text()
+    pd.testing.assert_frame_equal(first, study.run(specs))
+    assert log.read_text() == lines
+
+
+def test_a_raised_version_computes_again(tmp_path):
+    log = tmp_path / "log"
+    specs = [{"x": 1, "log": str(log), "seconds": 0.0}]
+    for version in (1, 2):
+        Study("00_t.logged", toy_trials.logged, version, tmp_path).run(specs)
+    assert log.read_text().count("end 1") == 2
+
+
+def test_one_process_and_two_give_the_same_rows(tmp_path):
+    specs = [{"x": x} for x in range(20)]
+    one = Study("00_t.square", toy_trials.square, 1, tmp_path / "one").run(specs)
+    two = Study("00_t.square", toy_trials.square, 1, tmp_path / "two").run(specs, workers=2)
+    pd.testing.assert_frame_equal(results(one), results(two))
+
+
+def test_a_trial_on_the_cpu_has_one_torch_thread_and_the_process_gets_its_own_back(tmp_path):
+    before = torch.get_num_threads()
+    rows = Study("00_t.threads", toy_trials.random_state, 1, tmp_path).run([{"x": 1}])
+    assert rows["threads"].tolist() == [1]
+    assert torch.get_num_threads() == before
+
+
+def test_the_union_of_shards_is_the_whole(tmp_path):
+    specs = [{"x": x} for x in range(11)]
+    whole = Study("00_t.square", toy_trials.square, 1, tmp_path / "whole").run(specs)
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path / "shards")
+    parts = [study.run(specs, shard=(i, 3)) for i in range(3)]
+    assert [len(part) for part in parts] == [4, 4, 3]
+    assert not study.missing(specs)
+    pd.testing.assert_frame_equal(results(study.rows(specs)), results(whole))
+
+
+def test_a_failing_trial_is_a_row_with_its_reason(tmp_path, capsys):
+    study = Study("00_t.unlucky", toy_trials.unlucky, 1, tmp_path)
+    rows = study.run([{"x": 12}, {"x": 13}])
+    assert rows["status"].tolist() == ["done", "failed"]
+    assert rows["reason"][1] == "ArithmeticError: the loss became nan in epoch 2"
+    assert "1 of 2 trials failed" in capsys.readouterr().err
+
+
+def test_failed_trials_run_again_only_when_asked(tmp_path, monkeypatch):
+    study = Study("00_t.unlucky", toy_trials.unlucky, 1, tmp_path)
+    specs = [{"x": 12}, {"x": 13}]
+    study.run(specs)
+    study.store.compact()
+    mended = Study("00_t.unlucky", toy_trials.square, 1, tmp_path)
+    assert mended.run(specs)["status"].tolist() == ["done", "failed"]
+    assert mended.run(specs, retry_failed=True)["status"].tolist() == ["done", "done"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_user_must_mend_stops_the_run_with_its_sentence(tmp_path, workers):
+    specs = [{"x": 1}, {"x": 2}]
+    with pytest.raises(CompanionError, match="fetch it"):
+        Study("00_t.data", toy_trials.needs_data, 1, tmp_path).run(specs, workers=workers)
+    with pytest.raises(CompanionError, match="lower batch_size or workers"):
+        Study("00_t.memory", toy_trials.out_of_memory, 1, tmp_path).run(specs, workers=workers)
+
+
+def test_a_killed_worker_stops_the_run_with_a_sentence_and_the_next_run_has_a_pool(tmp_path):
+    with pytest.raises(CompanionError, match="fewer workers"):
+        Study("00_t.killed", toy_trials.killed, 1, tmp_path).run([{"x": 1}, {"x": 2}], workers=2)
+    assert len(Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}, {"x": 2}], workers=2)) == 2
+
+
+def test_a_result_named_like_a_parameter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="square"):
+        Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1, "square": 1}])
+
+
+def test_missing_weights_are_made_again_and_the_row_stays(tmp_path, capsys):
+    study = Study("00_t.weights", toy_trials.with_weights, 1, tmp_path)
+    rows = study.run([{"x": 1}])
+    path = study.weights({"x": 1.0})
+    assert path.exists() and capsys.readouterr().err == ""
+    path.unlink()
+    assert study.weights({"x": 1}) == path and path.exists()
+    assert "training them" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(study.rows([{"x": 1}]), rows)
+
+
+def test_asking_for_weights_of_a_trial_that_writes_none_is_one_sentence(tmp_path):
+    with pytest.raises(CompanionError, match="wrote no weights"):
+        Study("00_t.square", toy_trials.square, 1, tmp_path).weights({"x": 1})
+
+
+def test_rows_that_were_never_run_are_named(tmp_path):
+    with pytest.raises(KeyError, match="'x': 5"):
+        Study("00_t.square", toy_trials.square, 1, tmp_path).rows([{"x": 5}])
+
+
+def test_killed_at_random_moments_and_restarted_equals_the_uninterrupted_run(tmp_path):
+    n, log, folder = 24, tmp_path / "log", tmp_path / "killed"
+    study = Study("00_t.logged", toy_trials.logged, 1, folder)
+    specs = [{"x": x, "log": str(log), "seconds": 0.1} for x in range(n)]
+    stored: list[set] = []
+    rng = random.Random(0)
+    for _ in range(3):
+        batch = start_batch(folder, log, n)
+        deadline = time.monotonic() + 60
+        before = len(list(study.store.trials.glob("*.json")))
+        while len(list(study.store.trials.glob("*.json"))) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        batch.send_signal(signal.SIGKILL)
+        batch.wait()
+        workers = {int(line.split()[2]) for line in log.read_text().splitlines() if line.startswith("start")}
+        deadline = time.monotonic() + 5
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, workers)), "a worker outlived its parent"
+        stored.append({study.store.key(spec) for spec in specs} & {p.stem for p in study.store.trials.glob("*.json")})
+    assert 0 < len(stored[-1]) < n
+    starts_before = log.read_text()
+    rows = study.run(specs)
+    ran = {int(line.split()[1]) for line in log.read_text().removeprefix(starts_before).splitlines()}
+    assert {study.store.key(specs[x]) for x in ran}.isdisjoint(stored[-1]), "a finished trial ran twice"
+    whole = Study("00_t.logged", toy_trials.logged, 1, tmp_path / "whole").run(specs)
+    pd.testing.assert_frame_equal(results(rows), results(whole))
+    assert not list(study.store.trials.glob("*.lock"))
+
+
+def test_two_processes_filling_one_store_at_once_lose_nothing_and_share_the_work(tmp_path):
+    n, log, folder = 30, tmp_path / "log", tmp_path / "both"
+    batches = [start_batch(folder, log, n, seconds=0.05) for _ in range(2)]
+    assert [batch.wait(120) for batch in batches] == [0, 0]
+    study = Study("00_t.logged", toy_trials.logged, 1, folder)
+    assert not study.missing([{"x": x, "log": str(log), "seconds": 0.05} for x in range(n)])
+    ends = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("end")]
+    assert sorted(map(int, ends)) == list(range(n)), "a trial was lost or ran twice"
+
+
+def test_named_streams_differ_by_name_and_seed_and_repeat(tmp_path):
+    seeds = {seed_from(seed, name) for seed in (0, 1) for name in ("order", "augmentation")}
+    assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
+    first, second = (torch.rand(3, generator=generator(0, "order")) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_running_trials_leaves_the_global_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+    Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}])
+    assert torch.equal(before, torch.get_rng_state())
+    assert os.environ.get("COMPANION_STAGE") is None

@@ -1,0 +1,54 @@
+"""Trials of the studies that tests run; worker processes import them from here."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from lib.provenance import CompanionError
+
+
+def square(spec: dict, device: str, weights: Path) -> dict:
+    return {"square": spec["x"] ** 2, "curve": [0.5, spec["x"] / 3], "text": f"x = {spec['x']}"}
+
+
+def logged(spec: dict, device: str, weights: Path) -> dict:
+    """Appends to a log when it starts and when it ends, and takes a while in between."""
+    log = Path(spec["log"])
+    with log.open("a") as file:
+        file.write(f"start {spec['x']} {os.getpid()}\n")
+    time.sleep(spec.get("seconds", 0.1))
+    with log.open("a") as file:
+        file.write(f"end {spec['x']} {os.getpid()}\n")
+    return {"square": spec["x"] ** 2}
+
+
+def unlucky(spec: dict, device: str, weights: Path) -> dict:
+    if spec["x"] == 13:
+        raise ArithmeticError("the loss became nan in epoch 2")
+    return {"square": spec["x"] ** 2}
+
+
+def needs_data(spec: dict, device: str, weights: Path) -> dict:
+    raise CompanionError("cifar10 is not here: fetch it.")
+
+
+def out_of_memory(spec: dict, device: str, weights: Path) -> dict:
+    raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+
+
+def killed(spec: dict, device: str, weights: Path) -> dict:
+    os.kill(os.getpid(), 9)
+    return {}
+
+
+def with_weights(spec: dict, device: str, weights: Path) -> dict:
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"w": torch.full((2,), float(spec["x"]))}, weights)
+    return {"made_at": time.time()}
+
+
+def random_state(spec: dict, device: str, weights: Path) -> dict:
+    return {"threads": torch.get_num_threads()}
