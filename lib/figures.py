@@ -1,0 +1,65 @@
+"""The style of every figure, and saving a figure together with its numbers and its alternative text."""
+
+import io
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Image
+from matplotlib.figure import Figure
+
+from lib.provenance import PREFIX, write_atomically
+
+STYLE = Path(__file__).with_name("companion.mplstyle")
+PALETTE = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())
+COLOURS = {  # one meaning, one colour, in every notebook
+    "linear": PALETTE[8],
+    "mlp": PALETTE[1],
+    "digits_cnn": PALETTE[2],
+    "vanilla_cnn": PALETTE[2],
+    "resnet8": PALETTE[0],
+    "resnet20": PALETTE[0],
+    "resnet56": PALETTE[4],
+    "lowest": PALETTE[0],
+    "highest": PALETTE[2],
+    "random": PALETTE[1],
+}
+NULL = {"color": "#717581", "linestyle": ":", "linewidth": 1.6}  # what no effect at all would look like
+
+
+def use_style() -> None:
+    """Let every figure of this process follow the companion's style sheet."""
+    plt.style.use(STYLE)
+
+
+def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: str) -> Image:
+    """Save a figure as SVG and PNG with the numbers behind it as CSV, and close it.
+
+    Args:
+        folder: `figures/<profile>`.
+        slug: `NN_name`, the files' common name.
+        numbers: one row a drawn point or bar. Columns that begin with `made_` (measured seconds, memory) go to
+            `slug.timing.csv`, all others to `slug.csv`.
+        alt: what a reader who cannot see the figure needs to know, one or two sentences; stored in both files.
+
+    Returns: the PNG, to be the last expression of a cell.
+    """
+    if not alt.strip():
+        raise ValueError(f"{slug}: a figure needs an alternative text.")
+    measured = [column for column in numbers if column.startswith(PREFIX)]
+    results = numbers.drop(columns=measured)
+    picture = {}
+    for kind, metadata in {
+        "svg": {"Date": None, "Title": slug, "Description": alt},
+        "png": {"Software": None, "Title": slug, "Description": alt},
+    }.items():
+        buffer = io.BytesIO()
+        with plt.rc_context({"svg.hashsalt": "compression-companion"}):  # else the same figure has other ids each time
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        picture[kind] = buffer.getvalue()
+        write_atomically(folder / f"{slug}.{kind}", picture[kind])
+    write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
+    if measured:
+        write_atomically(folder / f"{slug}.timing.csv", numbers.to_csv(index=False, lineterminator="\n").encode())
+    plt.close(figure)
+    return Image(picture["png"], alt=alt, width=int(figure.get_figwidth() * 100))

@@ -1,0 +1,138 @@
+"""Verdicts follow from rules and intervals; intervals and corrections agree with independent computations."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lib import claims
+from lib.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Ledger, Rule
+
+
+def rule(relation=">", threshold=0.0, tolerance=0.0, id="P0.1"):
+    return Rule(id, "A section", "Something holds.", "a statistic (points)", relation, threshold, "0", tolerance)
+
+
+@pytest.mark.parametrize(
+    ("relation", "tolerance", "low", "high", "verdict"),
+    [
+        (">", 0, 0.1, 2, SUPPORTED),
+        (">", 0, -1, 2, INCONCLUSIVE),
+        (">", 0, -2, 0, NOT_SUPPORTED),
+        ("<", 0, -2, -1, SUPPORTED),
+        ("<", 0, 0, 1, NOT_SUPPORTED),
+        ("=", 1, -0.5, 0.9, SUPPORTED),
+        ("=", 1, -0.5, 1.1, INCONCLUSIVE),
+        ("=", 1, 1.1, 3, NOT_SUPPORTED),
+        ("=", 0, 0, 0, SUPPORTED),
+        ("=", 0, 1, 1, NOT_SUPPORTED),
+        (">", 0, float("nan"), float("nan"), INCONCLUSIVE),
+    ],
+)
+def test_a_verdict_is_where_the_whole_interval_lies(relation, tolerance, low, high, verdict):
+    assert rule(relation, tolerance=tolerance).verdict(low, high) == verdict
+
+
+def test_a_corrected_p_above_five_per_cent_takes_a_support_back_but_makes_none():
+    assert rule().verdict(0.1, 1, p_holm=0.04) == SUPPORTED
+    assert rule().verdict(0.1, 1, p_holm=0.06) == INCONCLUSIVE
+    assert rule().verdict(-1, -0.1, p_holm=0.001) == NOT_SUPPORTED
+
+
+def test_an_unknown_relation_is_refused():
+    with pytest.raises(ValueError, match="must be"):
+        rule("!=")
+
+
+def test_holm_corrects_primary_ps_together_and_leaves_the_others_out():
+    ledger = Ledger([rule(id="a"), rule(id="b"), rule(id="c")])
+    ledger.enter("a", 1, (0.5, 2), n=10, p=0.03)
+    ledger.enter("b", 1, (0.5, 2), n=10, p=0.01)
+    ledger.enter("c", 1, n=10)
+    ledger.enter("a", 1, (0.5, 2), n=10, p=0.0001, primary=False)
+    entries = {(e["id"], e["primary"]): e for e in ledger.entries()}
+    assert entries["a", True]["p_holm"] == pytest.approx(0.03)
+    assert entries["b", True]["p_holm"] == pytest.approx(0.02)
+    assert entries["c", True]["p_holm"] is None and entries["a", False]["p_holm"] is None
+
+
+@pytest.mark.parametrize("entries", [0, 2])
+def test_every_claim_has_exactly_one_primary_entry(entries):
+    ledger = Ledger([rule()])
+    for _ in range(entries):
+        ledger.enter("P0.1", 1, n=1)
+    with pytest.raises(ValueError, match="exactly one"):
+        ledger.entries()
+
+
+def test_the_file_has_every_field_no_times_and_is_the_same_twice(tmp_path):
+    ledger = Ledger([rule(id="a"), rule(id="b")])
+    ledger.enter("b", 1.5, (1, 2), n=3, network="mlp", why="because")
+    ledger.untestable("a", "needs ImageNet")
+    for folder in ("x", "y"):
+        ledger.save(tmp_path / folder, "00_t")
+    texts = [(tmp_path / folder / "00_t.claims.json").read_text() for folder in ("x", "y")]
+    assert texts[0] == texts[1]
+    entries = json.loads(texts[0])
+    assert [e["id"] for e in entries] == ["a", "b"] and all(set(e) == set(claims.FIELDS) for e in entries)
+    assert entries[0]["verdict"] == UNTESTABLE and entries[1]["verdict"] == SUPPORTED
+
+
+def test_the_sentence_counts_decided_claims_and_refuses_unknown_ones():
+    ledger = Ledger([rule(id="a"), rule(id="b")])
+    ledger.enter("a", 1, (0.5, 2), n=9)
+    ledger.enter("b", 1, (-1, 2), n=9)
+    assert ledger.decided(["a", "b"]) == "1 of the 2 claims this profile is sized for are decided; open: b."
+    with pytest.raises(ValueError, match="no rule has"):
+        ledger.decided(["c"])
+
+
+def test_holm_agrees_with_its_definition_by_hand():
+    assert claims.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert claims.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert claims.holm([]) == []
+
+
+def test_wilson_agrees_with_its_closed_form():
+    z, n, p = stats.norm.ppf(0.975), 300, 291 / 300
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert claims.wilson(291, 300) == pytest.approx(
+        ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
+    )
+
+
+@pytest.mark.parametrize("interval", ["t", "bootstrap"])
+def test_intervals_of_a_mean_cover_at_their_level(interval):
+    random, hits, n = np.random.default_rng(0), 0, 300
+    for repeat in range(n):
+        values = random.normal(1, 2, size=100)
+        if interval == "t":
+            low, high = claims.mean_interval(values)
+        else:
+            low, high = claims.bootstrap_interval(np.mean, values, seed=repeat, resamples=300)
+        hits += low <= 1 <= high
+    assert hits / n > 0.90 and hits < n, f"{hits} of {n}"
+
+
+def test_an_interval_of_one_value_is_refused():
+    with pytest.raises(ValueError, match="more seeds"):
+        claims.mean_interval([1.0])
+
+
+def test_the_bootstrap_repeats_by_seed_and_keeps_pairs_together():
+    x = np.random.default_rng(0).normal(size=50)
+    correlation = lambda a, b: np.corrcoef(a, b)[0, 1]  # noqa: E731
+    one, two, other = (claims.bootstrap_interval(correlation, x, 2 * x, seed=s) for s in (0, 0, 1))
+    assert one == two and one == pytest.approx((1, 1))
+    assert claims.bootstrap_interval(np.mean, x, seed=0) != claims.bootstrap_interval(np.mean, x, seed=1)
+    assert other == pytest.approx((1, 1))
+
+
+def test_the_band_holds_whole_distribution_functions_at_its_level():
+    random, n, hits = np.random.default_rng(0), 40, 0
+    for _ in range(400):
+        values = np.sort(random.uniform(size=n))
+        steps = np.arange(n + 1) / n
+        hits += max((steps[1:] - values).max(), (values - steps[:-1]).max()) <= claims.dkw_half_width(n)
+    assert hits / 400 > 0.93

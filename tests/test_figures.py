@@ -1,0 +1,58 @@
+"""A figure is saved with its numbers and its alternative text, the same bytes twice."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from lib import figures
+
+
+def draw():
+    figures.use_style()
+    figure, axis = plt.subplots()
+    axis.plot([1, 2], [3, 4], label="n = 2")
+    axis.set(xlabel="epoch", ylabel="accuracy (%)")
+    return figure
+
+
+def test_a_figure_is_saved_twice_with_equal_bytes(tmp_path):
+    numbers = pd.DataFrame({"epoch": [1, 2], "accuracy": [3.0, 4.0]})
+    for folder in ("a", "b"):
+        figures.save(draw(), tmp_path / folder, "00_t", numbers, "A rising line.")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"00_t.svg", "00_t.png", "00_t.csv"}
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_the_alternative_text_is_in_both_pictures_and_on_the_page(tmp_path):
+    shown = figures.save(draw(), tmp_path, "00_t", pd.DataFrame(), "A rising line.")
+    assert "A rising line." in (tmp_path / "00_t.svg").read_text()
+    assert Image.open(tmp_path / "00_t.png").text["Description"] == "A rising line."
+    assert shown.alt == "A rising line."
+
+
+def test_a_figure_without_alternative_text_is_refused(tmp_path):
+    figure = draw()
+    with pytest.raises(ValueError, match="alternative text"):
+        figures.save(figure, tmp_path, "00_t", pd.DataFrame(), " ")
+    plt.close(figure)
+    assert not list(tmp_path.iterdir())
+
+
+def test_measured_columns_go_to_the_timing_table_alone(tmp_path):
+    numbers = pd.DataFrame({"macs": [1, 2], "made_ms": [0.1, 0.2]})
+    figures.save(draw(), tmp_path, "00_t", numbers, "Time against MACs.")
+    assert list(pd.read_csv(tmp_path / "00_t.csv")) == ["macs"]
+    assert list(pd.read_csv(tmp_path / "00_t.timing.csv")) == ["macs", "made_ms"]
+
+
+def test_a_saved_figure_is_closed(tmp_path):
+    figures.save(draw(), tmp_path, "00_t", pd.DataFrame(), "A line.")
+    assert not plt.get_fignums()
+
+
+def test_the_palette_is_the_style_sheets():
+    figures.use_style()
+    assert [to_hex(entry["color"]) for entry in plt.rcParams["axes.prop_cycle"]] == list(figures.PALETTE)
