@@ -1,0 +1,49 @@
+# A thin front. `make help` lists the commands; everything sets itself up first.
+PROFILE ?= smoke
+CONDA := $(if $(filter compression-companion,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
+ENV := $(or $(CONDA),.venv)
+BASE := $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+HASH := $(shell cat requirements.txt pyproject.toml | $(BASE) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
+STAMP := $(ENV)/.companion-$(HASH)
+PYTHON := $(ENV)/bin/python
+# The stamp carries a hash, not a time: a second call repeats no set-up unless the pins have changed.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PATH := $(abspath $(ENV))/bin:$(PATH)
+
+.PHONY: figures test lint notebooks lab bench clean help
+.DEFAULT_GOAL := help
+
+figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, executed notebooks, figures
+	@$(PYTHON) -m lib.batch figures $(PROFILE) $(SNAKEMAKE)
+
+test: $(STAMP)  ## pytest, then nbval on the committed notebooks with an empty store
+	@$(PYTHON) -m pytest
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && RUNS_DIR=$$scratch/runs FIGURES_DIR=$$scratch/figures \
+		$(PYTHON) -m pytest --nbval-lax -p no:cacheprovider notebooks
+
+lint: $(STAMP)  ## ruff on code and notebooks
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+
+notebooks: $(STAMP)  ## refresh the committed outputs in notebooks/ (smoke scale)
+	@$(PYTHON) -m lib.batch refresh
+
+lab: $(STAMP)  ## open JupyterLab
+	@$(PYTHON) -m jupyterlab notebooks
+
+bench: $(STAMP)  ## measure speed claims, each as a ratio in one run
+	@$(PYTHON) -m tests.bench
+
+clean:  ## forget smoke and local results, trial stores and build files; never what is committed
+	@rm -rf .build .snakemake figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
+	@find runs/smoke -type f ! -name '*.yaml' -delete
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+$(STAMP):
+	@test -n "$(BASE)" || { echo "Python 3.11 or newer is needed and was not found: install it and run make again."; exit 1; }
+	@test -n "$(CONDA)" || test -x $(PYTHON) || $(BASE) -m venv $(ENV)
+	@echo "Setting up $(ENV): about 2 minutes and 6 GB, once."
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@rm -f $(ENV)/.companion-* && touch $@
