@@ -1,5 +1,6 @@
 """Where the house is, and what made a result: commit, code, versions, device, seconds, memory."""
 
+import difflib
 import hashlib
 import os
 import platform
@@ -7,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -23,6 +24,14 @@ PREFIX = "made_"  # columns with this prefix tell how a row was made; they are m
 
 class CompanionError(RuntimeError):
     """Something only the user can mend; the message is one sentence that names the remedy."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> CompanionError:
+    """The error for a name that is not among the known ones; it names them, and the nearest first."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, 1)
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    return CompanionError(f"Unknown {what} {name!r}{hint}: known are {', '.join(known)}.")
 
 
 @cache

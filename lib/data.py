@@ -1,0 +1,304 @@
+"""Data sets as tensors on the device: one entry a data set, splits by seed, augmentation in one gather."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.utils import check_integrity
+
+from lib.provenance import CompanionError, data_dir, unknown
+
+# `padding` (pixels) and `flip` are what augmentation may do: a mirrored digit would be another sign.
+DATASETS = {
+    "digits": {"classes": 10, "channels": 1, "size": 8, "padding": 1, "flip": False},
+    "cifar10": {"classes": 10, "channels": 3, "size": 32, "padding": 4, "flip": True},
+    "cifar100": {"classes": 100, "channels": 3, "size": 32, "padding": 4, "flip": True},
+    "tiny-imagenet": {"classes": 200, "channels": 3, "size": 64, "padding": 8, "flip": True},
+    "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
+}
+# Mean and standard deviation by channel of the training images in [0, 1] (digits: of all but the test images).
+STATISTICS = {
+    "digits": ((0.3055,), (0.3759,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tiny-imagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+DIGITS_TEST = 300  # test images of digits
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+SOURCES = {
+    "tiny-imagenet": "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
+    "imagenet": "sort the files of https://image-net.org into train/<wnid> and val/<wnid> there",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 (n, channels, height, width), and their labels, int64 (n,), on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory; `mean` and `std` go to `normalise`, `padding` and `flip` to `augment`."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    flip: bool
+
+
+def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int = 0, limit: int | None = None) -> Data:
+    """A data set whose training part is divided, stratified by class, into train and validation.
+
+    validation: share of the training part, in [0, 1); the split depends on `seed` alone, the test split on nothing.
+    limit: at most so many training images, a stratified subset drawn by `seed` after validation was split off.
+    Raises CompanionError for an unknown name, and for files that are missing, damaged or too many for memory.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    if name == "imagenet":
+        raise CompanionError("The data set imagenet does not fit in memory: read it with data.stream.")
+    if not 0 <= validation < 1 or (limit is not None and limit < 1):
+        raise CompanionError(f"validation={validation} must be in [0, 1) and limit={limit} at least 1, or absent.")
+    images, labels, test_images, test_labels = _arrays(name, data_dir())
+    generator = torch.Generator().manual_seed(seed)
+    held_out, kept = _stratified(labels, round(validation * len(labels)), generator)
+    if limit is not None and limit < len(kept):
+        kept = kept[_stratified(labels[kept], limit, generator)[0]]
+    return Data(
+        name=name,
+        train=Split(images[kept].to(device), labels[kept].to(device)),
+        validation=Split(images[held_out].to(device), labels[held_out].to(device)),
+        test=Split(test_images.to(device, copy=True), test_labels.to(device, copy=True)),  # the cache stays untouched
+        mean=STATISTICS[name][0],
+        std=STATISTICS[name][1],
+        **DATASETS[name],
+    )
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """float32 (images / 255 - mean) / std by channel, for uint8 images (n, channels, height, width)."""
+    mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def augment(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
+    """Pad with black, crop back at an offset of its own for each image, mirror every second one on average.
+
+    images: (n, channels, height, width), before normalisation (black is 0 there, as in torchvision's RandomCrop).
+    padding: pixels on every side, so that both offsets are uniform on 0 .. 2 * padding.
+    """
+    n, channels, height, width = images.shape
+    there = {"generator": generator, "device": generator.device}
+    top, left = torch.randint(2 * padding + 1, (2, n, 1), **there).to(images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    if flip:
+        mirrored = torch.randint(2, (n, 1), **there).to(images.device).bool()
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    image = torch.arange(n, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return F.pad(images, (padding,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def batches(
+    split: Split, size: int, generator: torch.Generator | None = None, drop_last: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels, `size` at a time: in the generator's random order, or as stored without a generator."""
+    n = len(split)
+    order = None
+    if generator is not None:
+        order = torch.randperm(n, generator=generator, device=generator.device).to(split.labels.device)
+    for start in range(0, n - size + 1 if drop_last else n, size):
+        chosen = slice(start, start + size) if order is None else order[start : start + size]
+        yield split.images[chosen], split.labels[chosen]
+
+
+def stream(
+    name: str,
+    part: str,
+    *,
+    batch_size: int,
+    size: int = 224,
+    validation: float = 0.1,
+    statistics: Statistics | None = None,
+    workers: int = 2,
+    seed: int = 0,
+) -> DataLoader:
+    """Batches of normalised float32 images (n, 3, size, size) and labels, decoded from files as they are needed.
+
+    part: `train` (shuffled, random resized crop and mirror), `validation` (a stratified share of the training files,
+        as in `load`) or `test` (the official validation folder), both resized to 256/224 of `size` and centre-cropped.
+    statistics: mean and standard deviation by channel, for networks that bring their own.
+    Order and augmentation of the k-th epoch follow from `seed`, whatever the number of worker processes.
+    Raises CompanionError for an unknown name or part, or if no image is found.
+    """
+    if name not in SOURCES:
+        raise unknown("streamed data set", name, SOURCES)
+    if part not in ("train", "validation", "test"):
+        raise unknown("part", part, ("train", "validation", "test"))
+    files, test_files = _files(name, data_dir())
+    if part == "test":
+        files = test_files
+    else:
+        labels = torch.tensor([label for _, label in files])
+        held_out, kept = _stratified(labels, round(validation * len(labels)), torch.Generator().manual_seed(seed))
+        files = [files[i] for i in (kept if part == "train" else held_out).tolist()]
+    if part == "train":
+        steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    else:
+        steps = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    steps += [transforms.ToTensor(), transforms.Normalize(*(statistics or STATISTICS[name]))]
+    return DataLoader(
+        _Files(files, transforms.Compose(steps)),
+        batch_size=batch_size,
+        sampler=_Order(len(files), seed, shuffle=part == "train"),
+        generator=torch.Generator().manual_seed(seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Files(torch.utils.data.Dataset):
+    """Decoded files; a key is (index, seed), and the seed alone decides the augmentation."""
+
+    def __init__(self, files: list[tuple[str, int]], transform):
+        self.files, self.transform = files, transform
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = key
+        path, label = self.files[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.transform(_decode(path)), label
+
+
+class _Order(torch.utils.data.Sampler):
+    """Keys (index, seed) of one epoch after another, from one generator."""
+
+    def __init__(self, n: int, seed: int, shuffle: bool):
+        self.n, self.shuffle, self.generator = n, shuffle, torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        seeds = torch.randint(2**62, (self.n,), generator=self.generator).tolist()
+        order = torch.randperm(self.n, generator=self.generator).tolist() if self.shuffle else range(self.n)
+        return zip(order, seeds, strict=True)
+
+
+def _stratified(labels: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Sorted indices of `count` items and of the others; each class gets its share, rounded up or down.
+
+    Evenly spaced picks from the items sorted by class; the generator shuffles the items of a class first.
+    """
+    n = len(labels)
+    order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+    order = order[labels[order].sort(stable=True).indices]
+    chosen = torch.zeros(n, dtype=torch.bool)
+    if count:
+        chosen[order[(2 * torch.arange(count) + 1) * n // (2 * count)]] = True
+    return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
+
+
+@cache
+def _arrays(name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images and labels of the training part, then of the test part, read once a process."""
+    if name == "digits":
+        return _digits()
+    if name in ("cifar10", "cifar100"):
+        return _cifar(datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100, folder)
+    parts = []
+    for files in _files(name, folder):
+        parts.append(torch.from_numpy(np.stack([np.asarray(_decode(path)) for path, _ in files]).transpose(0, 3, 1, 2)))
+        parts.append(torch.tensor([label for _, label in files]))
+    return tuple(parts)
+
+
+def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bunch = load_digits()
+    images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    test, train = _stratified(labels, DIGITS_TEST)
+    return images[train], labels[train], images[test], labels[test]
+
+
+def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    own = folder / kind.base_folder
+    official = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    for file, md5 in official:
+        if (own / file).is_file() and not check_integrity(own / file, md5):
+            raise CompanionError(
+                f"{own / file} is damaged (its MD5 sum is wrong): delete it so that it is fetched anew."
+            )
+    if not all((own / file).is_file() for file, _ in official):
+        try:
+            own.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder) as temporary:  # other workers see whole files only
+                kind(temporary, download=True)
+                for file, _ in official:
+                    (Path(temporary) / kind.base_folder / file).replace(own / file)
+        except (OSError, RuntimeError) as error:
+            raise CompanionError(
+                f"{kind.__name__} is not in {own} and could not be fetched ({error}): connect to the internet, "
+                f"or copy the folder {kind.base_folder} there."
+            ) from error
+    parts = []
+    for train in (True, False):
+        raw = kind(folder, train=train)
+        parts += [torch.from_numpy(raw.data.transpose(0, 3, 1, 2).copy()), torch.tensor(raw.targets)]
+    return tuple(parts)
+
+
+@cache
+def _files(name: str, folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """(path, label) of every training and every test image found; labels number the sorted WordNet names."""
+    own = folder / ("imagenet" if name == "imagenet" else "tiny-imagenet-200")
+    try:
+        if name == "imagenet":
+            labels = find_classes(own / "train")[1]
+            test = make_dataset(own / "val", labels, IMG_EXTENSIONS, allow_empty=True)
+        else:
+            labels = {wnid: label for label, wnid in enumerate(sorted((own / "wnids.txt").read_text().split()))}
+            rows = [row.split("\t") for row in (own / "val" / "val_annotations.txt").read_text().splitlines()]
+            found = {path.name: str(path) for path in (own / "val" / "images").iterdir()}
+            test = [(found[file], labels[wnid]) for file, wnid, *_ in rows if file in found]
+        train = make_dataset(own / "train", labels, IMG_EXTENSIONS, allow_empty=True)
+    except FileNotFoundError:
+        train = test = []
+    if not train or not test:
+        raise CompanionError(f"{name} is not in {own}, or has no training or no validation images: {SOURCES[name]}.")
+    return train, test
+
+
+def _decode(path: str) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise CompanionError(f"{path} cannot be read as an image: restore it from the original archive.") from error

@@ -1,0 +1,311 @@
+"""Networks by name, CIFAR- and ImageNet-shaped, initialised from a seed or with public weights."""
+
+from collections import OrderedDict
+from copy import deepcopy
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from lib import weights
+from lib.data import Statistics
+from lib.provenance import CompanionError, unknown
+
+DEPTHS = (8, 20, 32, 56, 110)
+# The forms of each network and the smallest image side (pixels) that each takes. Smaller images would leave no
+# feature map, or, in the CIFAR forms, 3x3 kernels on a 1x1 map, where only the centre tap sees the image.
+NETWORKS = {
+    "linear": {"cifar": 1},
+    "mlp": {"cifar": 1},
+    "digits_cnn": {"cifar": 4},
+    "vanilla_cnn": {"cifar": 16},
+    "keras_cnn": {"cifar": 10},
+    **{f"resnet{depth}": {"cifar": 5} for depth in DEPTHS},
+    "preresnet101": {"cifar": 5},
+    "resnet18": {"cifar": 9, "imagenet": 32},
+    "resnet50": {"cifar": 9, "imagenet": 32},
+    "vgg16": {"cifar": 32, "imagenet": 32},
+    "alexnet": {"cifar": 27, "imagenet": 63},
+    "mobilenet_v2": {"cifar": 9, "imagenet": 32},
+    "vit_b_16": {"imagenet": 16},
+}
+FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16")  # and the ImageNet form of vgg16
+
+
+def build(
+    name: str,
+    *,
+    classes: int = 10,
+    channels: int = 3,
+    size: int = 32,
+    form: str | None = None,
+    shortcut: str = "A",
+    width: float = 1.0,
+    pretrained: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A network of NETWORKS on the CPU; its weights follow from `seed` and leave the global random state alone.
+
+    channels, size: of the square input images; size in pixels.
+    form: `cifar` or `imagenet` (torchvision's own); by default `cifar` below 128 pixels, where the network has both.
+    shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
+    width: factor on every hidden layer's channels or units, for the networks outside FIXED_WIDTH.
+    pretrained: torchvision's ImageNet weights, with a new last layer unless classes is 1000.
+    Raises CompanionError for an unknown name or a combination that cannot be built or fetched.
+    """
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS)
+    forms = NETWORKS[name]
+    form = form or ("cifar" if "cifar" in forms and (size < 128 or len(forms) == 1) else "imagenet")
+    if form not in forms:
+        raise unknown(f"form of {name}", form, forms)
+    if shortcut not in ("A", "B"):
+        raise unknown("shortcut", shortcut, ("A", "B"))
+    if size < forms[form] or (name == "vit_b_16" and size % 16):
+        multiple = "a multiple of" if name == "vit_b_16" else "at least"
+        raise CompanionError(
+            f"{name} in its {form} form cannot take {size}-pixel images: their side must be {multiple} {forms[form]}."
+        )
+    if form == "imagenet" and channels != 3:
+        raise CompanionError(f"{name} in its imagenet form takes 3 channels and not {channels}: choose another form.")
+    if width != 1 and (name in FIXED_WIDTH or (name == "vgg16" and form == "imagenet")):
+        raise CompanionError(f"{name} in its {form} form has a fixed width: leave width at 1 and not {width}.")
+    if pretrained and (form != "imagenet" or width != 1):
+        raise CompanionError(
+            f"Pretrained weights of {name} need form='imagenet' and width=1: only those are published."
+        )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if pretrained:
+            model = _pretrained(name, classes, size)
+        elif form == "imagenet":
+            model = _imagenet(name, classes, size, width)
+        else:
+            model = _cifar(name, classes, channels, size, shortcut, width)
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # a hook that keeps a layer's output must not see it overwritten by the next
+    return model
+
+
+def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
+    """A public CIFAR ResNet in evaluation mode, and the mean and standard deviation that its images need.
+
+    Raises CompanionError if there is no such checkpoint, or if it is damaged or cannot be fetched.
+    """
+    state, shortcut, statistics = weights.public_state(name, dataset)
+    model = build(name, classes=len(state["fc.bias"]), shortcut=shortcut)
+    model.load_state_dict(state)
+    return model.eval(), statistics
+
+
+def head_name(model: nn.Module) -> str:
+    """The name of a classifier's last linear layer, such as `fc` or `classifier.6`."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; running statistics of BatchNorm are buffers and do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of convolutions and matrix products, for one input of `shape` (batch first)."""
+    copy = deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy(torch.zeros(shape, device="meta", dtype=next(copy.parameters()).dtype))
+    return counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two operations
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2016: every `stride`-th pixel, and zero channels in equal number before and after."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.stride, self.before, self.after = stride, (outputs - inputs) // 2, (outputs - inputs + 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, plus the shortcut, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Identity()
+        if (inputs, stride) != (outputs, 1) and shortcut == "A":
+            self.downsample = PadShortcut(inputs, outputs, stride)
+        elif (inputs, stride) != (outputs, 1):
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.downsample(x))
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n + 2 in three stages, with `blocks` = n a stage (He et al. 2016, section 4.2)."""
+
+    def __init__(self, blocks: int, classes: int, channels: int = 3, shortcut: str = "A", width: float = 1.0):
+        super().__init__()
+        widths = [max(1, round(stage * width)) for stage in (16, 16, 32, 64)]
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        for stage in (1, 2, 3):
+            first = BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2, shortcut)
+            others = [BasicBlock(widths[stage], widths[stage], 1, shortcut) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(first, *others))
+        self.fc = nn.Linear(widths[3], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class PreActBottleneck(nn.Module):
+    """BN-ReLU-conv three times, 1x1, 3x3 and 1x1, plus the shortcut (He et al. 2016, identity mappings)."""
+
+    def __init__(self, inputs: int, planes: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.downsample = nn.Identity()
+        if (inputs, stride) != (outputs, 1):
+            self.downsample = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(x)))
+        y = self.conv2(F.relu(self.bn2(y)))
+        return self.conv3(F.relu(self.bn3(y))) + self.downsample(x)
+
+
+class PreActResNet(nn.Module):
+    """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n a stage."""
+
+    def __init__(self, blocks: int, classes: int, channels: int = 3, width: float = 1.0):
+        super().__init__()
+        planes = [max(1, round(stage * width)) for stage in (16, 32, 64)]
+        self.conv1 = nn.Conv2d(channels, planes[0], 3, 1, 1, bias=False)
+        inputs = planes[0]
+        for stage in (0, 1, 2):
+            outputs = 4 * planes[stage]
+            first = PreActBottleneck(inputs, planes[stage], outputs, 1 if stage == 0 else 2)
+            others = [PreActBottleneck(outputs, planes[stage], outputs, 1) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *others))
+            inputs = outputs
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+
+
+def _imagenet(name: str, classes: int, size: int = 224, width: float = 1.0) -> nn.Module:
+    options = {"vit_b_16": {"image_size": size}, "mobilenet_v2": {"width_mult": width}}
+    return torchvision.models.get_model(name, num_classes=classes, **options.get(name, {}))
+
+
+def _pretrained(name: str, classes: int, size: int) -> nn.Module:
+    state = weights.imagenet_state(name)
+    if name == "vit_b_16" and size != 224:
+        state = interpolate_embeddings(size, 16, state)
+    model = _imagenet(name, 1000, size)
+    model.load_state_dict(state)
+    if classes != 1000:
+        head = head_name(model)
+        model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, classes))
+    return model
+
+
+def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float) -> nn.Module:
+    """The CIFAR forms, with He's initialisation of convolutions and PyTorch's own of linear layers."""
+
+    def wide(*plan: int | str) -> list:
+        return [step if step == "M" else max(1, round(step * width)) for step in plan]
+
+    if name == "linear":
+        model = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))
+    elif name == "mlp":
+        (hidden,) = wide(128)
+        layers = (nn.Linear(channels * size**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(hidden, classes))
+    elif name == "digits_cnn":
+        plan = wide(32, 32, "M", 64, 64)
+        model = _plain([*_convolutions(channels, plan), nn.AdaptiveAvgPool2d(1)], nn.Linear(plan[-1], classes))
+    elif name == "vgg16":
+        plan = wide(64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3)
+        model = _plain([*_convolutions(channels, plan), nn.AdaptiveAvgPool2d(1)], nn.Linear(plan[-1], classes))
+    elif name == "vanilla_cnn":
+        plan, (hidden,) = wide(64, "M", 128, "M", 256, "M", 512, "M"), wide(512)
+        dense = (nn.Linear(hidden * (size // 16) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        model = _plain(_convolutions(channels, plan), nn.Sequential(*dense))
+    elif name == "keras_cnn":
+        (narrow, broad, hidden), side = wide(32, 64, 512), ((size - 2) // 2 - 2) // 2
+        layers = []
+        for inputs, outputs in ((channels, narrow), (narrow, broad)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3), nn.ReLU()]
+            layers += [nn.MaxPool2d(2), nn.Dropout(0.25)]
+        dense = (nn.Linear(broad * side**2, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, classes))
+        model = _plain(layers, nn.Sequential(*dense))
+    elif name == "alexnet":
+        model = _alexnet(classes, channels, size)
+    elif name == "preresnet101":
+        model = PreActResNet(11, classes, channels, width)
+    elif name in ("resnet18", "resnet50"):
+        model = _imagenet(name, classes)
+        model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
+    elif name == "mobilenet_v2":
+        model = _imagenet(name, classes, width=width)
+        model.features[0][0] = nn.Conv2d(channels, model.features[0][0].out_channels, 3, 1, 1, bias=False)
+        model.features[2].conv[1][0].stride = (1, 1)
+    else:
+        model = CifarResNet((int(name.removeprefix("resnet")) - 2) // 6, classes, channels, shortcut, width)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d) and name in ("vgg16", "preresnet101"):
+            nn.init.constant_(module.weight, 0.5)  # as in the released code of paper 4
+    return model
+
+
+def _convolutions(inputs: int, plan: list) -> list[nn.Module]:
+    """3x3 conv-BN-ReLU for each number of channels in the plan, 2x2 max-pooling for each "M"."""
+    layers = []
+    for step in plan:
+        if step == "M":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(inputs, step, 3, padding=1, bias=False), nn.BatchNorm2d(step), nn.ReLU()]
+            inputs = step
+    return layers
+
+
+def _plain(features: list[nn.Module], classifier: nn.Module) -> nn.Sequential:
+    stages = {"features": nn.Sequential(*features), "flatten": nn.Flatten(), "classifier": classifier}
+    return nn.Sequential(OrderedDict(stages))
+
+
+def _alexnet(classes: int, channels: int, size: int) -> nn.Sequential:
+    """AlexNet as the released code of paper 4 shapes it for 32 pixels: BN, two groups, one pooling, no dropout."""
+    features = [nn.Conv2d(channels, 96, 11, stride=4), nn.BatchNorm2d(96), nn.ReLU(), nn.MaxPool2d(3, 2)]
+    for inputs, outputs, kernel, groups in ((96, 256, 5, 2), (256, 384, 3, 1), (384, 384, 3, 2), (384, 256, 3, 2)):
+        features.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups))
+        features += [nn.BatchNorm2d(outputs), nn.ReLU()]
+    side = ((size - 11) // 4 + 1 - 3) // 2 + 1
+    dense = (nn.Linear(256 * side**2, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, classes))
+    return _plain(features, nn.Sequential(*dense))
