@@ -6,7 +6,6 @@ python -m lib.batch refresh                               the outputs in noteboo
 """
 
 import ast
-import difflib
 import fcntl
 import os
 import platform
@@ -24,7 +23,7 @@ import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from lib import provenance
-from lib.provenance import CompanionError, figures_dir, root, runs_dir, write_atomically
+from lib.provenance import CompanionError, figures_dir, root, runs_dir, unknown, write_atomically
 from lib.study import Study
 
 LOCAL = "local"  # where results of parameters of a reader's own go
@@ -42,7 +41,7 @@ def default_parameters(name: str) -> dict:
     """The values in a notebook's cell tagged `parameters`; CompanionError if there is none or a value is not plain."""
     path = root() / "notebooks" / f"{name}.ipynb"
     if not path.exists():
-        raise CompanionError(f"There is no notebook {name}: known are {', '.join(notebook_names())}.")
+        raise unknown("notebook", name, notebook_names())
     cells = nbformat.read(path, as_version=4).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
@@ -75,9 +74,7 @@ def checked(name: str, asked: dict, source: str) -> dict:
         raise CompanionError(f"{source} holds no `name: value` lines.")
     for parameter, value in asked.items():
         if parameter not in known:
-            near = difflib.get_close_matches(str(parameter), known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise CompanionError(f"{source}: unknown parameter {parameter!r}; {hint}Known are {', '.join(known)}.")
+            raise unknown(f"parameter in {source}:", parameter, known)
         expected = type(known[parameter])
         fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
         if not fits or isinstance(value, bool) != (expected is bool):
@@ -93,9 +90,7 @@ def profiles() -> list[str]:
 def check_profile(profile: str) -> list[str]:
     """Check every YAML file of a profile before anything starts; returns its notebooks, in order."""
     if profile not in profiles():
-        near = difflib.get_close_matches(profile, profiles(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise CompanionError(f"There is no profile {profile!r}; {hint}Known are {', '.join(profiles())}.")
+        raise unknown("profile", profile, profiles())
     names = sorted(path.stem for path in (root() / "runs" / profile).glob("*.yaml"))
     for name in names:
         if profile_parameters(profile, name)["profile"] != profile:

@@ -100,7 +100,7 @@ def test_a_notebook_without_a_parameters_cell_or_with_computed_ones_is_refused(h
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"naems": ["a"]}, "did you mean 'names'.*Known are profile, n"),
+        ({"naems": ["a"]}, "runs/smoke/00_toy.yaml: 'naems' .did you mean names.*known are profile, n"),
         ({"n": "three"}, "n is 'three'; it must be of type int"),
         ({"n": 2.5}, "type int"),
         ({"n": True}, "type int"),
@@ -117,7 +117,7 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(house, changes, sen
 
 
 def test_an_unknown_profile_is_one_sentence_with_the_nearest(house):
-    with pytest.raises(CompanionError, match="no profile 'smok'; did you mean 'smoke'"):
+    with pytest.raises(CompanionError, match="Unknown profile 'smok' .did you mean smoke"):
         batch.check_profile("smok")
 
 
@@ -135,7 +135,7 @@ def test_results_of_a_readers_own_parameters_go_to_local(house):
     own = batch.Run("00_toy", values | {"n": 4})
     assert own.folder == house / "runs" / "local" and own.figures == house / "figures" / "local"
     assert own.baselines == house / "runs" / "smoke"
-    with pytest.raises(CompanionError, match="no profile 'nowhere'"):
+    with pytest.raises(CompanionError, match="Unknown profile 'nowhere'"):
         batch.Run("00_toy", values | {"profile": "nowhere"})
 
 

@@ -1,0 +1,150 @@
+"""Training is reproducible from its seed, says when it diverges, and hands out one network per spec."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lib import batch, data, models, training, weights
+from lib.provenance import CompanionError
+
+SPEC = {"dataset": "digits", "network": "mlp", "source": "trained", "seed": 0, "epochs": 2, "lr": 0.1, "limit": 300}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", limit=300)
+
+
+def fitted(digits, **options):
+    model = models.build("mlp", channels=1, size=8)
+    history = training.fit(model, digits, **({"epochs": 2, "seed": 0, "batch_size": 50} | options))
+    return model, history
+
+
+def test_the_same_seed_gives_equal_weights_and_another_one_others(digits):
+    (one, first), (two, second), (other, _) = (fitted(digits, seed=seed) for seed in (0, 0, 1))
+    assert first == second
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_training_leaves_the_global_random_state_alone(digits):
+    before = torch.get_rng_state()
+    fitted(digits)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_dropout_follows_from_the_seed_too(digits):
+    def train() -> torch.Tensor:
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+        nn.init.zeros_(model[2].weight), nn.init.zeros_(model[2].bias)
+        training.fit(model, digits, epochs=1, seed=3)
+        return model[2].weight
+
+    assert torch.equal(train(), train())
+
+
+def test_one_step_equals_sgd_with_nesterov_momentum_written_out():
+    digits = data.load("digits", limit=64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    weight, bias = (parameter.detach().clone().requires_grad_() for parameter in model[1].parameters())
+    options = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01, "schedule": "constant", "augment": False}
+    training.fit(model, digits, epochs=1, seed=0, batch_size=64, **options)
+    inputs = data.normalise(digits.train.images, digits.mean, digits.std).flatten(1)
+    nn.functional.cross_entropy(inputs @ weight.T + bias, digits.train.labels).backward()
+    for trained, parameter in zip(model[1].parameters(), (weight, bias), strict=True):
+        gradient = parameter.grad + 0.01 * parameter
+        expected = parameter - 0.3 * (gradient + 0.9 * gradient)
+        torch.testing.assert_close(trained, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("constant", {0: 1.0, 99: 1.0}),
+        ("step", {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
+        ("cosine", {0: 1.0, 50: 0.5, 100: 0.0}),
+        ("one-cycle", {0: 0.04, 29: 1.0, 99: 4e-6}),
+    ],
+)
+def test_schedules_have_their_known_rates(name, at):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    schedule, rates = training.scheduler(name, optimizer, 100), []
+    for step in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if name != "one-cycle" or step < 99:
+            schedule.step()
+    assert {step: rates[step] for step in at} == pytest.approx(at, abs=1e-5)
+
+
+def test_an_unknown_schedule_is_one_sentence(digits):
+    with pytest.raises(CompanionError, match="known are cosine"):
+        fitted(digits, schedule="linear")
+
+
+def test_divergence_is_reported_with_its_epoch_and_becomes_a_failed_row(tmp_path):
+    study = training.baselines(tmp_path)
+    rows = study.run([SPEC | {"lr": 1e6}])
+    assert rows["status"].tolist() == ["failed"]
+    assert rows["reason"][0].startswith("Diverged: the training loss became") and "epoch" in rows["reason"][0]
+
+
+def test_evaluation_counts_the_wrong_images(digits):
+    class Constant(nn.Module):
+        def forward(self, images):
+            return torch.eye(10)[torch.full((len(images),), 3)]
+
+    measured = training.evaluate(Constant(), digits.test, digits, batch_size=70)
+    wrong = (digits.test.labels != 3).nonzero().flatten().tolist()
+    assert measured["wrong"] == wrong and measured["n"] == 300
+    assert measured["accuracy"] == 1 - len(wrong) / 300
+    one = torch.tensor(1.0)
+    expected = torch.where(digits.test.labels == 3, -one, one - one).mean() + torch.log(one.exp() + 9)
+    assert measured["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_baseline_is_trained_once_and_has_the_accuracy_of_its_row(tmp_path, capsys):
+    rows = training.baselines(tmp_path).run([SPEC])
+    model, digits = training.baseline(SPEC, tmp_path)
+    assert training.evaluate(model, digits.test, digits)["accuracy"] == rows["test_accuracy"][0]
+    assert capsys.readouterr().err == "" and not model.training
+    training.baselines(tmp_path).weights(SPEC).unlink()
+    again, _ = training.baseline(SPEC, tmp_path)
+    assert "training them" in capsys.readouterr().err
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_shuffled_labels_change_training_and_nothing_else(tmp_path):
+    spec = SPEC | {"epochs": 8, "batch_size": 50, "augment": False}
+    # The network after the shuffled one reads the same cached data set: it must not see shuffled labels.
+    rows = training.baselines(tmp_path).run([spec, spec | {"labels": "shuffled"}, spec | {"seed": 1}])
+    assert rows["test_accuracy"][0] > 0.8 and rows["test_accuracy"][1] < 0.35 and rows["test_accuracy"][2] > 0.8
+
+
+def test_costs_count_and_time_a_network(tmp_path):
+    rows = training.costs(tmp_path).run([{"dataset": "digits", "network": "mlp"}])
+    assert rows["macs"][0] == 64 * 128 + 128 * 128 + 128 * 10
+    assert rows["parameters"][0] == rows["macs"][0] + 128 + 128 + 10
+    assert 0 < rows["made_latency_1_ms"][0] < 1e3
+
+
+def test_every_profile_names_baselines_that_can_be_built():
+    for profile in batch.profiles():
+        specs = training.baseline_specs(batch.profile_parameters(profile, "00_baselines"))
+        assert len({training.baselines(None).store.key(training.canonical(spec)) for spec in specs}) == len(specs)
+        for spec in specs:
+            entry = data.DATASETS[spec["dataset"]]
+            assert spec["source"] == "trained" or (spec["network"], spec["dataset"]) in weights.PUBLIC
+            shape = {name: entry[name] for name in ("classes", "channels", "size")}
+            models.build(spec["network"], **shape)
+
+
+def test_the_statistics_of_a_public_checkpoint_are_its_own(digits):
+    changed = replace(digits, mean=(0.0,), std=(1.0,))
+    model, _ = fitted(digits)
+    assert (
+        training.evaluate(model, digits.test, changed)["loss"] != training.evaluate(model, digits.test, digits)["loss"]
+    )
