@@ -1,0 +1,80 @@
+"""Every notebook has the same skeleton, and its parameters are those of the smoke profile."""
+
+import re
+
+import nbformat
+import pytest
+
+from lib import batch
+from lib.provenance import root
+
+NAMES = batch.notebook_names()
+VERDICTS = "What this shows, and what it does not"
+
+
+@pytest.fixture(params=NAMES)
+def notebook(request):
+    return request.param, nbformat.read(root() / "notebooks" / f"{request.param}.ipynb", as_version=4)
+
+
+def source(cells, kind):
+    return [cell.source for cell in cells if cell.cell_type == kind]
+
+
+def test_notebooks_are_there():
+    assert NAMES[0] == "00_baselines"
+
+
+def test_parameters_equal_the_smoke_profile(notebook):
+    assert batch.default_parameters(notebook[0]) == batch.profile_parameters("smoke", notebook[0])
+
+
+def test_every_profile_passes_its_own_check():
+    for profile in batch.profiles():
+        assert batch.check_profile(profile)
+
+
+def test_every_parameter_has_a_comment(notebook):
+    cell = next(c for c in notebook[1].cells if "parameters" in c.metadata.get("tags", []))
+    assert all("  # " in line for line in cell.source.splitlines()), cell.source
+
+
+def test_it_was_run_from_top_to_bottom_without_error(notebook):
+    code = [cell for cell in notebook[1].cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+def test_it_is_an_argument_more_than_a_program(notebook):
+    cells = notebook[1].cells
+    code, text = source(cells, "code"), source(cells, "markdown")
+    assert 25 <= len(cells) <= 70
+    assert max(len(cell.splitlines()) for cell in code) <= 40
+    words = sum(len(cell.split()) for cell in text)
+    code_words = sum(len(cell.split()) for cell in code)
+    assert words / (words + code_words) >= 0.4
+
+
+def test_its_sections_come_in_the_order_of_the_house(notebook):
+    text = "\n".join(source(notebook[1].cells, "markdown"))
+    headings = re.findall(r"^#+ (.*)", text, re.M)
+    assert headings[0].startswith(f"{notebook[0][:2]} · ")
+    assert headings[1:3] == ["Parameters", "Setup"]
+    assert headings[-2:] == [VERDICTS, "Provenance"]
+
+
+def test_sections_named_by_rules_exist(notebook):
+    cells = notebook[1].cells
+    headings = re.findall(r"^#+ (.*)", "\n".join(source(cells, "markdown")), re.M)
+    rules = "\n".join(s for s in source(cells, "code") if "claims.Rule(" in s)
+    for claim, section in re.findall(r'claims\.Rule\(\s*"([^"]+)",\s*"([^"]+)"', rules):
+        assert section in headings, f"{claim} names the section {section!r}, which the notebook does not have"
+
+
+def test_no_output_or_source_holds_a_path_of_a_machine(notebook):
+    assert not re.search(r"/(root|tmp|home|Users|work)/", (root() / "notebooks" / f"{notebook[0]}.ipynb").read_text())
+
+
+def test_its_figures_have_alternative_text_and_carry_its_number(notebook):
+    calls = re.findall(r"figures\.save\(\w+, run\.figures, f?\"(\w\w)_", "\n".join(source(notebook[1].cells, "code")))
+    assert calls and set(calls) == {notebook[0][:2]}
