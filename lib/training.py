@@ -193,6 +193,31 @@ def measure_costs(spec: dict, device: str, weights: Path) -> dict:
     return row | {f"made_latency_{n}_ms": latency_ms(model, (n, *shape), device) for n in (1, 128)}
 
 
+def show_data(spec: dict, device: str, weights: Path) -> dict:
+    """The trial that shows a data set, so that its picture can be remade where the data are not.
+
+    Args:
+        spec: `dataset`, and optionally `limit` (training images).
+
+    Returns: for each split the number of images and the fewest and most of a class; `classes`; `pictures`, flat, and
+    their `shape` (4, k, channels, size, size): one training image of each of k classes, then three augmentations.
+    """
+    dataset = data.load(spec["dataset"], limit=spec.get("limit"))
+    row = {"classes": dataset.classes}
+    for part in ("train", "validation", "test"):
+        counts = getattr(dataset, part).labels.bincount()
+        row |= {
+            f"{part}_images": int(counts.sum()),
+            f"{part}_fewest": int(counts.min()),
+            f"{part}_most": int(counts.max()),
+        }
+    first = [int((dataset.train.labels == label).nonzero()[0, 0]) for label in range(min(dataset.classes, 10))]
+    shown, noise = dataset.train.images[first], generator(0, "shown")
+    draws = [data.augment(shown, noise, dataset.padding, dataset.flip) for _ in range(3)]
+    pictures = torch.stack([shown, *draws])
+    return row | {"pictures": pictures.flatten(), "shape": list(pictures.shape)}
+
+
 def baseline_specs(parameters: dict) -> list[dict]:
     """The trials of `00_baselines` as its parameters name them; other notebooks pick their networks from here.
 
@@ -229,6 +254,11 @@ def build(spec: dict, dataset: Data) -> nn.Module:
 def baselines(folder: Path) -> Study:
     """The study of dense networks of a profile; `folder` is `runs/<profile>`."""
     return Study("00_baselines.networks", train_baseline, version=1, folder=folder)
+
+
+def samples(folder: Path) -> Study:
+    """The study that shows a profile's data sets."""
+    return Study("00_baselines.samples", show_data, version=1, folder=folder)
 
 
 def costs(folder: Path) -> Study:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,11 @@ def test_a_notebook_is_published_whole_twice_the_same_and_stale_figures_go(house
     batch.execute("smoke", "00_toy")
     assert published(house) == first
     assert (house / "runs" / "smoke" / "log").read_text() == log, "a finished trial ran again"
+    shutil.rmtree(house / "runs" / "smoke" / "trials")  # as in a fresh clone
+    (house / "figures" / "smoke" / "00_squares_3.png").unlink()
+    batch.execute("smoke", "00_toy")
+    assert published(house) == first
+    assert (house / "runs" / "smoke" / "log").read_text() == log, "a published row was computed again"
     write_yaml(house, n=2)
     batch.execute("smoke", "00_toy")
     assert "00_squares_2.svg" in published(house) and "00_squares_3.svg" not in published(house)
