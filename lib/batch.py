@@ -6,6 +6,7 @@ python -m lib.batch refresh                               the outputs in noteboo
 """
 
 import ast
+import contextlib
 import fcntl
 import os
 import platform
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -24,6 +26,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from lib import provenance
 from lib.provenance import CompanionError, figures_dir, root, runs_dir, unknown, write_atomically
+from lib.store import locked
 from lib.study import Study
 
 LOCAL = "local"  # where results of parameters of a reader's own go
@@ -143,27 +146,38 @@ def execute(profile: str, name: str, timeout: int = 7200) -> Path:
 
     Raises: CompanionError that names notebook, cell, error and the partial notebook; nothing is published then.
     """
-    stage = _run_staged(profile, name, profile_parameters(profile, name), timeout)
-    _publish(stage / "runs", runs_dir() / profile, f"{name}.")
-    _publish(stage / "figures", figures_dir() / profile, f"{name[:2]}_")
-    published = runs_dir() / profile / f"{name}.ipynb"
-    write_atomically(published, (stage / f"{name}.ipynb").read_bytes())
+    with _stage(profile, name) as stage:
+        _run_staged(stage, name, profile_parameters(profile, name), timeout)
+        _publish(stage / "runs", runs_dir() / profile, f"{name}.")
+        _publish(stage / "figures", figures_dir() / profile, f"{name[:2]}_")
+        published = runs_dir() / profile / f"{name}.ipynb"
+        write_atomically(published, (stage / f"{name}.ipynb").read_bytes())
     return published
 
 
 def refresh(names: list[str] | None = None) -> None:
     """Run the notebooks with the values that stand in them and store their outputs in `notebooks/`."""
     for name in names or notebook_names():
-        stage = _run_staged("smoke", name, {}, 7200)
-        write_atomically(root() / "notebooks" / f"{name}.ipynb", (stage / f"{name}.ipynb").read_bytes())
+        with _stage("smoke", name) as stage:
+            _run_staged(stage, name, {}, 7200)
+            write_atomically(root() / "notebooks" / f"{name}.ipynb", (stage / f"{name}.ipynb").read_bytes())
         print(f"notebooks/{name}.ipynb is fresh.")
 
 
-def _run_staged(profile: str, name: str, parameters: dict, timeout: int) -> Path:
+@contextlib.contextmanager
+def _stage(profile: str, name: str) -> Iterator[Path]:
+    """An empty folder to run one notebook in, for one process at a time."""
     stage = root() / ".build" / profile / name
-    shutil.rmtree(stage, ignore_errors=True)
-    for part in ("runs", "figures"):
-        (stage / part).mkdir(parents=True)
+    with locked(stage.with_suffix(".lock"), blocking=False) as owner:
+        if not owner:
+            raise CompanionError(f"{name} of profile {profile} is running in this checkout already: wait for it.")
+        shutil.rmtree(stage, ignore_errors=True)
+        for part in ("runs", "figures"):
+            (stage / part).mkdir(parents=True)
+        yield stage
+
+
+def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> None:
     source, partial = root() / "notebooks" / f"{name}.ipynb", stage / f"{name}.ipynb"
     os.environ["COMPANION_STAGE"] = str(stage)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
@@ -181,7 +195,7 @@ def _run_staged(profile: str, name: str, parameters: dict, timeout: int) -> Path
         cell, what = _last_cell(partial), "the kernel died, most likely for lack of memory"
     else:
         write_atomically(partial, _cleaned(partial).encode())
-        return stage
+        return
     raise CompanionError(f"notebooks/{name}.ipynb failed in cell [{cell}]: {what}\nAs far as it ran: {partial}")
 
 

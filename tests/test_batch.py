@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib import batch
 from lib.provenance import CompanionError, root
+from lib.store import locked
 
 PARAMETERS = 'profile = "smoke"  # a comment\nn = 3\nrate = 0.5\nquick = True\nnames = ["a"]\ntrouble = ""'
 SETUP = """
@@ -158,6 +159,11 @@ def test_a_notebook_is_published_whole_twice_the_same_and_stale_figures_go(house
     write_yaml(house, n=2)
     batch.execute("smoke", "00_toy")
     assert "00_squares_2.svg" in published(house) and "00_squares_3.svg" not in published(house)
+
+
+def test_one_notebook_runs_once_at_a_time(house):
+    with locked(house / ".build" / "smoke" / "00_toy.lock"), pytest.raises(CompanionError, match="running in this"):
+        batch.execute("smoke", "00_toy")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""The house keeps its own rules: one list of pins, imports that point upwards, a README that names what is there."""
+
+import ast
+import re
+import subprocess
+
+import yaml
+
+from lib import batch
+from lib.provenance import root
+
+README = (root() / "README.md").read_text()
+FILES = sorted(path.stem for path in (root() / "lib").glob("[a-z]*.py"))
+
+
+def test_every_requirement_is_pinned_exactly_and_conda_reads_the_same_list():
+    lines = [line for line in (root() / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9.]*", line) for line in lines)
+    dependencies = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"]
+    assert {"pip": ["-r requirements.txt"]} in dependencies
+
+
+def test_the_readme_lists_every_file_of_lib_in_an_order_in_which_imports_point_upwards():
+    listed = re.findall(r"^\| `(\w+)\.py`", README, re.M)
+    assert sorted(listed) == FILES
+    for place, name in enumerate(listed):
+        tree = ast.parse((root() / "lib" / f"{name}.py").read_text())
+        imported = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "lib":
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
+                imported.add(node.module.removeprefix("lib."))
+        assert imported <= set(listed[:place]), (
+            f"{name} imports {sorted(imported - set(listed[:place]))}, listed below it"
+        )
+
+
+def test_every_file_of_lib_has_a_test_file():
+    assert not [name for name in FILES if not (root() / "tests" / f"test_{name}.py").exists()]
+
+
+def test_the_readme_names_every_notebook_and_every_committed_profile():
+    for name in batch.notebook_names():
+        assert f"notebooks/{name}.ipynb" in README
+        for profile in set(batch.profiles()) - {"smoke"}:
+            if (root() / "runs" / profile / f"{name}.ipynb").exists():
+                assert f"runs/{profile}/{name}.ipynb" in README
+
+
+def test_the_readme_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#\s]+)\)", README):
+        assert target.startswith("http") or (root() / target).exists(), target
+
+
+def test_the_makefile_explains_its_commands():
+    listed = subprocess.run(["make", "help"], cwd=root(), capture_output=True, text=True, check=True).stdout
+    for command in ("figures", "test", "notebooks", "lab", "bench", "clean", "help"):
+        assert f"make {command}" in listed
