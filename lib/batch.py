@@ -179,7 +179,7 @@ def _stage(profile: str, name: str) -> Iterator[Path]:
 
 def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> None:
     source, partial = root() / "notebooks" / f"{name}.ipynb", stage / f"{name}.ipynb"
-    os.environ["COMPANION_STAGE"] = str(stage)
+    os.environ |= {"COMPANION_STAGE": str(stage), "COMPANION_QUIET": "1"}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
     options = {"kernel_name": "python3", "cwd": str(root()), "progress_bar": False, "stderr_file": sys.stderr}
     options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # it warns of unencrypted loopback each time

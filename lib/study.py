@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import pandas as pd
@@ -218,6 +218,11 @@ class Study:
             raise
 
 
+def quiet() -> bool:
+    """Whether progress bars would be noise: in batch output, and in worker processes, whose parent shows one."""
+    return bool(os.environ.get("COMPANION_QUIET")) or parent_process() is not None
+
+
 def _records(specs: pd.DataFrame | list[dict]) -> list[dict]:
     return specs.to_dict("records") if isinstance(specs, pd.DataFrame) else list(specs)
 
@@ -256,7 +261,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 def _progress(steps: Iterable, total: int, name: str) -> Iterator:
     """A bar in Jupyter and terminals once it has lasted some seconds; a line now and then in batch output."""
-    if not os.environ.get("COMPANION_STAGE"):
+    if not quiet():
         yield from tqdm(steps, total=total, desc=name, delay=5, disable=total == 0)
         return
     start = last = time.monotonic()

@@ -16,7 +16,7 @@ from lib import weights as weights_io
 from lib.data import Data, Split
 from lib.provenance import unknown
 from lib.store import canonical
-from lib.study import Study, generator, seed_from
+from lib.study import Study, generator, quiet, seed_from
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 
@@ -82,7 +82,7 @@ def fit(
     history = []
     with torch.random.fork_rng(enabled=True):
         torch.manual_seed(seed_from(seed, "dropout"))
-        for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=None):
+        for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
             model.train()
             total = torch.zeros((), device=device)
             for images, labels in data.batches(dataset.train, batch_size, order):

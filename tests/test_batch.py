@@ -68,8 +68,8 @@ def house(tmp_path, monkeypatch):
     write_yaml(tmp_path)
     for module in ("lib.batch", "lib.provenance"):
         monkeypatch.setattr(f"{module}.root", lambda: tmp_path)
-    for variable in ("RUNS_DIR", "FIGURES_DIR", "COMPANION_STAGE", "COMPANION_BATCH"):
-        monkeypatch.delenv(variable, raising=False)
+    for variable in ("RUNS_DIR", "FIGURES_DIR", "COMPANION_STAGE", "COMPANION_BATCH", "COMPANION_QUIET"):
+        monkeypatch.setenv(variable, "")
     monkeypatch.setenv("PYTHONPATH", "")  # restored afterwards: executing a notebook puts the root on it
     return tmp_path
 

@@ -1,6 +1,5 @@
 """A study finds what is finished, computes what is missing, and loses nothing."""
 
-import os
 import random
 import signal
 import subprocess
@@ -201,4 +200,3 @@ def test_running_trials_leaves_the_global_random_state_alone(tmp_path):
     before = torch.get_rng_state()
     Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}])
     assert torch.equal(before, torch.get_rng_state())
-    assert os.environ.get("COMPANION_STAGE") is None

@@ -11,6 +11,7 @@ BENCHMARKS = {benchmark.__name__: benchmark for module in (house,) for benchmark
 if __name__ == "__main__":
     if unknown := set(sys.argv[1:]) - set(BENCHMARKS):
         sys.exit(f"Unknown benchmarks {', '.join(sorted(unknown))}: known are {', '.join(BENCHMARKS)}.")
+    os.environ["COMPANION_QUIET"] = "1"
     device = provenance.device_name(provenance.default_device())
     print(f"{device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     for name in sys.argv[1:] or BENCHMARKS:
