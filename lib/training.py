@@ -226,9 +226,10 @@ def baseline_specs(parameters: dict) -> list[dict]:
     """
     shared = ("dataset", "epochs", "batch_size", "lr", "schedule", "augment")
     common = {name: parameters[name] for name in shared} | {"source": "trained", "limit": parameters["limit"] or None}
+    # A weak yardstick would flatter the networks: a linear classifier wants unshifted images and a rate of its own.
+    linear = {"augment": False, "lr": parameters["linear_lr"]}
     trained = [
-        # Shifted and mirrored images only confuse a linear classifier, and a weak yardstick would flatter the others.
-        common | {"network": network, "seed": seed, "augment": parameters["augment"] and network != "linear"}
+        common | {"network": network, "seed": seed} | (linear if network == "linear" else {})
         for network in parameters["networks"]
         for seed in range(parameters["seeds"])
     ]

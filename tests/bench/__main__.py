@@ -4,9 +4,9 @@ import sys
 import torch
 
 from lib import provenance
-from tests.bench import house
+from tests.bench import house, latent
 
-BENCHMARKS = {benchmark.__name__: benchmark for module in (house,) for benchmark in module.BENCHMARKS}
+BENCHMARKS = {benchmark.__name__: benchmark for module in (house, latent) for benchmark in module.BENCHMARKS}
 
 if __name__ == "__main__":
     if unknown := set(sys.argv[1:]) - set(BENCHMARKS):

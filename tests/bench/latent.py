@@ -1,0 +1,57 @@
+"""Paper 1: exact Student-t divergences against Monte Carlo, and measures of a large network against reading it once."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from lib import divergences, latent
+from tests.bench import Line
+
+DRAWS, REPEATS = 600_000, 100  # of the released code, for each plotted point
+
+
+def best(call: Callable[[], object], repeats: int = 7) -> float:
+    """Seconds of the fastest of several calls after one that warms up."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def student_t() -> Iterator[Line]:
+    dim, df, distance = 100, 4, 1.0
+    exact = best(lambda: divergences.kl_student_t(distance, dim, df))
+    value = divergences.kl_student_t(distance, dim, df).item()
+    mean = torch.zeros(dim, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    estimate, error = divergences.kl_student_t_monte_carlo(
+        mean, mean + distance / dim**0.5, df, draws=DRAWS, generator=random
+    )
+    once = time.perf_counter() - start
+    reference = 0.4873197  # the independent Gauss-Jacobi x Gegenbauer oracle of the tests
+    yield Line("exact t-KL (100 groups, df 4, r 1)", 1e3 * exact, "ms", "<", 25)
+    yield Line("its error against an independent oracle", abs(value - reference), "nats", "<", 1e-6)
+    yield Line(
+        f"Monte Carlo, {DRAWS:,} draws, its error", abs(estimate - reference), f"nats (its own s.e. {error:.1e})"
+    )
+    yield Line(f"Monte Carlo x {REPEATS} (one timed and scaled)", once * REPEATS, "s")
+    yield Line("exact against Monte Carlo", once * REPEATS / exact, "x", ">", 10_000)
+
+
+def large_network() -> Iterator[Line]:
+    torch.set_num_threads(1)
+    random = torch.Generator().manual_seed(0)
+    dense = torch.randn(25_000_000, generator=random)
+    pruned = dense * (torch.rand(len(dense), generator=random) > 0.5)
+    reading = best(dense.sum)
+    yield Line("one sum() over 25 million weights", 1e3 * reading, "ms")
+    yield Line("AP2 against it", best(lambda: latent.ap2(dense, pruned)) / reading, "x", "<", 3)
+    yield Line("Student-t AP3 against it", best(lambda: latent.t_ap3(dense, pruned)) / reading, "x", "<", 3)
+
+
+BENCHMARKS = (student_t, large_network)
