@@ -1,0 +1,96 @@
+"""Verdict statistics of paper 1 on made-up records in which the answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from lib import latent_analysis as analysis
+from lib.masks import METHODS
+
+FRACTIONS, EPOCHS, TRIALS = (0.1, 0.3, 0.5, 0.8), 3, 2
+
+
+def record(pd_of):
+    """A record of one case; `pd_of(ap2, epoch)` gives the performance difference."""
+    random = np.random.default_rng(0)
+    rows = []
+    for method, fraction, trial in [(m, f, t) for m in METHODS for f in FRACTIONS for t in range(TRIALS)]:
+        ap2 = (1 + METHODS.index(method)) * 10 * fraction + random.random() * 0.01
+        for epoch in range(EPOCHS + 1):
+            row = {"case": "net, data", "method": method, "fraction": fraction, "trial": trial, "epoch": epoch}
+            rows.append(row | {"ap2": ap2, "r2": ap2 / 4, "weights": 640, "pd": pd_of(ap2, epoch)})
+    return pd.DataFrame(rows)
+
+
+def last(rows, column):
+    return analysis.matrix(rows[rows["epoch"] == EPOCHS], column)
+
+
+def test_a_difference_that_follows_ap2_agrees_everywhere():
+    rows = record(lambda ap2, epoch: ap2 / (1 + epoch))
+    x, y = last(rows, "ap2"), last(rows, "pd")
+    assert x.shape == (12, TRIALS)
+    pairs = analysis.pairs_within_method(x, left_out=("lowest", {0.3, 0.5}))
+    assert len(pairs) == 3 * 6 - 1
+    assert analysis.pair_agreement(x, y, pairs)["value"] == 1
+    for within in ((), ("case",), ("case", "fraction")):
+        found = analysis.correlation(x, y, *within)
+        assert found["value"] == pytest.approx(1) and found["p"] < 0.01 and found["n"] == 12
+    assert analysis.order_disagreement(rows, "ap2", "pd")["value"] == 0
+
+
+def test_a_difference_that_runs_against_ap2_disagrees_everywhere():
+    rows = record(lambda ap2, epoch: 100 - ap2)
+    x, y = last(rows, "ap2"), last(rows, "pd")
+    pairs = analysis.pairs_within_method(x, left_out=("none", set()))
+    assert len(pairs) == 18 and analysis.pair_agreement(x, y, pairs)["value"] == 0
+    assert analysis.correlation(x, y, "case", "fraction")["value"] == pytest.approx(-1)
+    assert analysis.order_disagreement(rows, "ap2", "pd")["value"] == 1
+
+
+def test_a_border_shows_only_if_agreement_ends_there():
+    kept = analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2")
+    assert kept["value"] == 0 and 0 < kept["above 2"] < 1
+    broken = analysis.border_contrast(record(lambda ap2, epoch: ap2 if ap2 < 16.5 else -ap2), "r2")
+    assert broken["value"] > 0.5 and broken["agree below"] == 1
+    assert np.isnan(analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1e9)["value"])
+
+
+def test_order_at_equal_ap2_ignores_what_blocks_have_in_common():
+    random = np.random.default_rng(1)
+    blocks = pd.DataFrame({"block": np.repeat([f"b{i}" for i in range(30)], 8), "level": np.repeat(np.arange(30), 8)})
+    blocks["measure"], noise = 100 * blocks["level"] + random.random(240), random.random(240)
+    unrelated = analysis.order_at_equal_ap2(blocks.assign(gap=100 * blocks["level"] + noise), "measure")
+    assert unrelated["low"] < 0 < unrelated["high"] and unrelated["n"] == 30
+    assert analysis.order_at_equal_ap2(blocks.assign(gap=-blocks["measure"]), "measure")["value"] == pytest.approx(-1)
+
+
+def test_own_series_stands_out_only_against_others_of_its_case():
+    random = np.random.default_rng(2)
+    series = random.normal(size=(6, 40))
+    own, others = analysis.own_against_others(series, series, np.array(["a"] * 3 + ["b"] * 3))
+    assert (own == 1).all() and np.abs(others).max() < 0.4
+    falling = np.cumsum(-random.random((6, 40)), axis=1)
+    own, others = analysis.own_against_others(falling, falling[::-1], np.array(["a"] * 6))
+    assert np.allclose(own, 1) and np.allclose(others, 1)  # any two falling series agree: the null that levels have
+
+
+def test_the_lambda_rule_makes_the_largest_kl_after_epoch_zero_nineteen_tenths():
+    series = {"ap2": [1.0, 2.0, 4.0], "ap2_to_last": [0.0] * 3, "r2": [0.1] * 3, "t_ap3": [0.1] * 3}
+    series |= {"fisher_ap3": [0.0] * 3, "train_loss": [1.0] * 3, "test_loss": [2.0, 1.5, 1.0]}
+    series |= {"test_accuracy": [50.0, 60.0, 92.0], "status": "done", "network": "net", "dataset": "data"}
+    spec = {"structure": "weights", "mode": "paper", "method": "lowest", "fraction": 0.5, "trial": 0}
+    dense = {"dense_test_accuracy": 90.0, "dense_test_loss": 1.2, "dense_train_loss": 0.9}
+    rows = analysis.by_epoch(analysis.named(pd.DataFrame([spec | series | dense])), [0.5])
+    assert rows["epoch"].tolist() == [0, 1, 2] and rows["case"].unique().tolist() == ["net, data"]
+    assert rows["kl"].tolist() == pytest.approx([0.475, 0.95, 1.9])
+    assert rows["pd"].tolist() == [40, 30, 2] and rows["gap"].tolist() == pytest.approx([0.8, 0.3, 0.2])
+
+
+@pytest.mark.parametrize(("by", "columns"), (("method", 3), ("fraction", 4)))
+def test_panels_draw_measure_and_difference_for_every_configuration(by, columns):
+    figure, numbers = analysis.panels(record(lambda ap2, epoch: ap2), "ap2", by, "AP2")
+    assert len(figure.axes) == columns and len(numbers) == 12 * (EPOCHS + 1)
+    assert {len(axis.lines) for axis in figure.axes} == {2 * 12 // columns}
+    plt.close(figure)
