@@ -11,7 +11,7 @@ from tests.bench import Line
 DRAWS, REPEATS = 600_000, 100  # of the released code, for each plotted point
 
 
-def best(call: Callable[[], object], repeats: int = 7) -> float:
+def best(call: Callable[[], object], repeats: int = 15) -> float:
     """Seconds of the fastest of several calls after one that warms up."""
     call()
     seconds = []
