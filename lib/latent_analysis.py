@@ -114,7 +114,8 @@ def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
 def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> dict:
     """Agreement of t-AP3 and PD in order: pairs below a t-AP3 minus pairs above it; the interval is over pairs.
 
-    Pairs share a method or a fraction, not both; a pair is below in an epoch if both of its t-AP3 are.
+    Pairs share a method or a fraction, not both; a pair is below (above) in an epoch if both of its t-AP3 are. Pairs
+    across the border are left out: they lie far apart, and agree more wherever the border is.
     squared: the column of squared distances of group means.
     """
     mean = rows[rows["epoch"] > 0].groupby([*KEY, "epoch"])[[squared, "pd"]].mean().unstack("epoch")
@@ -126,16 +127,18 @@ def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> di
     pairs = [(i, j) for i in range(len(kl)) for j in range(i) if index[i][0] == index[j][0]]
     pairs = [(i, j) for i, j in pairs if (index[i][1] == index[j][1]) != (index[i][2] == index[j][2])]
     i, j = np.array(pairs).T
-    alike, below = (1 + np.sign((kl[i] - kl[j]) * (loss[i] - loss[j]))) / 2, (kl[i] < border) & (kl[j] < border)
+    alike = (1 + np.sign((kl[i] - kl[j]) * (loss[i] - loss[j]))) / 2
+    below, above = (kl[i] < border) & (kl[j] < border), (kl[i] >= border) & (kl[j] >= border)
 
     def part(chosen: np.ndarray, units: np.ndarray) -> float:
         return alike[units][chosen[units]].mean() if chosen[units].any() else np.nan
 
     every = np.arange(len(pairs))
-    shares = {"above 2": 1 - below.mean(), "agree below": part(below, every), "agree above": part(~below, every)}
+    shares = {"below": below.mean(), "above": above.mean()}
+    shares |= {"agree below": part(below, every), "agree above": part(above, every)}
     value, low, high = shares["agree below"] - shares["agree above"], np.nan, np.nan
     if np.isfinite(value):
-        low, high = nested_interval(lambda _, u: part(below, u) - part(~below, u), 1, len(pairs), seed=4)
+        low, high = nested_interval(lambda _, u: part(below, u) - part(above, u), 1, len(pairs), seed=4)
     return shares | {"value": value, "low": low, "high": high, "n": len(pairs)}
 
 

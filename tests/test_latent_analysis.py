@@ -50,10 +50,10 @@ def test_a_difference_that_runs_against_ap2_disagrees_everywhere():
 
 
 def test_a_border_shows_only_if_agreement_ends_there():
-    kept = analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2")
-    assert kept["value"] == 0 and 0 < kept["above 2"] < 1
-    broken = analysis.border_contrast(record(lambda ap2, epoch: ap2 if ap2 < 16.5 else -ap2), "r2")
-    assert broken["value"] > 0.5 and broken["agree below"] == 1
+    kept = analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1.0)
+    assert kept["value"] == 0 and 0 < kept["above"] < 1
+    broken = analysis.border_contrast(record(lambda ap2, epoch: ap2 if ap2 < 8.2 else -ap2), "r2", border=1.0)
+    assert broken["agree below"] == 1 and broken["agree above"] == 0 and broken["value"] == 1
     assert np.isnan(analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1e9)["value"])
 
 
