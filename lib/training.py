@@ -186,8 +186,7 @@ def measure_costs(spec: dict, device: str, weights: Path) -> dict:
 
     Returns: parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
     """
-    entry = data.DATASETS[spec["dataset"]]
-    model = models.build(**_architecture(spec), **{name: entry[name] for name in ("classes", "channels", "size")})
+    entry, model = data.DATASETS[spec["dataset"]], untrained(spec)
     shape = (entry["channels"], entry["size"], entry["size"])
     row = {"parameters": models.count_parameters(model), "macs": models.count_macs(model, (1, *shape))}
     return row | {f"made_latency_{n}_ms": latency_ms(model, (n, *shape), device) for n in (1, 128)}
@@ -242,14 +241,29 @@ def baseline_specs(parameters: dict) -> list[dict]:
     return trained + null + public
 
 
-def _architecture(spec: dict) -> dict:
-    return {"name": spec["network"]} | {name: spec[name] for name in ("form", "shortcut", "width") if name in spec}
+def cost_specs(specs: list[dict]) -> list[dict]:
+    """The trials of the study of costs: each architecture among some baselines once."""
+    architectures = [{"dataset": spec["dataset"], "network": spec["network"]} | _options(spec) for spec in specs]
+    return [one for place, one in enumerate(architectures) if one not in architectures[:place]]
+
+
+def untrained(spec: dict) -> nn.Module:
+    """The architecture of a baseline's spec with arbitrary weights; needs neither its data nor its checkpoint."""
+    shape = {name: data.DATASETS[spec["dataset"]][name] for name in ("classes", "channels", "size")}
+    return models.build(spec["network"], **_options(spec), **shape)
+
+
+def _options(spec: dict) -> dict:
+    options = {name: spec[name] for name in ("form", "shortcut", "width") if name in spec}
+    if spec.get("source") == "public" and weights_io.AUTHORS[spec["dataset"]][0] == "B":
+        options["shortcut"] = "B"
+    return options
 
 
 def build(spec: dict, dataset: Data) -> nn.Module:
     """The untrained network of a baseline's spec, shaped for a data set."""
     shape = {"classes": dataset.classes, "channels": dataset.channels, "size": dataset.size}
-    return models.build(**_architecture(spec), **shape, seed=seed_from(spec["seed"], "initialisation"))
+    return models.build(spec["network"], **_options(spec), **shape, seed=seed_from(spec["seed"], "initialisation"))
 
 
 def baselines(folder: Path) -> Study:

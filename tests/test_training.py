@@ -128,6 +128,8 @@ def test_costs_count_and_time_a_network(tmp_path):
     rows = training.costs(tmp_path).run([{"dataset": "digits", "network": "mlp"}])
     assert rows["macs"][0] == 64 * 128 + 128 * 128 + 128 * 10
     assert rows["parameters"][0] == rows["macs"][0] + 128 + 128 + 10
+    public = training.cost_specs([{"dataset": "cifar100", "network": "resnet20", "source": "public"}])
+    assert training.costs(tmp_path).run(public)["parameters"][0] == 278_324  # option B, as published
     assert 0 < rows["made_latency_1_ms"][0] < 1e3
 
 
