@@ -26,10 +26,12 @@ DATASETS = {
     "cifar100": {"classes": 100, "channels": 3, "size": 32, "padding": 4, "flip": True},
     "tiny-imagenet": {"classes": 200, "channels": 3, "size": 64, "padding": 8, "flip": True},
     "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
+    "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
 }
 # Mean and standard deviation by channel of the training images in [0, 1] (digits: of all but the test images).
 STATISTICS = {
     "digits": ((0.3055,), (0.3759,)),
+    "digits16": ((0.3055,), (0.3759,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "tiny-imagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
@@ -230,8 +232,8 @@ def _stratified(labels: Tensor, count: int, generator: torch.Generator | None = 
 @cache
 def _arrays(name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images and labels of the training part, then of the test part, read once a process."""
-    if name == "digits":
-        return _digits()
+    if name in ("digits", "digits16"):
+        return _digits(DATASETS[name]["size"] // 8)
     if name in ("cifar10", "cifar100"):
         return _cifar(datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100, folder)
     parts = []
@@ -241,9 +243,10 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(parts)
 
 
-def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _digits(scale: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8))[:, None]
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     labels = torch.from_numpy(bunch.target).long()
     test, train = _stratified(labels, DIGITS_TEST)
     return images[train], labels[train], images[test], labels[test]

@@ -82,6 +82,23 @@ def layers(conv: nn.Conv2d, factors: Train | Tucker | CP) -> nn.Sequential:
     return nn.Sequential(*[_convolution(conv, stage, stage is steps[-1]) for stage in steps])
 
 
+@torch.no_grad()
+def dense_kernel(factorised: nn.Sequential) -> Tensor:
+    """The kernel (OUT, IN, KH, KW) that a factorised layer stands for, for example after training: its answer
+    to single pixels.
+
+    factorised: of `layers`, without groups. The bias is left out.
+    """
+    steps = deepcopy(factorised)
+    for step in steps:
+        step.stride, step.padding, step.dilation, step.bias, step.padding_mode = (1, 1), (0, 0), (1, 1), None, "zeros"
+    inputs = steps[0].in_channels
+    window = [1 + sum(step.kernel_size[axis] - 1 for step in steps) for axis in (0, 1)]
+    pixels = torch.zeros(inputs, inputs, *[2 * side - 1 for side in window]).to(steps[0].weight)
+    pixels[range(inputs), range(inputs), window[0] - 1, window[1] - 1] = 1
+    return steps(pixels).transpose(0, 1).flip(2, 3)
+
+
 def parameters(shape: Sequence[int], form: str, rank: int | Sequence[int], order: Sequence[str] = ORDER) -> int:
     """Weights of a factorised kernel, without bias. A truncated dense kernel keeps all its own.
 

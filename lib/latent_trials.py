@@ -24,10 +24,8 @@ from lib.head import (
 from lib.masks import filter_mask, magnitude_mask, nm_mask
 from lib.provenance import write_atomically
 from lib.study import Study, generator
+from lib.training import dense_spec
 
-DENSE = (
-    "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
-).split()
 GROUPS, DF = 100, 4.0  # of the Student-t projection of paper 1
 CURVATURE_IMAGES = 5000  # the Hessian at a pruned head is averaged over at most so many training images
 NM_GROUP = 8  # inputs in a group of N:M pruning
@@ -53,11 +51,6 @@ def projections(folder: Path, baselines: Path) -> Study:
 def layers(folder: Path, baselines: Path) -> Study:
     """The study of hidden layers, pruned, with the head fine-tuned behind them."""
     return Study("01_latent_kl.layers", partial(prune_layer, baselines=baselines), version=1, folder=folder)
-
-
-def dense_spec(spec: dict) -> dict:
-    """The part of a spec that names the dense network."""
-    return {name: spec[name] for name in DENSE if name in spec}
 
 
 def head_inputs(model: nn.Module, split: Split, dataset: Data, device: str = "cpu", batch_size: int = 100) -> Tensor:

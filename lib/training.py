@@ -19,6 +19,9 @@ from lib.store import canonical
 from lib.study import Study, generator, quiet, seed_from
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
+DENSE = (
+    "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
+).split()
 
 
 class Diverged(ArithmeticError):
@@ -264,6 +267,11 @@ def build(spec: dict, dataset: Data) -> nn.Module:
     """The untrained network of a baseline's spec, shaped for a data set."""
     shape = {"classes": dataset.classes, "channels": dataset.channels, "size": dataset.size}
     return models.build(spec["network"], **_options(spec), **shape, seed=seed_from(spec["seed"], "initialisation"))
+
+
+def dense_spec(spec: dict) -> dict:
+    """The part of a trial's spec that names the dense network that it starts from."""
+    return {name: spec[name] for name in DENSE if name in spec}
 
 
 def baselines(folder: Path) -> Study:

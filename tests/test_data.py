@@ -116,6 +116,14 @@ def test_changing_a_loaded_set_does_not_change_the_next_one():
     assert data.load("digits").test.images.any() and data.load("digits").train.images.any()
 
 
+def test_enlarged_digits_repeat_every_pixel_and_nothing_else():
+    small, large = data.load("digits", seed=3), data.load("digits16", seed=3)
+    assert large.train.images.shape[2:] == (16, 16)
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert torch.equal(large.train.images[:, :, corner[0] :: 2, corner[1] :: 2], small.train.images)
+    assert torch.equal(large.test.labels, small.test.labels)
+
+
 def test_digits_keep_all_sixteen_levels_and_are_never_flipped():
     images, _, test_images, _ = data._arrays("digits", data_dir())
     levels = torch.cat([images, test_images]).double().mul(16 / 255).round().to(torch.uint8)

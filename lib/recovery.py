@@ -1,0 +1,207 @@
+"""Paper 2 on whole networks: many layers truncated by a plan, and retrained in five ways.
+
+A plan is three lists of a spec, an entry a layer: `layers` (names), `forms` (a cut, a form of `decomposition.RANKS`, or
+two single-mode cuts as "OUT+IN") and `ranks` (a list of numbers each).
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from lib import data, factorisation, sweep, training, truncation
+from lib.data import Data, Split
+from lib.study import Study, generator
+from lib.training import dense_spec
+from lib.truncation_trials import STUDY, part
+
+ARMS = ("dense", "projected", "factorised", "batch norm", "untruncated")
+PATH = (0.0, 0.25, 0.5, 0.75, 1.0)  # places on the line between two solutions
+
+
+def plans(folder: Path, baselines: Path) -> Study:
+    """The study of networks truncated in many layers at once; both folders are `runs/<profile>`."""
+    return Study(f"{STUDY}.networks", partial(truncate_network, baselines=baselines), version=1, folder=folder)
+
+
+def recoveries(folder: Path, baselines: Path) -> Study:
+    """The study of truncated networks retrained."""
+    return Study(f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=1, folder=folder)
+
+
+def truncated(kernel: Tensor, form: str, ranks: Sequence[int]) -> Tensor:
+    """The dense kernel of an entry of a plan. Raises ValueError as `truncation.approximate`."""
+    if "+" in form:
+        return truncation.truncate_jointly(kernel, dict(zip(form.split("+"), ranks, strict=True)))
+    return truncation.approximate(kernel, form, ranks[0] if len(ranks) == 1 else tuple(ranks))
+
+
+@torch.no_grad()
+def apply_plan(model: nn.Module, plan: dict) -> None:
+    """Truncate the layers of a plan in place; parameters stay as many as they are."""
+    for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
+        layer = model.get_submodule(name)
+        layer.weight.copy_(truncated(sweep.kernel(layer), form, ranks).view_as(layer.weight))
+
+
+def factorise_plan(model: nn.Module, plan: dict) -> None:
+    """Replace the convolutions of a plan in place by the small ones that they stand for."""
+    for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
+        rank = ranks[0] if len(ranks) == 1 else tuple(ranks)
+        model.set_submodule(name, truncation.factorise(model.get_submodule(name), form, rank))
+
+
+def plan_parameters(model: nn.Module, plan: dict) -> int:
+    """Parameters of the network of a plan in factorised form, where that is smaller than the dense kernel."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
+        shape = sweep.kernel(model.get_submodule(name)).shape
+        form = {"OUT+IN": "tucker2"}.get(form, form)
+        if form in factorisation.RANKS:
+            kept = factorisation.parameters(shape, form, ranks[0] if len(ranks) == 1 else tuple(ranks))
+            total -= max(0, math.prod(shape) - kept)
+    return total
+
+
+def truncate_network(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
+    """The trial of `plans`.
+
+    Args:
+        spec: a dense network, a plan, `part`, `images`, and names of the notebook's own (`method`, `target`).
+
+    Returns: `wrong` and `dense_wrong` images, `lost` and `gained` ones, `n`; `loss`, `dense_loss`; `parameters`,
+        `dense_parameters`; `relative_error` of all kernels of the plan together.
+    """
+    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    images, other = part(dataset, spec), deepcopy(model)
+    apply_plan(other, spec)
+    before, after = (training.evaluate(one, images, dataset, device=device) for one in (model, other))
+    row = _compared(before, after) | {"parameters": plan_parameters(model, spec)}
+    row["dense_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return row | {"relative_error": _distance(model, other, spec["layers"])}
+
+
+def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
+    """The trial of `recoveries`: a truncated network after each epoch of retraining.
+
+    Args:
+        spec: a dense network, a plan (none for "untruncated"), `part`, `images`; `arm` of ARMS: "dense" lets every kernel go where it will,
+            "projected" truncates again after every epoch, "factorised" trains the small convolutions, "batch norm"
+            re-estimates statistics on frozen weights, "untruncated" is the control that was never truncated;
+            `retrain_epochs`, `retrain_images` (an epoch), `retrain_lr`, `retrain_batch`, `retrain_seed`.
+
+    Returns: by epoch from 0, `wrong` and `loss` on `n` images; `dense_wrong`; `refilled`, the relative error that
+        truncating the retrained kernels once more would make (0: the rank was kept); `distance` from the dense
+        kernels; and, for arms that train a compressed network, `barrier`: the largest excess of the loss on the line
+        from the dense network over the straight line, over the dense network's gap to chance, with BatchNorm
+        re-estimated at every point.
+    """
+    if spec["arm"] not in ARMS:
+        raise ValueError(f"An arm of retraining is one of {', '.join(ARMS)}, not {spec['arm']!r}.")
+    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    images, other = part(dataset, spec), deepcopy(model)
+    if spec["arm"] != "untruncated":
+        apply_plan(other, spec)
+    record = [training.evaluate(other, images, dataset, device=device)]
+    row = {"dense_wrong": len(training.evaluate(model, images, dataset, device=device)["wrong"])}
+    order = torch.randperm(len(dataset.train), generator=generator(spec["retrain_seed"], "retraining images"))
+    some = order[: spec["retrain_images"]].to(dataset.train.labels.device)
+    few = Split(images.images[:100], images.labels[:100])  # `fit` wants some; the record below has its own
+    seen = replace(dataset, train=Split(dataset.train.images[some], dataset.train.labels[some]), validation=few)
+    if spec["arm"] == "batch norm":
+        reestimate_batch_norm(other, seen, device)
+        record.append(training.evaluate(other, images, dataset, device=device))
+    else:
+        if spec["arm"] == "factorised":
+            factorise_plan(other, spec)
+
+        def after_epoch(_: int, trained: nn.Module) -> None:
+            if spec["arm"] == "projected":
+                apply_plan(trained, spec)
+            record.append(training.evaluate(trained, images, dataset, device=device))
+
+        options = {"lr": spec["retrain_lr"], "batch_size": spec["retrain_batch"], "seed": spec["retrain_seed"]}
+        augment = dataset.flip  # digits are not augmented
+        epochs = spec["retrain_epochs"]
+        training.fit(other, seen, epochs=epochs, augment=augment, device=device, after_epoch=after_epoch, **options)
+    row |= {"wrong": [len(one["wrong"]) for one in record], "loss": [one["loss"] for one in record], "n": len(images)}
+    row["last_wrong"] = record[-1]["wrong"]
+    other = _densified(model, other, spec["layers"]) if spec["arm"] == "factorised" else other
+    row["distance"] = _distance(model, other, spec.get("layers") or sweep.layer_names(model))
+    if spec["arm"] not in ("batch norm", "untruncated"):
+        again = deepcopy(other)
+        apply_plan(again, spec)
+        row["refilled"] = _distance(other, again, spec["layers"])
+        row["barrier"] = loss_barrier(model, other, seen, images, device)
+    return row
+
+
+def reestimate_batch_norm(model: nn.Module, dataset: Data, device: str = "cpu", batches: int = 200) -> None:
+    """Replace all running statistics by plain averages over batches of 128 training images; weights stay frozen."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    model.train()
+    with torch.no_grad():
+        for _, (images, _) in zip(range(batches), data.batches(dataset.train, 128), strict=False):
+            model(data.normalise(images, dataset.mean, dataset.std))
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def loss_barrier(model: nn.Module, other: nn.Module, dataset: Data, images: Split, device: str = "cpu") -> float:
+    """Largest excess of the loss on the line between two networks over the straight line, over the gap to chance.
+
+    Every point gets statistics of its own (`reestimate_batch_norm`). The gap is ln(classes) minus the loss of `model`.
+    Source: paper 2's "same minimum" reading, as linear mode connectivity; the statistic is this companion's.
+    """
+    start, end = (parameters_to_vector(one.parameters()).detach() for one in (model, other))
+    between, losses = deepcopy(model), []
+    for place in PATH:
+        nn.utils.vector_to_parameters(torch.lerp(start, end, place), between.parameters())
+        reestimate_batch_norm(between, dataset, device)
+        losses.append(training.evaluate(between, images, dataset, device=device)["loss"])
+    excess = max(loss - (1 - t) * losses[0] - t * losses[-1] for t, loss in zip(PATH, losses, strict=True))
+    return excess / (math.log(dataset.classes) - losses[0])
+
+
+def _compared(before: dict, after: dict) -> dict:
+    right_before, right_after = set(before["wrong"]), set(after["wrong"])
+    return {
+        "wrong": len(right_after),
+        "dense_wrong": len(right_before),
+        "lost": len(right_after - right_before),
+        "gained": len(right_before - right_after),
+        "n": after["n"],
+        "loss": after["loss"],
+        "dense_loss": before["loss"],
+    }
+
+
+def _distance(model: nn.Module, other: nn.Module, names: Sequence[str]) -> float:
+    """Relative error of all named kernels together."""
+    pairs = [(sweep.kernel(model.get_submodule(n)), sweep.kernel(other.get_submodule(n))) for n in names]
+    difference = sum((a - b).double().square().sum() for a, b in pairs)
+    return (difference / sum(a.double().square().sum() for a, _ in pairs)).sqrt().item()
+
+
+def _densified(model: nn.Module, factorised: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A factorised network with its convolutions multiplied out again, in the shape of the dense network."""
+    other = deepcopy(factorised)
+    for name in names:
+        conv = deepcopy(model.get_submodule(name))
+        with torch.no_grad():
+            conv.weight.copy_(factorisation.dense_kernel(factorised.get_submodule(name)))
+            if conv.bias is not None:
+                conv.bias.copy_(factorised.get_submodule(name)[-1].bias)
+        other.set_submodule(name, conv)
+    return other

@@ -1,0 +1,177 @@
+"""One layer with many kernels: what comes before it is computed once, several kernels are run side by side."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from lib.data import Data, Split, batches, normalise
+from lib.models import head_name
+
+TOGETHER = {"cpu": 1, "cuda": 16}  # kernels side by side: they fill a GPU, and leave the cache of a CPU core
+
+
+def kernel(layer: nn.Module) -> Tensor:
+    """A layer's weight as a kernel (OUT, IN, KH, KW), detached; a linear layer's is (OUT, IN, 1, 1).
+
+    Raises ValueError for another layer.
+    """
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise ValueError(
+            f"Only nn.Conv2d and nn.Linear have a kernel, not {type(layer).__name__}: choose such a layer."
+        )
+    weight = layer.weight.detach()
+    return weight[..., None, None] if isinstance(layer, nn.Linear) else weight
+
+
+def layer_names(model: nn.Module, downsample: bool = False) -> list[str]:
+    """Names of the convolutions and linear layers before the head, in order; projections in shortcuts only if asked."""
+    named = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return [name for name in named if name != head_name(model) and (downsample or "downsample" not in name)]
+
+
+def input_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+    """Height and width in pixels of the map that each layer of `layer_names` reads; (1, 1) for a linear layer.
+
+    shape: of one input, batch first.
+    """
+    sizes, hooks = {}, []
+    for name in layer_names(model, downsample=True):
+
+        def note(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+            sizes[name] = tuple(inputs[0].shape[-2:]) if isinstance(layer, nn.Conv2d) else (1, 1)
+
+        hooks.append(model.get_submodule(name).register_forward_pre_hook(note))
+    try:
+        with torch.no_grad():
+            model(torch.zeros(shape, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+class LayerSweep:
+    """A network in evaluation mode whose outputs are wanted for many kernels of one layer.
+
+    The network's graph is cut in two: values that do not depend on the layer are computed once for a batch, the others
+    for several kernels at once. Every BatchNorm that follows a convolution is folded into it, except after the layer,
+    and channels come last in memory: both only save time.
+    Raises ValueError for a layer without a kernel.
+    """
+
+    def __init__(self, model: nn.Module, layer: str):
+        self.graph = fx.symbolic_trace(deepcopy(model).eval()).to(memory_format=torch.channels_last)
+        self.layer = self.graph.get_submodule(layer)
+        kernel(self.layer)
+        self.node = next(node for node in self.graph.graph.nodes if node.target == layer)
+        _fold_batch_norms(self.graph, self.node)
+        nodes = [node for node in self.graph.graph.nodes if node.op != "output"]
+        after = _reached(self.node)
+        self.before = [node for node in nodes if node not in after]
+        self.after = [node for node in nodes if node in after and node is not self.node]
+        needed = {argument for node in (self.node, *self.after) for argument in node.all_input_nodes}
+        self.kept = [node for node in self.before if node in needed]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, kernels: Sequence[Tensor], together: int | None = None) -> Tensor:
+        """Outputs (kernels, images, classes) for normalised images (n, channels, height, width).
+
+        kernels: each (OUT, IN, KH, KW) of the layer's shape, in the model's dtype and on its device. together: so many
+        at once; by default what suits the device.
+        """
+        together = together or TOGETHER[images.device.type]
+        interpreter = fx.Interpreter(self.graph)
+        interpreter.args_iter = iter((images.contiguous(memory_format=torch.channels_last),))
+        _run(interpreter, self.before, self.kept)
+        kept = {node: interpreter.env[node] for node in self.kept}
+        if not all(isinstance(value, Tensor) for value in kept.values()):
+            together = 1  # a number that counts images would be wrong for several copies of them
+        groups = [kernels[first : first + together] for first in range(0, len(kernels), together)]
+        return torch.cat([self._rest(interpreter, kept, group).unflatten(0, (len(group), -1)) for group in groups])
+
+    def _rest(self, interpreter: fx.Interpreter, kept: dict, kernels: Sequence[Tensor]) -> Tensor:
+        inputs = kept[self.node.args[0]]
+        copies = len(kernels)
+        interpreter.env = {
+            node: value if node.op == "get_attr" or copies == 1 else torch.cat([value] * copies)
+            for node, value in kept.items()
+        }
+        interpreter.env[self.node] = torch.cat([self._with(inputs, one) for one in kernels])
+        return _run(interpreter, self.after)
+
+    def _with(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(inputs, weight.flatten(1), self.layer.bias)
+        return self.layer._conv_forward(inputs, weight, self.layer.bias)
+
+
+def outputs(
+    model: nn.Module,
+    layer: str,
+    kernels: Sequence[Tensor],
+    split: Split,
+    dataset: Data,
+    batch_size: int = 100,
+    device: str = "cpu",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch, the outputs (kernels, images, classes) of a model for many kernels of a layer, and the labels."""
+    sweep = LayerSweep(model.to(device), layer)
+    weights = [one.to(device, torch.float32, memory_format=torch.channels_last) for one in kernels]
+    for images, labels in batches(split, batch_size):
+        yield sweep(normalise(images, dataset.mean, dataset.std), weights), labels
+
+
+def compare(*arguments, **keywords) -> dict[str, Tensor]:
+    """What many kernels of a layer do to a network; arguments as `outputs`, the first kernel is the reference.
+
+    Returns: `wrong`, bool (kernels, images); `loss`, mean cross-entropy (kernels,), and `kl`, mean divergence of the
+    outputs from the reference's, KL(reference || kernel), (kernels,), in nats.
+    """
+    wrong, loss, kl, count = [], 0, 0, 0
+    for scores, labels in outputs(*arguments, **keywords):
+        logs = scores.double().log_softmax(2)
+        wrong.append(scores.argmax(2) != labels)
+        loss = loss - logs.gather(2, labels.expand(len(logs), -1)[..., None]).sum((1, 2))
+        kl = kl + (logs[0].exp() * (logs[0] - logs)).sum((1, 2))
+        count += len(labels)
+    return {"wrong": torch.cat(wrong, 1).cpu(), "loss": (loss / count).cpu(), "kl": (kl / count).clamp(min=0).cpu()}
+
+
+def _fold_batch_norms(graph: fx.GraphModule, kept: fx.Node) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op != "call_module" or not isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        single = source.op == "call_module" and len(source.users) == 1 and source is not kept
+        if single and isinstance(conv := graph.get_submodule(source.target), nn.Conv2d):
+            graph.set_submodule(source.target, fuse_conv_bn_eval(conv, graph.get_submodule(node.target)))
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _run(interpreter: fx.Interpreter, nodes: list[fx.Node], kept: Sequence[fx.Node] = ()) -> object:
+    """Run nodes in order and return the last value; others are dropped after their last use, unless kept."""
+    last_use = {argument: node for node in nodes for argument in node.all_input_nodes if argument not in kept}
+    done: dict[fx.Node, list[fx.Node]] = {}
+    for argument, node in last_use.items():
+        done.setdefault(node, []).append(argument)
+    for node in nodes:
+        interpreter.env[node] = value = interpreter.run_node(node)
+        for argument in done.get(node, ()):
+            interpreter.env.pop(argument, None)
+    return value
+
+
+def _reached(node: fx.Node) -> set[fx.Node]:
+    """A node and all that depend on it."""
+    found, open_nodes = {node}, [node]
+    while open_nodes:
+        users = [user for user in open_nodes.pop().users if user not in found]
+        found.update(users)
+        open_nodes += users
+    return found

@@ -1,0 +1,251 @@
+"""The figures of paper 2: each function draws one from tables and returns it with the numbers behind it."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.cuts import CUTS
+from lib.figures import NULL, PALETTE
+from lib.truncation_analysis import ALLOWED
+
+DEPTH = plt.cm.viridis  # early layers dark, deep layers light
+COLOURS = dict(zip(CUTS, PALETTE, strict=False))
+Drawn = tuple[Figure, pd.DataFrame]
+
+
+def _cut_panels(height: float = 5.4, **options) -> tuple[Figure, dict, plt.Axes]:
+    """A panel for each cut, and a free place for the legend."""
+    figure, axes = plt.subplots(2, 4, figsize=(11, height), **options)
+    axes[1, 3].axis("off")
+    panels = dict(zip(CUTS, axes.flat, strict=False))
+    for cut, axis in panels.items():
+        axis.set_title(cut)
+    return figure, panels, axes[1, 3]
+
+
+def spectra(rows: pd.DataFrame, layers: int = 4) -> Drawn:
+    """Shares p of the squared norm against the index, for some layers of one network beside random kernels.
+
+    rows: of `truncation_trials.spectra`, one network.
+    """
+    figure, panels, corner = _cut_panels(5.2)
+    square = rows[[shape[2] > 1 for shape in rows["shape"]]]
+    chosen = square.iloc[np.unique(np.linspace(0, len(square) - 1, layers).round().astype(int))]
+    numbers = []
+    for (_, row), colour in zip(chosen.iterrows(), DEPTH(np.linspace(0, 0.85, len(chosen))), strict=True):
+        for cut in row["cut"]:
+            place = np.arange(1, len(row[f"weights_{cut}"]) + 1)
+            panels[cut].plot(place, row[f"weights_{cut}"], color=colour)
+            panels[cut].plot(place, row[f"random_{cut}"], ":", color=colour, linewidth=1.2)
+            both = {"index": place, "weight": row[f"weights_{cut}"], "random_weight": row[f"random_{cut}"]}
+            numbers.append(pd.DataFrame(both).assign(case=row["case"], layer=row["layer"], cut=cut))
+        corner.plot([], [], color=colour, label=row["layer"])
+    for axis in panels.values():
+        axis.set(yscale="log", ylim=(1e-5, 1.5))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
+    corner.plot([], [], ":", color="black", label="random kernel")
+    corner.legend(loc="center", title=rows["case"].iloc[0])
+    figure.supxlabel("index k")
+    figure.supylabel("share of the squared norm p")
+    return figure, pd.concat(numbers)
+
+
+def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
+    """Change of accuracy against norm loss, one layer truncated at a time, a panel a cut; points of one network."""
+    figure, panels, corner = _cut_panels(5.8, sharey=True)
+    numbers = points[points["method"] == "cut"]
+    for (cut, _), one in numbers.groupby(["cut", "layer"], sort=False):
+        one = one.sort_values("norm_loss")
+        line = {"color": DEPTH(0.9 * one["depth"].iloc[0]), "linewidth": 1, "markersize": 4}
+        panels[cut].plot([0, *one["norm_loss"]], [0, *-one["drop"]], ".-", **line)
+    for cut, axis in panels.items():
+        axis.axhline(-ALLOWED, **NULL)
+        axis.set(xlim=(0, 1))
+        axis.set_title(cut, y=1.12)
+        convert = (lambda d: np.sqrt(np.clip(1 - (1 - d) ** 2, 0, 1)), lambda e: 1 - np.sqrt(np.clip(1 - e**2, 0, 1)))
+        upper = axis.secondary_xaxis("top", functions=convert)
+        upper.set_xticks([0.3, 0.5, 0.7, 0.9])
+        upper.tick_params(labelsize=7)
+    _depth_bar(figure, corner)
+    figure.supxlabel("norm loss δ (upper axes: relative error ε)")
+    figure.supylabel("change of accuracy (points)")
+    return figure, numbers
+
+
+def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
+    """Median tolerance over trainings: layers downwards, cuts sideways, a panel a case."""
+    cases = list(dict.fromkeys(tolerated["case"]))
+    figure, axes = plt.subplots(1, len(cases), figsize=(2.2 + 2.6 * len(cases), 4.8), squeeze=False)
+    for axis, case in zip(axes.flat, cases, strict=True):
+        one = tolerated[tolerated["case"] == case]
+        grid = one.pivot_table(index="place", columns="cut", values="tolerance", aggfunc="median")
+        grid = grid.reindex(columns=[cut for cut in CUTS if cut in grid])
+        image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        names = one.drop_duplicates("place").sort_values("place")["layer"]
+        axis.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.grid(False)
+        axis.set_title(f"{case}\n{one['n'].iloc[0]} images", fontsize=9)
+    figure.colorbar(image, ax=axes, label="tolerance: ε at a drop of 1 point")
+    return figure, tolerated
+
+
+def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
+    """Mean tolerance over trainings against the layer, a line a cut, a panel a case."""
+    cases = list(dict.fromkeys(tolerated["case"]))
+    figure, axes = plt.subplots(1, len(cases), figsize=(1.5 + 2.9 * len(cases), 3.4), sharey=True, squeeze=False)
+    for axis, case in zip(axes.flat, cases, strict=True):
+        here = tolerated[tolerated["case"] == case]
+        for cut, one in here.groupby("cut", sort=False):
+            means = one.groupby("place")["tolerance"].mean()
+            axis.plot(means.index, means, ".-", color=COLOURS[cut], label=cut, linewidth=1)
+        shapes = here.drop_duplicates("place").sort_values("place").set_index("place")["shape"]
+        for place in shapes.index[shapes != shapes.shift()][1:]:
+            axis.axvline(place - 0.5, color="0.8", zorder=0)
+        axis.set(title=case, xlabel="layer, from the input", ylim=(0, 1.02))
+        axis.title.set_fontsize(9)
+    axes[0, 0].set_ylabel("tolerance (relative error)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    return figure, tolerated
+
+
+def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
+    """Mean change of accuracy against relative error for both readings of two-mode; bars: standard errors."""
+    figure, axis = plt.subplots(figsize=(7, 4))
+    numbers = []
+    pairs = points[points["method"].isin(["cut", "joint2"]) & points["cut"].str.contains(r"[.+]")]
+    for (cut, one), colour in zip(pairs.groupby("cut", sort=False), PALETTE, strict=False):
+        groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
+        line = groups.agg(
+            relative_error=("relative_error", "mean"), drop=("drop", "mean"), sem=("drop", "sem"), n=("drop", "size")
+        )
+        line = line[line["n"] >= 3]
+        style = {"color": colour, "linestyle": "-" if "." in cut else "--", "marker": ".", "label": cut}
+        axis.errorbar(line["relative_error"], -line["drop"], line["sem"], **style)
+        numbers.append(line.assign(cut=cut))
+    axis.set(xlabel="relative error ε of the kernel", ylabel="change of accuracy (points)")
+    figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2")
+    return figure, pd.concat(numbers)
+
+
+def controls(points: pd.DataFrame, names: dict[str, str]) -> Drawn:
+    """Mean change of accuracy of truncations and controls at equal relative error; bars: standard errors over layers.
+
+    points: of `truncation_trials.controlled`. names: methods with their text, in order.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4))
+    numbers = []
+    for k, (method, text) in enumerate(names.items()):
+        one = points[points["method"] == method].groupby(["case", "seed", "layer", "target"])["drop"].mean()
+        line = one.groupby("target").agg(["mean", "sem", "size"])
+        moved = line.index + 0.006 * (k - len(names) / 2)  # side by side, not on top of each other
+        axis.errorbar(moved, -line["mean"], line["sem"], color=PALETTE[k], marker="o", markersize=4, label=text)
+        numbers.append(line.reset_index().assign(method=text))
+    axis.set(xlabel="relative error ε", ylabel="change of accuracy (points)", xticks=line.index)
+    figure.legend(loc="outside right")
+    return figure, pd.concat(numbers)
+
+
+def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
+    """Tolerance against the entropy that a kernel has less than a random one, a panel a cut, coloured by depth."""
+    figure, panels, corner = _cut_panels(sharey=True)
+    for cut, one in joined.groupby("cut", sort=False):
+        panels[cut].scatter(one["excess"], one["tolerance"], c=DEPTH(0.9 * one["depth"]), s=14)
+        panels[cut].set(ylim=(0, 1.02))
+    _depth_bar(figure, corner)
+    figure.supxlabel("entropy below that of a random kernel (nats)")
+    figure.supylabel("tolerance (relative error)")
+    return figure, joined
+
+
+def forms(means: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
+    """Change of accuracy of every form at equal parameters, and the same against its relative error.
+
+    means: `form`, `target` (the budget), `drop`, `sem`, `relative_error`.
+    """
+    order = means[means["target"] == budgets[-1]].sort_values("drop")["form"].tolist()
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for budget, colour in zip(budgets, PALETTE, strict=False):
+        one = means[means["target"] == budget].set_index("form").reindex(order)
+        label = f"{budget:.0%} of the parameters"
+        axes[0].errorbar(range(len(order)), -one["drop"], one["sem"], fmt="o", color=colour, label=label)
+        axes[1].errorbar(one["relative_error"], -one["drop"], one["sem"], fmt="o", color=colour)
+    for form, row in one.dropna().iterrows():
+        axes[1].annotate(
+            form, (row["relative_error"], -row["drop"]), fontsize=7, xytext=(4, 4), textcoords="offset points"
+        )
+    axes[0].set_xticks(range(len(order)), order, rotation=60)
+    axes[0].set(ylabel="change of accuracy (points)", title="at equal parameters")
+    axes[1].set(xlabel="mean relative error ε", title="the same by the error that they make")
+    axes[0].legend(loc="lower left")
+    return figure, means
+
+
+def all_layers(table: pd.DataFrame) -> Drawn:
+    """Change of accuracy with all layers truncated, against the relative error and against the parameters left.
+
+    table: `form_name`, `target`, `relative_error`, `drop`, `kept`.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    means = table.groupby(["form_name", "target"], sort=False)[["relative_error", "drop", "kept"]].mean().reset_index()
+    for (form, one), colour in zip(means.groupby("form_name", sort=False), PALETTE, strict=False):
+        style = {"color": colour, "linestyle": "--" if "+" in form else "-", "marker": ".", "label": form}
+        axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **style)
+        axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **style)
+    axes[0].set(xlabel="relative error of all kernels together", ylabel="change of accuracy (points)")
+    axes[1].set(xlabel="share of the network's parameters, factorised")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
+    return figure, means
+
+
+def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
+    """Accuracy by epoch of retraining, a line an arm, a panel a truncation, mean over trainings; dotted: `few` epochs.
+
+    rows: `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
+    """
+    panels = list(rows[rows["arm"] != "untruncated"].groupby(["form_name", "target"], sort=False).groups)
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 1.75 * len(panels), 3.6), sharey=True, squeeze=False)
+    colours = dict(zip(dict.fromkeys(rows["arm"]), PALETTE, strict=False))
+    numbers = []
+    for axis, (form, error) in zip(axes.flat, panels, strict=True):
+        here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
+        for arm, one in rows[here].groupby("arm", sort=False):
+            line = np.mean(one["accuracy"].tolist(), axis=0)
+            axis.plot(range(len(line)), line, marker="s" if arm == "batch norm" else ".", color=colours[arm], label=arm)
+            labels = {"arm": arm, "form": form, "target": error}
+            numbers.append(pd.DataFrame({"epoch": range(len(line)), "accuracy": line} | labels))
+        axis.axvline(few, **NULL)
+        axis.set_title(f"{form}\nε = {error:g}", fontsize=9)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    figure.supxlabel("epoch of retraining")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    return figure, pd.concat(numbers)
+
+
+def latencies(table: pd.DataFrame) -> Drawn:
+    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: what MACs promise.
+
+    table: `kernel`, `form`, `macs_share`, `made_latency_share`.
+    """
+    kernels = list(dict.fromkeys(table["kernel"]))
+    figure, axes = plt.subplots(1, len(kernels), figsize=(1.4 + 3.8 * len(kernels), 3.8), sharey=True, squeeze=False)
+    colours = dict(zip(dict.fromkeys(table["form"]), PALETTE, strict=False))
+    for axis, kernel in zip(axes.flat, kernels, strict=True):
+        axis.plot([0, 1], [0, 1], **NULL)
+        for form, one in table[table["kernel"] == kernel].groupby("form", sort=False):
+            axis.plot(one["macs_share"], one["made_latency_share"], "o", color=colours[form], label=form)
+        axis.set(title=kernel, xlabel="MACs, share of the dense layer", xlim=(0, 1.05))
+    axes[0, 0].set_ylabel("measured time, share of the dense layer")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    return figure, table
+
+
+def _depth_bar(figure: Figure, corner: plt.Axes) -> None:
+    colours = plt.cm.ScalarMappable(
+        plt.Normalize(0, 1), plt.matplotlib.colors.ListedColormap(DEPTH(np.linspace(0, 0.9, 64)))
+    )
+    bar = figure.colorbar(colours, ax=corner, location="left", ticks=[0, 1], fraction=0.5, aspect=8)
+    bar.set_ticklabels(["first layer", "last layer"])
