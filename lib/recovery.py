@@ -4,11 +4,12 @@ A plan is three lists of a spec, an entry a layer: `layers` (names), `forms` (a 
 two single-mode cuts as "OUT+IN") and `ranks` (a list of numbers each).
 """
 
+import json
 import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -54,11 +55,15 @@ def factorise_plan(model: nn.Module, plan: dict) -> None:
     """Replace the convolutions of a plan in place by the small ones that they stand for."""
     for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
         rank = ranks[0] if len(ranks) == 1 else tuple(ranks)
+        form = {"OUT+IN": "tucker2"}.get(form, form)
         model.set_submodule(name, truncation.factorise(model.get_submodule(name), form, rank))
 
 
 def plan_parameters(model: nn.Module, plan: dict) -> int:
-    """Parameters of the network of a plan in factorised form, where that is smaller than the dense kernel."""
+    """Parameters of the network of a plan in factorised form, where that is smaller than the dense kernel.
+
+    Pairs of cuts other than OUT+IN have no form of their own here and count as dense.
+    """
     total = sum(parameter.numel() for parameter in model.parameters())
     for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
         shape = sweep.kernel(model.get_submodule(name)).shape
@@ -81,8 +86,10 @@ def truncate_network(spec: dict, device: str, weights: Path, *, baselines: Path)
     model, dataset = training.baseline(dense_spec(spec), baselines, device)
     images, other = part(dataset, spec), deepcopy(model)
     apply_plan(other, spec)
-    before, after = (training.evaluate(one, images, dataset, device=device) for one in (model, other))
-    row = _compared(before, after) | {"parameters": plan_parameters(model, spec)}
+    before = _dense_evaluation(json.dumps([dense_spec(spec), spec["part"], spec["images"]]), baselines, device)
+    row = _compared(before, training.evaluate(other, images, dataset, device=device)) | {
+        "parameters": plan_parameters(model, spec)
+    }
     row["dense_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     return row | {"relative_error": _distance(model, other, spec["layers"])}
 
@@ -91,10 +98,11 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
     """The trial of `recoveries`: a truncated network after each epoch of retraining.
 
     Args:
-        spec: a dense network, a plan (none for "untruncated"), `part`, `images`; `arm` of ARMS: "dense" lets every kernel go where it will,
-            "projected" truncates again after every epoch, "factorised" trains the small convolutions, "batch norm"
-            re-estimates statistics on frozen weights, "untruncated" is the control that was never truncated;
-            `retrain_epochs`, `retrain_images` (an epoch), `retrain_lr`, `retrain_batch`, `retrain_seed`.
+        spec: a dense network, a plan (none for "untruncated"), `part`, `images`; `arm` of ARMS: "dense" lets every
+            kernel go where it will, "projected" truncates again after every epoch, "factorised" trains the small
+            convolutions, "batch norm" re-estimates statistics on frozen weights, "untruncated" is the control that was
+            never truncated; `retrain_epochs`, `retrain_images` (an epoch), `retrain_lr`, `retrain_batch` and
+            `retrain_seed`.
 
     Returns: by epoch from 0, `wrong` and `loss` on `n` images; `dense_wrong`; `refilled`, the relative error that
         truncating the retrained kernels once more would make (0: the rank was kept); `distance` from the dense
@@ -115,7 +123,7 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
     few = Split(images.images[:100], images.labels[:100])  # `fit` wants some; the record below has its own
     seen = replace(dataset, train=Split(dataset.train.images[some], dataset.train.labels[some]), validation=few)
     if spec["arm"] == "batch norm":
-        reestimate_batch_norm(other, seen, device)
+        reestimate_batch_norm(other, seen)
         record.append(training.evaluate(other, images, dataset, device=device))
     else:
         if spec["arm"] == "factorised":
@@ -142,14 +150,16 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
     return row
 
 
-def reestimate_batch_norm(model: nn.Module, dataset: Data, device: str = "cpu", batches: int = 200) -> None:
+def reestimate_batch_norm(model: nn.Module, dataset: Data, batches: int = 200) -> None:
     """Replace all running statistics by plain averages over batches of 128 training images; weights stay frozen."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
-    model.train()
+    model.eval()  # dropout stays off
+    for norm in norms:
+        norm.train()
     with torch.no_grad():
         for _, (images, _) in zip(range(batches), data.batches(dataset.train, 128), strict=False):
             model(data.normalise(images, dataset.mean, dataset.std))
@@ -168,10 +178,19 @@ def loss_barrier(model: nn.Module, other: nn.Module, dataset: Data, images: Spli
     between, losses = deepcopy(model), []
     for place in PATH:
         nn.utils.vector_to_parameters(torch.lerp(start, end, place), between.parameters())
-        reestimate_batch_norm(between, dataset, device)
+        reestimate_batch_norm(between, dataset)
         losses.append(training.evaluate(between, images, dataset, device=device)["loss"])
     excess = max(loss - (1 - t) * losses[0] - t * losses[-1] for t, loss in zip(PATH, losses, strict=True))
     return excess / (math.log(dataset.classes) - losses[0])
+
+
+@lru_cache(maxsize=4)
+def _dense_evaluation(asked: str, baselines: Path, device: str) -> dict:
+    """The dense network on the images of a spec, once a process and not once a plan."""
+    dense, which, images = json.loads(asked)
+    model, dataset = training.baseline(dense, baselines, device)
+    split = part(dataset, dense | {"part": which, "images": images})
+    return training.evaluate(model, split, dataset, device=device)
 
 
 def _compared(before: dict, after: dict) -> dict:

@@ -21,6 +21,7 @@ from functools import cache
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -115,7 +116,7 @@ class Study:
         if absent := [spec for key, spec in asked if key not in place]:
             raise KeyError(f"{self.name} has no row of {absent[0]} (nor of {len(absent) - 1} others): run it first.")
         # Chosen before pandas sees them: a null in a row that nobody asked for must not turn integers into floats.
-        found = known.take([place[key] for key, _ in asked])
+        found = known.take(np.array([place[key] for key, _ in asked], dtype=np.int64))
         columns = pd.DataFrame([spec for _, spec in asked])
         fixed = ["status", "reason", "key", "spec"]
         kept = [c for c in found.column_names if found[c].null_count < len(found)]

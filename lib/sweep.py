@@ -30,6 +30,8 @@ def kernel(layer: nn.Module) -> Tensor:
 def layer_names(model: nn.Module, downsample: bool = False) -> list[str]:
     """Names of the convolutions and linear layers before the head, in order; projections in shortcuts only if asked."""
     named = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    inner = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]  # runs without its parts
+    named = [name for name in named if not name.startswith(tuple(f"{part}." for part in inner))]
     return [name for name in named if name != head_name(model) and (downsample or "downsample" not in name)]
 
 
@@ -38,19 +40,15 @@ def input_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int
 
     shape: of one input, batch first.
     """
-    sizes, hooks = {}, []
+    sizes, model = {}, deepcopy(model).eval()
     for name in layer_names(model, downsample=True):
 
         def note(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
             sizes[name] = tuple(inputs[0].shape[-2:]) if isinstance(layer, nn.Conv2d) else (1, 1)
 
-        hooks.append(model.get_submodule(name).register_forward_pre_hook(note))
-    try:
-        with torch.no_grad():
-            model(torch.zeros(shape, device=next(model.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+        model.get_submodule(name).register_forward_pre_hook(note)
+    with torch.no_grad():
+        model(torch.zeros(shape, device=next(model.parameters()).device))
     return sizes
 
 
@@ -60,20 +58,24 @@ class LayerSweep:
     The network's graph is cut in two: values that do not depend on the layer are computed once for a batch, the others
     for several kernels at once. Every BatchNorm that follows a convolution is folded into it, except after the layer,
     and channels come last in memory: both only save time.
-    Raises ValueError for a layer without a kernel.
+    Raises ValueError for a layer without a kernel, or one that a forward pass does not call exactly once.
     """
 
     def __init__(self, model: nn.Module, layer: str):
         self.graph = fx.symbolic_trace(deepcopy(model).eval()).to(memory_format=torch.channels_last)
         self.layer = self.graph.get_submodule(layer)
         kernel(self.layer)
-        self.node = next(node for node in self.graph.graph.nodes if node.target == layer)
+        found = [node for node in self.graph.graph.nodes if node.op == "call_module" and node.target == layer]
+        if len(found) != 1:
+            raise ValueError(f"{layer} is called {len(found)} times in a forward pass: choose a layer called once.")
+        self.node = found[0]
         _fold_batch_norms(self.graph, self.node)
         nodes = [node for node in self.graph.graph.nodes if node.op != "output"]
         after = _reached(self.node)
         self.before = [node for node in nodes if node not in after]
         self.after = [node for node in nodes if node in after and node is not self.node]
         needed = {argument for node in (self.node, *self.after) for argument in node.all_input_nodes}
+        self.of_images = _reached(nodes[0])
         self.kept = [node for node in self.before if node in needed]
 
     @torch.inference_mode()
@@ -97,11 +99,11 @@ class LayerSweep:
         inputs = kept[self.node.args[0]]
         copies = len(kernels)
         interpreter.env = {
-            node: value if node.op == "get_attr" or copies == 1 else torch.cat([value] * copies)
+            node: torch.cat([value] * copies) if copies > 1 and node in self.of_images else value
             for node, value in kept.items()
         }
-        interpreter.env[self.node] = torch.cat([self._with(inputs, one) for one in kernels])
-        return _run(interpreter, self.after)
+        interpreter.env[self.node] = changed = torch.cat([self._with(inputs, one) for one in kernels])
+        return _run(interpreter, self.after) if self.after else changed
 
     def _with(self, inputs: Tensor, weight: Tensor) -> Tensor:
         if isinstance(self.layer, nn.Linear):

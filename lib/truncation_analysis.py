@@ -1,4 +1,4 @@
-"""The statistics of paper 2 on rows: tolerances, what goes with them, comparisons at equal error, plans."""
+"""The statistics of paper 2 on rows: tolerances, what goes with them, comparisons at equal error."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,6 @@ import pandas as pd
 
 from lib import agreement, claims
 from lib.cuts import CUTS
-from lib.factorisation import parameters
 
 ALLOWED = 1.0  # points of accuracy that a harmless truncation may cost
 CHANNEL, SPATIAL = ("OUT", "IN"), ("KH", "KW")
@@ -81,6 +80,14 @@ def tolerances(table: pd.DataFrame, allowed: float = ALLOWED) -> pd.DataFrame:
         row["idle"] = bool(idle[row["case"], row["seed"], row["layer"]])
         found.append(row)
     return pd.DataFrame(found)
+
+
+def lowest_ranks(table: pd.DataFrame, allowed: float = ALLOWED) -> pd.DataFrame:
+    """One row a layer and cut: the lowest rank above which no rank drops by more than `allowed`; none, no row."""
+    key = ["case", "network", "dataset", "seed", "layer", "cut"]
+    cut = table[table["method"] == "cut"].sort_values("rank", ascending=False)
+    harmless = (cut["drop"] <= allowed).groupby([cut[name] for name in key], sort=False).cummin()
+    return cut[harmless].groupby(key, sort=False).last().reset_index()
 
 
 def over_layers(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], seed: int = 0) -> dict:
@@ -195,64 +202,6 @@ def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[in
     return {"value": value, "low": value - 100 * half, "high": value + 100 * half, "n": n}
 
 
-# Plans for whole networks --------------------------------------------------------------------------------------------
-
-
-def plan(layers: Sequence[str], forms: Sequence[str], ranks: Sequence[Sequence[int]]) -> dict:
-    """A plan as `recovery` reads it."""
-    return {"layers": list(layers), "forms": list(forms), "ranks": [list(map(int, one)) for one in ranks]}
-
-
-def plan_at_error(spectra: pd.DataFrame, form: str, error: float) -> dict:
-    """Every layer truncated to the same relative error on one cut, or on each of two single-mode cuts ("OUT+IN").
-
-    spectra: rows of one network (`truncation_trials.spectra`). A layer where the cut is not applicable stays dense.
-    """
-    chosen = spectra[[set(form.split("+")) <= set(cuts) for cuts in spectra["cut"]]]
-    ranks = [[_rank_at(row[f"weights_{cut}"], error) for cut in form.split("+")] for _, row in chosen.iterrows()]
-    return plan(chosen["layer"], [form] * len(chosen), ranks)
-
-
-def _rank_at(weights: Sequence[float], error: float) -> int:
-    """The smallest rank with at most this relative error, from the weights p of a spectrum."""
-    beyond = np.append(np.cumsum(np.asarray(weights)[::-1])[::-1][1:], 0)
-    return int((np.sqrt(beyond) > error).sum()) + 1
-
-
-def plan_at_share(spectra: pd.DataFrame, cut: str, budget: float) -> dict:
-    """Every layer on one cut at the same share of its own parameters, at least rank 1: uniform ranks."""
-    chosen = spectra[[cut in cuts for cuts in spectra["cut"]]]
-    largest = [budget * math.prod(shape) / parameters(tuple(shape), cut, 1) for shape in chosen["shape"]]
-    ranks = [[max(1, min(int(rank), len(row)))] for rank, row in zip(largest, chosen[f"weights_{cut}"], strict=True)]
-    return plan(chosen["layer"], [cut] * len(chosen), ranks)
-
-
-def cheapest_plan(table: pd.DataFrame, cost: str, budget: int) -> dict:
-    """For each layer the cut and rank that together cost least within a number of parameters of all layers.
-
-    table: truncations of one network (`points`); an option that saves no parameters is replaced by the dense layer.
-    cost: a column, such as `rise` or `squared_error`, added over layers. Solved by a price on parameters (Lagrange).
-    """
-    options = {}
-    for layer, one in table[table["method"] == "cut"].groupby("layer", sort=False):
-        shape = tuple(int(size) for size in one["shape"].iloc[0].split("x"))
-        listed = [(math.prod(shape), 0.0, "", 0)]
-        for entry in one.itertuples():
-            size = parameters(shape, entry.cut, entry.rank)
-            if size < math.prod(shape):
-                listed.append((size, max(0.0, getattr(entry, cost)), entry.cut, entry.rank))
-        options[layer] = listed
-    for price in np.geomspace(1e-9, 1e3, 600):
-        chosen = {layer: min(listed, key=lambda o: o[1] + price * o[0]) for layer, listed in options.items()}
-        if sum(option[0] for option in chosen.values()) <= budget:
-            break
-    kept = {layer: option for layer, option in chosen.items() if option[2]}
-    return plan(kept, [option[2] for option in kept.values()], [[option[3]] for option in kept.values()])
-
-
-# Retraining ----------------------------------------------------------------------------------------------------------
-
-
 def recovery_gaps(rows: pd.DataFrame, margin: float, few: int) -> pd.DataFrame:
     """Rows of `recovery.recoveries` that were truncated, against the untruncated control of their case and seed.
 
@@ -296,3 +245,40 @@ def train_cuts(order: str) -> list[str]:
     first, second, third, last = order.split()
     middle = next(cut for cut in CUTS if set(cut.split(".")) in ({first, second}, {third, last}))
     return [first, middle, last]
+
+
+def train_tolerances(table: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFrame:
+    """The tensor trains of `truncation_trials.forms`, with the mean `tolerance` of the three cuts that each order makes
+    and the accuracy `kept` (minus the drop). Layers where one of these cuts does not apply are left out.
+    """
+    trains = table[table["method"] == "tt"].copy()
+    limit = tolerated.set_index(["case", "seed", "layer", "cut"])["tolerance"].to_dict()
+    made = [[(row.case, row.seed, row.layer, cut) for cut in train_cuts(row.cut)] for row in trains.itertuples()]
+    trains["tolerance"] = [np.mean([limit.get(key, np.nan) for key in keys]) for keys in made]
+    return trains.assign(kept=-trains["drop"]).dropna(subset="tolerance")
+
+
+def read_again(
+    chosen: pd.DataFrame, read: pd.DataFrame, tolerated: pd.DataFrame, allowed: float = ALLOWED
+) -> pd.DataFrame:
+    """Chosen truncations (`lowest_ranks`) with the drop on other images, `drop_read`, and whether it is `harmless`.
+
+    read: `points` of those. `tolerance` is the relative error of a harmless one, and 0 of another.
+    """
+    key = ["case", "seed", "layer", "cut"]
+    other = read[read["method"] == "cut"].set_index(key)["drop"].rename("drop_read")
+    both = chosen.join(other, on=key, how="inner").merge(tolerated[[*key, "idle"]], on=key)
+    both["harmless"] = both["drop_read"] <= allowed
+    return both.assign(tolerance=both["relative_error"].where(both["harmless"], 0.0))
+
+
+def latency_shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `truncation_trials.latencies` that fit, with MACs and measured time as shares of the dense kernel's."""
+    table = rows[rows["macs"] > 0].copy()
+    table["kernel"] = [f"{s[0]}x{s[1]}x3x3 on {m}x{m}" for s, m in zip(table["shape"], table["map"], strict=True)]
+    dense = table[table["form"] == "dense"].set_index("kernel")
+    table["macs_share"] = table["macs"] / table["kernel"].map(dense["macs"])
+    table["made_latency_share"] = table["made_latency_ms"] / table["kernel"].map(dense["made_latency_ms"])
+    return table[
+        ["kernel", "form", "share", "parameters", "macs", "macs_share", "made_latency_ms", "made_latency_share"]
+    ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from lib.cuts import CUTS
@@ -13,6 +14,7 @@ from lib.truncation_analysis import ALLOWED
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light
 COLOURS = dict(zip(CUTS, PALETTE, strict=False))
+COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
 Drawn = tuple[Figure, pd.DataFrame]
 
 
@@ -67,7 +69,7 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
         axis.set_title(cut, y=1.12)
         convert = (lambda d: np.sqrt(np.clip(1 - (1 - d) ** 2, 0, 1)), lambda e: 1 - np.sqrt(np.clip(1 - e**2, 0, 1)))
         upper = axis.secondary_xaxis("top", functions=convert)
-        upper.set_xticks([0.3, 0.5, 0.7, 0.9])
+        upper.set_xticks([0.5, 0.7, 0.9])
         upper.tick_params(labelsize=7)
     _depth_bar(figure, corner)
     figure.supxlabel("norm loss δ (upper axes: relative error ε)")
@@ -173,10 +175,9 @@ def forms(means: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
         label = f"{budget:.0%} of the parameters"
         axes[0].errorbar(range(len(order)), -one["drop"], one["sem"], fmt="o", color=colour, label=label)
         axes[1].errorbar(one["relative_error"], -one["drop"], one["sem"], fmt="o", color=colour)
-    for form, row in one.dropna().iterrows():
-        axes[1].annotate(
-            form, (row["relative_error"], -row["drop"]), fontsize=7, xytext=(4, 4), textcoords="offset points"
-        )
+    for k, (form, row) in enumerate(one.sort_values("relative_error").iterrows()):
+        offset = (3, 5 if k % 2 else -10)  # neighbours on different sides
+        axes[1].annotate(form, (row["relative_error"], -row["drop"]), offset, textcoords="offset points", fontsize=7)
     axes[0].set_xticks(range(len(order)), order, rotation=60)
     axes[0].set(ylabel="change of accuracy (points)", title="at equal parameters")
     axes[1].set(xlabel="mean relative error ε", title="the same by the error that they make")
@@ -194,7 +195,8 @@ def all_layers(table: pd.DataFrame) -> Drawn:
     for (form, one), colour in zip(means.groupby("form_name", sort=False), PALETTE, strict=False):
         style = {"color": colour, "linestyle": "--" if "+" in form else "-", "marker": ".", "label": form}
         axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **style)
-        axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **style)
+        if form in COUNTED:
+            axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **style)
     axes[0].set(xlabel="relative error of all kernels together", ylabel="change of accuracy (points)")
     axes[1].set(xlabel="share of the network's parameters, factorised")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
@@ -244,8 +246,7 @@ def latencies(table: pd.DataFrame) -> Drawn:
 
 
 def _depth_bar(figure: Figure, corner: plt.Axes) -> None:
-    colours = plt.cm.ScalarMappable(
-        plt.Normalize(0, 1), plt.matplotlib.colors.ListedColormap(DEPTH(np.linspace(0, 0.9, 64)))
-    )
-    bar = figure.colorbar(colours, ax=corner, location="left", ticks=[0, 1], fraction=0.5, aspect=8)
+    shades = ListedColormap(DEPTH(np.linspace(0, 0.9, 64)))
+    place = corner.inset_axes([0.1, 0.1, 0.1, 0.8])
+    bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), shades), cax=place, ticks=[0, 1])
     bar.set_ticklabels(["first layer", "last layer"])

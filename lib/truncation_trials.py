@@ -147,8 +147,13 @@ def truncate_layer(
 def truncated_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
     """Every applicable cut at every rank of a grid, pairs of single-mode cuts at equal error on both, and no kernel.
 
-    spec: `shares` of the number of singular values, to which rank 1 is added; `joint_errors`.
+    spec: `shares` of the number of singular values, to which rank 1 is added; `joint_errors`. Or, to read chosen
+    truncations on other images: `cuts` and `ranks`, lists of one length, and nothing else is truncated.
     """
+    if "ranks" in spec:
+        for cut, rank in zip(spec["cuts"], spec["ranks"], strict=True):
+            yield {"method": "cut", "cut": cut, "rank": rank}, truncation.truncate(kernel, cut, rank)
+        return
     yield {"method": "zero"}, controls.zeroed(kernel)
     found = {cut: cut_svd(kernel, cut, gram=kernel.is_cuda) for cut in applicable_cuts(kernel.shape)}
     for cut, svd in found.items():
@@ -220,7 +225,7 @@ def layer_moment(model: nn.Module, name: str, dataset: Data) -> Tensor | None:
 
 
 def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
-    """Every form with at most a share of the dense parameters, for the `budgets` of a spec; CP from `starts` starts.
+    """Every form that fits in a share of the dense parameters, for the `budgets` of a spec; CP from `starts` starts.
 
     `target` is the share. For tensor trains `cut` names the order of the modes. "as cp" is every cut graded to the
     error of the best CP kernel.
@@ -234,12 +239,15 @@ def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
                 labels = {"method": "cut", "cut": cut, "rank": rank, "target": budget}
                 yield labels, truncation.truncate(kernel, cut, rank)
         for form in ("tucker2", "tucker"):
-            ranks = ranks_within(shape, form, within)
-            yield {"method": form, "target": budget}, truncation.approximate(kernel, form, ranks)
+            if parameters(shape, form, ranks_at(shape, form, 0)) <= within:
+                ranks = ranks_within(shape, form, within)
+                yield {"method": form, "target": budget}, truncation.approximate(kernel, form, ranks)
         for order in itertools.permutations(MODES):
             if parameters(shape, "tt", (1, 1, 1), order) <= within:
                 labels = {"method": "tt", "cut": " ".join(order), "target": budget}
                 yield labels, truncation.approximate(kernel, "tt", ranks_within(shape, "tt", within, order), order)
+        if parameters(shape, "cp", 1) > within:
+            continue
         fits = [
             cp(kernel, ranks_within(shape, "cp", within), generator(draw, "cp", spec["layer"]), 1, spec["iterations"])
             for draw in range(spec["starts"])
@@ -267,7 +275,7 @@ def measure_latency(spec: dict, device: str, weights_path: Path) -> dict:
     Returns: `parameters`, `macs` of one image, `ranks`, and the median milliseconds of one pass; zeros if no rank fits.
     """
     outputs, inputs, *window = spec["shape"]
-    conv = nn.Conv2d(inputs, outputs, window, padding=window[0] // 2, bias=False)
+    conv = nn.Conv2d(inputs, outputs, window, padding=window[0] // 2, bias=False, device="meta").to_empty(device="cpu")
     torch.nn.init.normal_(conv.weight, generator=generator(0, "latency"))
     image, shape, form = (spec["map"], spec["map"]), conv.weight.shape, spec["form"]
     layer, rank = conv, []

@@ -9,7 +9,16 @@ from torch import nn
 from lib.cp import cp_als
 from lib.cuts import CUTS, MODES, unfold
 from lib.decomposition import RANKS, decompose, limits, tensor_ring
-from lib.factorisation import SharedConv2d, break_even, layers, macs, parameters, ranks_at, ranks_within
+from lib.factorisation import (
+    SharedConv2d,
+    break_even,
+    dense_kernel,
+    layers,
+    macs,
+    parameters,
+    ranks_at,
+    ranks_within,
+)
 from lib.models import count_macs, count_parameters
 
 ORDERS = tuple(itertools.permutations(MODES))
@@ -144,6 +153,39 @@ def test_impulses_read_the_truncated_kernel_off_the_factorised_layer(form):
     factors = decomposed(conv.weight.data, form)
     kernel = impulse_kernel(layers(conv, factors), SHAPE)
     assert (kernel - factors.kernel()).norm() < 1e-13 * kernel.norm()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_dense_kernel_of_a_factorised_layer_is_the_truncated_one_in_any_geometry(form, geometry):
+    conv = convolution(**geometry)
+    factors = decomposed(conv.weight.data, form)
+    model = layers(conv, factors)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    kernel = dense_kernel(model)
+    assert kernel.shape == SHAPE and (kernel - factors.kernel()).norm() < 1e-13 * kernel.norm()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model[-1].bias is not None or geometry.get("bias") is False
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_dense_kernel_of_a_trained_factorised_layer_gives_its_outputs(form):
+    conv = convolution(padding=(1, 2), stride=(2, 1))
+    model, images = layers(conv, decomposed(conv.weight.data, form)), gaussian(2, 12, 9, 11)
+    with torch.no_grad():
+        for k, parameter in enumerate(model.parameters()):
+            parameter += 0.1 * gaussian(*parameter.shape, seed=k)
+        conv.bias.copy_(model[-1].bias)
+        conv.weight.copy_(dense_kernel(model))
+        assert (conv(images) - model(images)).norm() < 1e-13 * model(images).norm()
+
+
+@pytest.mark.parametrize("shape", ((8, 6, 1, 1), (8, 1, 3, 3), (8, 6, 1, 5)))
+def test_the_dense_kernel_of_small_shapes_is_found(shape):
+    for form in FORMS:
+        factors = decomposed(gaussian(*shape), form, ranks_at(shape, form, 0.5))
+        kernel = dense_kernel(layers(convolution(shape), factors))
+        assert kernel.shape == shape and (kernel - factors.kernel()).norm() < 1e-13 * kernel.norm(), form
 
 
 @pytest.mark.parametrize("form", FORMS)

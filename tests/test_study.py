@@ -47,6 +47,10 @@ def test_rows_come_back_in_the_order_asked_with_results_and_provenance(tmp_path)
     assert {f"{PREFIX}{c}" for c in ("seconds", "memory_mb", "device", "commit", "code")} <= set(rows)
 
 
+def test_asking_for_nothing_gives_an_empty_table(tmp_path):
+    assert Study("00_t.square", toy_trials.square, 1, tmp_path).run([], workers=2).empty
+
+
 def test_asking_again_computes_nothing(tmp_path):
     log = tmp_path / "log"
     study = Study("00_t.logged", toy_trials.logged, 1, tmp_path)

@@ -4,9 +4,11 @@ import sys
 import torch
 
 from lib import provenance
-from tests.bench import house, latent
+from tests.bench import house, latent, truncation
 
-BENCHMARKS = {benchmark.__name__: benchmark for module in (house, latent) for benchmark in module.BENCHMARKS}
+BENCHMARKS = {
+    benchmark.__name__: benchmark for module in (house, latent, truncation) for benchmark in module.BENCHMARKS
+}
 
 if __name__ == "__main__":
     if unknown := set(sys.argv[1:]) - set(BENCHMARKS):

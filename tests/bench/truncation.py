@@ -1,0 +1,163 @@
+"""Paper 2: the sweep of single layers against the straightforward loop, and decompositions against tensorly.
+
+BENCH_EVERY=1 in the environment sweeps every layer of the ResNet-20 in place of every third; BENCH_IMAGES=200
+takes fewer images. Its times are those of the process, on which others on a busy machine bear least.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import tensorly
+import torch
+from tensorly.cp_tensor import CPTensor, cp_to_tensor
+from tensorly.decomposition import parafac, tensor_train, tucker
+from torch import Tensor, nn
+
+from lib import data, models, sweep, training, truncation
+from lib.cp import cp_als
+from lib.cuts import MODES, applicable_cuts, cut_svd
+from lib.data import Data, Split
+from lib.decomposition import ORDER, decompose
+from lib.factorisation import ranks_at
+from lib.provenance import CompanionError
+from tests.bench import Line, trials
+from tests.bench.latent import best
+
+BATCH, SHARES = 50, (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+CP_ITERATIONS = 5
+
+
+def network(images: int) -> tuple[nn.Module, Data, Split, str]:
+    """A ResNet-20 and test images: public weights and CIFAR-10 where they are here, or else random ones."""
+    try:
+        model, (mean, std) = models.public("resnet20", "cifar10")
+        dataset = replace(data.load("cifar10"), mean=mean, std=std)
+        return model, dataset, Split(dataset.test.images[:images], dataset.test.labels[:images]), "public weights"
+    except CompanionError:
+        dataset = trials.random_cifar(images)
+        return models.build("resnet20").eval(), dataset, dataset.train, "random weights and images"
+
+
+def grid(kernel: Tensor) -> list[tuple[str, int]]:
+    """Every applicable cut at six ranks, or at all of them where it has fewer."""
+    points = []
+    for cut in applicable_cuts(kernel.shape):
+        largest = len(cut_svd(kernel, cut).values)
+        ranks = {round(share * largest) for share in SHARES} if largest > len(SHARES) else range(1, largest)
+        points += [(cut, rank) for rank in sorted(ranks)]
+    return points
+
+
+def straightforward(model: nn.Module, layer: str, points: list, split: Split, dataset: Data) -> list[int]:
+    """Wrong images with every kernel: an SVD a rank, the network run from its first layer to its last."""
+    weight, wrong = model.get_submodule(layer).weight, []
+    dense = weight.detach().clone()
+    for cut, rank in points:
+        weight.data.copy_(truncation.truncate(dense, cut, rank))
+        wrong.append(len(training.evaluate(model, split, dataset, BATCH)["wrong"]))
+    weight.data.copy_(dense)
+    return wrong
+
+
+def swept(model: nn.Module, layer: str, points: list, split: Split, dataset: Data) -> list[int]:
+    """The same numbers by `lib.sweep`."""
+    kernel = sweep.kernel(model.get_submodule(layer))
+    found = {cut: cut_svd(kernel, cut) for cut in dict(points)}
+    kernels = [kernel, *[found[cut].kernel(rank).to(kernel) for cut, rank in points]]
+    return sweep.compare(model, layer, kernels, split, dataset, BATCH)["wrong"].sum(1)[1:].tolist()
+
+
+def single_layers() -> Iterator[Line]:
+    torch.set_num_threads(1)
+    every, images = int(os.environ.get("BENCH_EVERY", 3)), int(os.environ.get("BENCH_IMAGES", 2000))
+    model, dataset, split, origin = network(images)
+    layers = sweep.layer_names(model)
+    total, difference, count = [0.0, 0.0], 0, 0
+    for layer in layers[::every]:
+        points = grid(sweep.kernel(model.get_submodule(layer)))
+        count += len(points)
+        found, seconds = [], []
+        for call in (swept, straightforward):
+            start = time.process_time()
+            found.append(call(model, layer, points, split, dataset))
+            seconds.append(time.process_time() - start)
+        total = [before + more for before, more in zip(total, seconds, strict=True)]
+        difference = max(difference, *[abs(one - other) for one, other in zip(*found, strict=True)])
+        yield Line(f"   {layer}, {len(points)} kernels", seconds[1] / seconds[0], "x")
+    part = f"{len(layers[::every])} of {len(layers)} layers, {count} kernels, {len(split):,} images"
+    yield Line(f"ResNet-20, {origin}: {part}, batches of {BATCH}", total[0], "CPU s, swept")
+    yield Line("   the straightforward loop", total[1], "CPU s")
+    yield Line("   the sweep against it", total[1] / total[0], "x", ">", 2)
+    yield Line("   largest difference of the accuracies", difference, "images", "<", 2)
+
+
+def against_tensorly(
+    what: str, kernel: Tensor, ours: Callable[[], Tensor], theirs: Callable[[], Tensor], bound: float
+) -> Iterator[Line]:
+    """The ratio of two times, and the difference of two relative errors, of which a negative one is ours to gain."""
+    errors = [truncation.relative_error(kernel, call()) for call in (ours, theirs)]
+    times = [best(call, 3) for call in (ours, theirs)]
+    yield Line(f"{what}: against tensorly's {1e3 * times[1]:.0f} ms", times[1] / times[0], "x", ">", bound)
+    yield Line(f"   relative error {errors[0]:.4f}, minus tensorly's", errors[0] - errors[1], "", "<", 1e-4)
+
+
+def tensorly_tucker(kernel: Tensor, ranks: tuple[int, ...], iterations: int) -> Tensor:
+    return tucker(kernel, ranks, n_iter_max=iterations, tol=0).to_tensor()
+
+
+def tensorly_iterations(kernel: Tensor, ranks: tuple[int, ...], error: float, most: int = 100) -> int:
+    """The fewest iterations with which tensorly's Tucker form errs no more: one sweep of each does not err alike."""
+    for count in range(1, most):
+        if truncation.relative_error(kernel, tensorly_tucker(kernel, ranks, count)) <= error + 1e-6:
+            return count
+    return most
+
+
+def decompositions() -> Iterator[Line]:
+    torch.set_num_threads(1)
+    random = torch.Generator().manual_seed(0)
+    modes = [MODES.index(mode) for mode in ORDER]
+    with tensorly.backend_context("pytorch"):
+        for channels in (64, 256):
+            shape = (channels, channels, 3, 3)
+            kernel = torch.randn(shape, generator=random, dtype=torch.float64)
+            bonds, ranks = ranks_at(shape, "tt", 0.5), ranks_at(shape, "tucker", 0.5)
+            name = f"{channels} x {channels} x 3 x 3"
+            yield from against_tensorly(
+                f"tensor train of {name}",
+                kernel,
+                lambda kernel=kernel, bonds=bonds: decompose(kernel, "tt", bonds).kernel(),
+                lambda kernel=kernel, bonds=bonds: (
+                    tensor_train(kernel.permute(modes), (1, *bonds, 1)).to_tensor().permute(0, 3, 1, 2)
+                ),
+                1,
+            )
+            iterations = tensorly_iterations(
+                kernel, ranks, truncation.relative_error(kernel, decompose(kernel, "tucker", ranks).kernel())
+            )
+            yield from against_tensorly(
+                f"Tucker of {name} ({iterations} iterations of tensorly)",
+                kernel,
+                lambda kernel=kernel, ranks=ranks: decompose(kernel, "tucker", ranks).kernel(),
+                lambda kernel=kernel, ranks=ranks, count=iterations: tensorly_tucker(kernel, ranks, count),
+                1,
+            )
+            start = [torch.randn(size, channels, generator=random, dtype=torch.float64) for size in shape]
+
+            def theirs(kernel: Tensor = kernel, start: list = start) -> Tensor:
+                rank = start[0].shape[1]
+                first = CPTensor((torch.ones(rank).double(), [factor.clone() for factor in start]))
+                return cp_to_tensor(parafac(kernel, rank, init=first, n_iter_max=CP_ITERATIONS, tol=0))
+
+            yield from against_tensorly(
+                f"CP of {name}, {channels} terms, {CP_ITERATIONS} iterations",
+                kernel,
+                lambda kernel=kernel, start=start: cp_als(kernel, start, CP_ITERATIONS, 0.0).kernel(),
+                theirs,
+                5,
+            )
+
+
+BENCHMARKS = (single_layers, decompositions)

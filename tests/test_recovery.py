@@ -1,0 +1,226 @@
+"""Whole networks truncated by a plan and retrained, on small networks of digits that are trained for one epoch."""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib import data, models, recovery, sweep, training
+from lib.cuts import unfold
+from lib.data import Split
+from lib.truncation_trials import part
+
+DENSE = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
+DENSE |= {"width": 0.25, "batch_size": 64, "augment": False}
+LAYERS = ["features.0", "features.3", "features.7", "features.10"]
+PLAN = {"layers": LAYERS, "forms": ["OUT", "KH", "tucker2", "OUT.KW"], "ranks": [[3], [1], [6, 4], [9]]}
+RETRAINING = {"retrain_epochs": 2, "retrain_images": 300, "retrain_lr": 0.05, "retrain_batch": 64, "retrain_seed": 0}
+SPEC = DENSE | PLAN | RETRAINING | {"part": "report", "images": 80}
+# By form of the plan: the cuts whose ranks it bounds.
+BOUNDED = {"OUT": ("OUT",), "KH": ("KH",), "tucker2": ("OUT", "IN"), "OUT.KW": ("OUT.KW",), "OUT+IN": ("OUT", "IN")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "smoke"
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    """A row by arm of retraining."""
+    frame = recovery.recoveries(folder, folder).run([SPEC | {"arm": arm} for arm in recovery.ARMS])
+    assert set(frame["status"]) == {"done"}, frame["reason"].tolist()
+    return {row["arm"]: row.dropna() for _, row in frame.iterrows()}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def network(name="digits_cnn", **options):
+    """A network in float64 whose statistics of BatchNorm are those of some Gaussian images."""
+    options = {"channels": 1, "size": 8, "width": 0.25} | options
+    model = models.build(name, **options).double().train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(gaussian(30, options["channels"], 8, 8, seed=seed))
+    return model.eval()
+
+
+def ranks_of(kernel, form):
+    return [int(torch.linalg.matrix_rank(unfold(kernel.double(), cut), rtol=1e-6)) for cut in BOUNDED[form]]
+
+
+def test_a_plan_gives_its_layers_their_ranks_and_leaves_everything_else_alone():
+    model = network()
+    plan = PLAN | {"forms": ["OUT", "KH", "OUT+IN", "OUT.KW"]}
+    other = deepcopy(model)
+    recovery.apply_plan(other, plan)
+    for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
+        before, after = (sweep.kernel(one.get_submodule(name)) for one in (model, other))
+        assert ranks_of(after, form) == ranks, name
+        if form in ("OUT", "KH", "OUT.KW"):
+            values = torch.linalg.svdvals(unfold(before, form))
+            assert (before - after).norm().item() == pytest.approx(values[ranks[0] :].norm().item(), rel=1e-9)
+    untouched = {f"{name}.weight" for name in LAYERS}
+    for (name, value), changed in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, changed) == (name not in untouched), name
+
+
+def test_a_linear_layer_is_truncated_as_a_matrix():
+    model = models.build("mlp", channels=1, size=8).double()
+    before = model[3].weight.detach().clone()
+    recovery.apply_plan(model, {"layers": ["3"], "forms": ["OUT"], "ranks": [[5]]})
+    left, values, right = torch.linalg.svd(before)
+    assert torch.allclose(model[3].weight, (left[:, :5] * values[:5]) @ right[:5], atol=1e-12)
+
+
+def test_a_factorised_plan_gives_the_outputs_of_the_truncated_network():
+    model, images = network(), gaussian(4, 1, 8, 8, seed=9)
+    truncated, factorised = deepcopy(model), deepcopy(model)
+    recovery.apply_plan(truncated, PLAN)
+    recovery.factorise_plan(factorised, PLAN)
+    with torch.no_grad():
+        expected, got, dense = truncated(images), factorised(images), model(images)
+    assert (got - expected).norm() < 1e-10 * expected.norm()
+    assert (dense - expected).norm() > 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("joint", ("tucker2", "OUT+IN"))
+def test_a_factorised_plan_of_a_truncated_network_gives_its_outputs_with_strides_and_shortcuts(joint):
+    model, images = network("resnet8", channels=3, shortcut="B"), gaussian(4, 3, 8, 8, seed=9)
+    plan = {"layers": ["layer2.0.conv1", "layer2.0.downsample.0", "layer3.0.conv2"]}
+    plan |= {"forms": ["OUT.KH", "OUT", joint], "ranks": [[5], [2], [4, 4]]}
+    recovery.apply_plan(model, plan)
+    factorised = deepcopy(model)
+    recovery.factorise_plan(factorised, plan)
+    with torch.no_grad():
+        assert (factorised(images) - model(images)).norm() < 1e-10 * model(images).norm()
+
+
+def test_parameters_of_a_plan_are_those_of_the_factorised_network_unless_the_dense_kernel_is_smaller():
+    model = network()
+    cheap = {"layers": ["features.3", "features.7"], "forms": ["OUT", "tucker2"], "ranks": [[2], [3, 2]]}
+    factorised = deepcopy(model)
+    recovery.factorise_plan(factorised, cheap)
+    assert (
+        recovery.plan_parameters(model, cheap) == models.count_parameters(factorised) < models.count_parameters(model)
+    )
+    same = cheap | {"forms": ["OUT", "OUT+IN"]}
+    assert recovery.plan_parameters(model, same) == models.count_parameters(factorised)
+    dear = {"layers": ["features.3", "features.7"], "forms": ["OUT", "OUT"], "ranks": [[2], [15]]}
+    factorised = deepcopy(model)
+    recovery.factorise_plan(factorised, {name: values[:1] for name, values in dear.items()})
+    assert recovery.plan_parameters(model, dear) == models.count_parameters(factorised)
+
+
+def test_statistics_become_plain_averages_over_batches_and_nothing_else_moves():
+    dataset = data.load("digits", limit=300)
+    norm = nn.BatchNorm2d(1, momentum=0.3)
+    norm.weight.data.fill_(2.0)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 10))
+    norm.running_mean.fill_(9.0)
+    parameters = [parameter.detach().clone() for parameter in model.parameters()]
+    images = (dataset.train.images.double() / 255 - dataset.mean[0]) / dataset.std[0]
+    for batches, sizes in ((200, (128, 128, 44)), (2, (128, 128))):
+        recovery.reestimate_batch_norm(model, dataset, batches=batches)
+        parts = images[: sum(sizes)].split(sizes)
+        assert norm.running_mean.item() == pytest.approx(np.mean([one.mean().item() for one in parts]), abs=1e-6)
+        assert norm.running_var.item() == pytest.approx(np.mean([one.var().item() for one in parts]), rel=1e-5)
+    assert norm.momentum == 0.3 and not model.training and not norm.training
+    assert all(torch.equal(one, other) for one, other in zip(parameters, model.parameters(), strict=True))
+
+
+def test_reestimating_draws_no_random_numbers():
+    dataset = data.load("digits", limit=50)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    state = torch.get_rng_state()
+    recovery.reestimate_batch_norm(model, dataset)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_there_is_no_barrier_between_a_network_and_itself_and_one_to_its_mirror(folder):
+    model, dataset = training.baseline(DENSE, folder)
+    images = part(dataset, SPEC)
+    state = deepcopy(model.state_dict())
+    assert abs(recovery.loss_barrier(model, deepcopy(model), dataset, images)) < 1e-9
+    mirrored = deepcopy(model)  # channels in another order: the same function at another place
+    order = torch.randperm(model.features[3].out_channels, generator=seeded(0))
+    with torch.no_grad():
+        for values in (*mirrored.features[3].parameters(), *mirrored.features[4].parameters()):
+            values.copy_(values[order])
+        mirrored.features[7].weight.copy_(mirrored.features[7].weight[:, order])
+    assert recovery.loss_barrier(model, mirrored, dataset, images) > 0.01
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_truncated_network_makes_the_errors_that_its_row_counts(folder):
+    row = recovery.plans(folder, folder).run([SPEC]).iloc[0]
+    assert row["status"] == "done", row["reason"]
+    model, dataset = training.baseline(DENSE, folder)
+    images = Split(dataset.test.images[:80], dataset.test.labels[:80])
+    before = training.evaluate(model, images, dataset)
+    other = deepcopy(model)
+    recovery.apply_plan(other, PLAN)
+    after = training.evaluate(other, images, dataset)
+    assert row["lost"] - row["gained"] == row["wrong"] - row["dense_wrong"] and row["n"] == 80
+    assert (row["wrong"], row["dense_wrong"]) == (len(after["wrong"]), len(before["wrong"]))
+    assert row["lost"] == len(set(after["wrong"]) - set(before["wrong"]))
+    assert row["loss"] == pytest.approx(after["loss"]) and row["dense_loss"] == pytest.approx(before["loss"])
+    moved = [(model.get_submodule(name).weight - other.get_submodule(name).weight).norm().item() for name in LAYERS]
+    whole = [model.get_submodule(name).weight.norm().item() for name in LAYERS]
+    assert row["relative_error"] == pytest.approx(math.hypot(*moved) / math.hypot(*whole), rel=1e-5)
+    assert row["parameters"] < row["dense_parameters"] == models.count_parameters(model)
+
+
+def test_every_arm_starts_from_its_network_and_is_measured_after_every_epoch(folder, rows):
+    planned = recovery.plans(folder, folder).run([SPEC]).iloc[0]
+    for arm, row in rows.items():
+        assert len(row["wrong"]) == len(row["loss"]) == (2 if arm == "batch norm" else 3), arm
+        start = "dense_" if arm == "untruncated" else ""
+        assert row["wrong"][0] == planned[f"{start}wrong"]
+        assert row["loss"][0] == pytest.approx(planned[f"{start}loss"], rel=1e-4)
+        assert row["dense_wrong"] == planned["dense_wrong"] and row["n"] == 80
+        assert len(row["last_wrong"]) == row["wrong"][-1] and all(0 <= k < 80 for k in row["last_wrong"])
+
+
+def test_projection_and_factors_keep_the_rank_and_dense_retraining_refills_it(rows):
+    assert rows["projected"]["refilled"] < 1e-5 and rows["factorised"]["refilled"] < 1e-5
+    assert rows["dense"]["refilled"] > 1e-3
+
+
+def test_frozen_weights_stay_at_the_distance_of_the_truncation_and_only_compressed_arms_have_a_barrier(folder, rows):
+    planned = recovery.plans(folder, folder).run([SPEC]).iloc[0]
+    assert rows["batch norm"]["distance"] == pytest.approx(planned["relative_error"], rel=1e-6)
+    assert rows["batch norm"]["loss"][1] != rows["batch norm"]["loss"][0]
+    assert 0 < rows["untruncated"]["distance"] != rows["dense"]["distance"]
+    for arm in ("dense", "projected", "factorised"):
+        assert math.isfinite(rows[arm]["barrier"]) and rows[arm]["barrier"] >= -1e-9, arm
+    for arm in ("batch norm", "untruncated"):
+        assert not {"barrier", "refilled"} & set(rows[arm].index)
+
+
+def test_the_untruncated_arm_knows_nothing_of_the_plan(folder, rows):
+    other = {"layers": LAYERS[1:2], "forms": ["IN"], "ranks": [[1]]}
+    row = recovery.recoveries(folder, folder).run([SPEC | other | {"arm": "untruncated"}]).iloc[0]
+    assert np.array_equal(row["wrong"], rows["untruncated"]["wrong"])
+    assert np.array_equal(row["loss"], rows["untruncated"]["loss"])
+
+
+def test_retraining_repeats_exactly_and_leaves_the_stored_network_alone(folder, rows, tmp_path):
+    again = recovery.recoveries(tmp_path, folder).run([SPEC | {"arm": "factorised"}]).iloc[0]
+    for name in ("wrong", "loss", "last_wrong"):
+        assert np.array_equal(again[name], rows["factorised"][name])
+    assert again["barrier"] == rows["factorised"]["barrier"]
+
+
+def test_an_unknown_arm_is_refused_in_one_sentence(folder):
+    with pytest.raises(Exception, match=r"^[^\n]+'frozen'[^\n]*\.$"):
+        recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", folder / "none", baselines=folder)

@@ -1,0 +1,107 @@
+"""The figures of paper 2 draw the numbers that they return."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import truncation_figures as draw
+from lib.cuts import CUTS
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def points(methods, cuts, errors=(0.2, 0.5, 0.8)):
+    keys = [(m, c, e, k) for m in methods for c in cuts for e in errors for k in range(4)]
+    table = pd.DataFrame(keys, columns=["method", "cut", "relative_error", "place"])
+    table["drop"] = 10 * table["relative_error"] + table["place"]
+    table = table.assign(case="net / set", seed=0, layer="layer" + table["place"].astype(str), depth=table["place"] / 3)
+    return table.assign(norm_loss=1 - np.sqrt(1 - table["relative_error"] ** 2), target=table["relative_error"])
+
+
+def lines(axis):
+    return [line for line in axis.lines if len(line.get_xdata()) > 2]
+
+
+def test_accuracy_curves_start_at_no_loss_and_fall_by_the_drop():
+    figure, numbers = draw.accuracy_by_norm_loss(points(["cut"], CUTS))
+    assert len(numbers) == 7 * 3 * 4
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert set(panels) == set(CUTS)
+    for axis in panels.values():
+        assert len(lines(axis)) == 4
+        assert lines(axis)[1].get_ydata().tolist() == pytest.approx([0, -3, -6, -9])
+
+
+def test_two_mode_means_are_those_of_the_bins():
+    figure, numbers = draw.two_mode(points(["cut", "joint2"], ["OUT.KH", "OUT+IN", "OUT"]))
+    assert set(numbers["cut"]) == {"OUT.KH", "OUT+IN"}
+    assert numbers.loc[numbers["cut"] == "OUT.KH", "drop"].tolist() == pytest.approx([3.5, 6.5, 9.5])
+
+
+def test_controls_have_one_line_each_with_means_over_layers():
+    figure, numbers = draw.controls(
+        points(["graded", "noise"], ["OUT", "IN"]), {"graded": "truncated", "noise": "noise"}
+    )
+    assert numbers.groupby("method")["mean"].apply(list).loc["noise"] == pytest.approx([3.5, 6.5, 9.5])
+    assert set(numbers["size"]) == {4}
+
+
+def test_maps_and_depth_have_a_panel_a_case():
+    cells = [(case, k, cut) for case in ("a / x", "b / x") for k in range(3) for cut in CUTS]
+    table = pd.DataFrame(cells, columns=["case", "place", "cut"]).assign(tolerance=0.5, shape="8x8x3x3", n=100)
+    table["layer"] = "layer" + table["place"].astype(str)
+    figure, _ = draw.tolerance_maps(table)
+    assert [image.get_array().shape for axis in figure.axes for image in axis.images][:2] == [(3, 7), (3, 7)]
+    figure, _ = draw.tolerance_by_depth(table)
+    assert [len(lines(axis)) for axis in figure.axes] == [7, 7]
+
+
+def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
+    weights = {f"{kind}_{cut}": [np.array([0.6, 0.3, 0.1])] * 2 for kind in ("weights", "random") for cut in CUTS}
+    rows = pd.DataFrame(
+        {"case": "c", "layer": ["a", "b"], "shape": [[4, 4, 3, 3]] * 2, "cut": [list(CUTS), ["OUT"]]} | weights
+    )
+    figure, numbers = draw.spectra(rows)
+    assert len(numbers) == 3 * (7 + 1)
+    assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 2
+
+
+def test_entropy_panels_hold_every_pair():
+    table = points(["cut"], CUTS, errors=(0.5,)).assign(excess=0.1, tolerance=0.4)
+    figure, numbers = draw.tolerance_by_entropy(table)
+    assert sum(len(c.get_offsets()) for axis in figure.axes[:7] for c in axis.collections) == len(numbers) == 28
+
+
+def test_forms_are_ordered_by_what_they_keep_at_the_last_budget():
+    entries = [("OUT", 0.5, 1.0), ("cp", 0.5, 0.5), ("OUT", 0.25, 3.0), ("cp", 0.25, 5.0)]
+    table = pd.DataFrame(entries, columns=["form", "target", "drop"]).assign(sem=0.1, relative_error=0.5)
+    figure, _ = draw.forms(table, [0.5, 0.25])
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["OUT", "cp"]
+
+
+def test_parameters_of_whole_networks_are_shown_only_where_they_are_counted():
+    entries = [(form, e, e, 10 * e, 1 - e) for form in ("OUT", "OUT+IN", "KH+KW") for e in (0.2, 0.4)]
+    table = pd.DataFrame(entries, columns=["form_name", "target", "relative_error", "drop", "kept"])
+    figure, _ = draw.all_layers(table)
+    assert [len(axis.lines) for axis in figure.axes] == [3, 2]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0, -2, -4]
+
+
+def test_the_untruncated_control_is_in_every_panel():
+    rows = [{"arm": "untruncated", "accuracy": np.full(4, 90.0)}]
+    rows += [{"arm": "dense", "form_name": f, "target": 0.5, "accuracy": np.arange(4.0)} for f in ("OUT", "IN")]
+    figure, numbers = draw.recoveries(pd.DataFrame(rows), 3)
+    assert [len(lines(axis)) for axis in figure.axes] == [2, 2]
+    assert numbers.groupby(["form", "arm"]).size().tolist() == [4] * 4
+
+
+def test_latency_panels_show_what_macs_promise():
+    entries = [("k", "dense", 1.0, 1.0), ("k", "OUT", 0.5, 0.7)]
+    table = pd.DataFrame(entries, columns=["kernel", "form", "macs_share", "made_latency_share"])
+    figure, _ = draw.latencies(table)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0, 1] and len(figure.axes[0].lines) == 3
