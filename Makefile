@@ -11,7 +11,7 @@ PYTHON := $(ENV)/bin/python
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(abspath $(ENV))/bin:$(PATH)
 
-.PHONY: figures test lint notebooks lab bench clean help
+.PHONY: figures test lint notebooks readme compare lab bench clean help
 .DEFAULT_GOAL := help
 
 figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, executed notebooks, figures
@@ -27,6 +27,12 @@ lint: $(STAMP)  ## ruff on code and notebooks
 
 notebooks: $(STAMP)  ## refresh the committed outputs in notebooks/ (smoke scale)
 	@$(PYTHON) -m lib.batch refresh
+
+readme: $(STAMP)  ## make the README's tables of claims and costs anew from the published results
+	@$(PYTHON) -m lib.summary readme
+
+compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=runs/laptop B=...
+	@$(PYTHON) -m lib.summary compare "$(A)" "$(B)"
 
 lab: $(STAMP)  ## open JupyterLab
 	@$(PYTHON) -m jupyterlab notebooks

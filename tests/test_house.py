@@ -57,3 +57,17 @@ def test_the_makefile_explains_its_commands():
     listed = subprocess.run(["make", "help"], cwd=root(), capture_output=True, text=True, check=True).stdout
     for command in ("figures", "test", "notebooks", "lab", "bench", "clean", "help"):
         assert f"make {command}" in listed
+
+
+def test_every_error_in_the_list_has_a_test_that_exists():
+    rows = [
+        line
+        for line in (root() / "ERRATA.md").read_text().splitlines()
+        if line.startswith("| ") and "where |" not in line
+    ]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", row)
+        assert named, row
+        for file, name in named:
+            assert f"def {name}(" in (root() / "tests" / f"{file}.py").read_text(), f"{file} has no {name}"
