@@ -111,12 +111,28 @@ def largest_fraction(fractions: Sequence[float], loss: Sequence[float], allowed:
 def _labels(strata: Sequence, n: int) -> np.ndarray:
     if not len(strata):
         return np.zeros(n, dtype=int)
-    return np.unique(np.asarray([str(label) for label in strata]), return_inverse=True)[1]
+    if not np.issubdtype(np.asarray(strata).dtype, np.integer):
+        strata = [str(label) for label in strata]
+    return np.unique(strata, return_inverse=True)[1]
 
 
 def _centred_ranks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Ranks within strata minus their mean, ties averaged: half the sum of the signs of all differences."""
-    return (np.sign(values[:, None] - values) * (labels[:, None] == labels)).sum(1) / 2
+    if not len(values):
+        return np.zeros(0)
+    order = np.lexsort((values, labels))
+    values, labels = values[order], labels[order]
+    stratum = labels[1:] != labels[:-1]
+    centred = np.empty(len(order))
+    centred[order] = _middles(stratum | (values[1:] != values[:-1])) - _middles(stratum)
+    return centred
+
+
+def _middles(changes: np.ndarray) -> np.ndarray:
+    """The middle place of the run that each place belongs to; `changes` says after which places a run ends."""
+    starts = np.flatnonzero(np.append(True, changes))
+    ends = np.append(starts[1:], len(changes) + 1)
+    return np.repeat((starts + ends - 1) / 2, ends - starts)
 
 
 def _pooled(a: np.ndarray, b: np.ndarray) -> float:

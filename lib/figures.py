@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Image
 from matplotlib.figure import Figure
+from PIL import Image as Raster
+from PIL.PngImagePlugin import PngInfo
 
 from lib.provenance import PREFIX, write_atomically
 
@@ -56,10 +58,19 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
         buffer = io.BytesIO()
         with plt.rc_context({"svg.hashsalt": "compression-companion"}):  # else the same figure has other ids each time
             figure.savefig(buffer, format=kind, metadata=metadata)
-        picture[kind] = buffer.getvalue()
+        picture[kind] = buffer.getvalue() if kind == "svg" else _smaller(buffer)
         write_atomically(folder / f"{slug}.{kind}", picture[kind])
     write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
     if measured:
         write_atomically(folder / f"{slug}.timing.csv", numbers.to_csv(index=False, lineterminator="\n").encode())
     plt.close(figure)
     return Image(picture["png"], alt=alt, width=int(figure.get_figwidth() * 100))
+
+
+def _smaller(png: io.BytesIO) -> bytes:
+    """A PNG with its texts in 256 colours: a third of the size, and figures are committed twice, in notebooks too."""
+    picture, texts, buffer = Raster.open(png), PngInfo(), io.BytesIO()
+    for key, text in picture.text.items():
+        texts.add_itxt(key, text)
+    picture.convert("RGB").quantize(256, dither=Raster.Dither.NONE).save(buffer, "png", pnginfo=texts, optimize=True)
+    return buffer.getvalue()

@@ -121,18 +121,24 @@ def share_with_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -
 
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
     """Spearman's correlation of two columns within strata, pooled (`agreement.rank_correlation`)."""
-    labels = [str(values) for values in table[list(strata)].itertuples(index=False)]
-    return agreement.rank_correlation(table[x], table[y], labels)
+    labels = _strata(table, strata)
+    return agreement.rank_correlation(table[x].to_numpy(), table[y].to_numpy(), labels)
 
 
 def within_p(table: pd.DataFrame, x: str, y: str, *strata: str, seed: int = 0) -> float:
     """One-sided permutation p of `within`, exchanging y within strata."""
-    labels = [str(values) for values in table[list(strata)].itertuples(index=False)]
+    labels = _strata(table, strata)
 
     def statistic(exchanged: np.ndarray) -> float:
         return agreement.rank_correlation(table[x], exchanged, labels)
 
     return agreement.permutation_p(statistic, table[y], labels, seed=seed)
+
+
+def _strata(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    if not columns:
+        return np.zeros(len(table), dtype=int)
+    return table.groupby(list(columns), sort=False).ngroup().to_numpy()
 
 
 def at_equal_error(table: pd.DataFrame, first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:

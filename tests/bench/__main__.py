@@ -4,10 +4,12 @@ import sys
 import torch
 
 from lib import provenance
-from tests.bench import house, latent, truncation
+from tests.bench import channels, house, latent, partition, truncation
 
 BENCHMARKS = {
-    benchmark.__name__: benchmark for module in (house, latent, truncation) for benchmark in module.BENCHMARKS
+    benchmark.__name__: benchmark
+    for module in (house, latent, truncation, channels, partition)
+    for benchmark in module.BENCHMARKS
 }
 
 if __name__ == "__main__":

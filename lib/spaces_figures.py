@@ -1,0 +1,254 @@
+"""Paper 3's figures, drawn from rows; each function returns the figure, some also the numbers behind it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib import claims, figures, spaces
+from lib.spaces_optimum import winning
+
+COLOURS = {"initial": figures.PALETTE[0], "designed": figures.PALETTE[1], "refined": figures.PALETTE[4]}
+MCB_TICKS = (0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 2, 2.8)
+EQUIVALENT = {"color": "#e3e3e3", "zorder": 0}  # the band of 10 % around the dense network's ratio
+
+
+def shades(shares: Sequence[float]) -> dict[float, tuple]:
+    """One colour a regime."""
+    return dict(zip(shares, plt.cm.viridis(np.linspace(0.1, 0.8, len(shares))), strict=True))
+
+
+def mcb_axis(axis: Axes, title: str, ticks: Sequence[float] = MCB_TICKS) -> None:
+    """A logarithmic x axis of normalised mCB with the dense network's ratio marked."""
+    axis.axvline(1, **figures.NULL)
+    axis.set(xscale="log", title=title, xlabel="mCB, normalised (dense = 1)")
+    low, high = axis.get_xlim()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axis.xaxis.set_minor_formatter(plt.NullFormatter())
+
+
+def edf_step(axis: Axes, drops: Sequence[float], colour, label: str, band: bool = True) -> None:
+    """An empirical distribution function as a step curve, with its DKW band."""
+    x, n = np.sort(drops), len(drops)
+    axis.step(x, np.arange(1, n + 1) / n, where="post", color=colour, label=f"{label}, n = {n}")
+    if band:
+        axis.fill_between(x, *spaces.dkw_band(n), step="post", color=colour, alpha=0.12, lw=0)
+
+
+def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]) -> Figure:
+    """STD against mCB of the recipes of each space, a panel a regime, with the feasible range of mCB."""
+    figure, axes = _row(len(feasible), sharey=True)
+    for axis, (share, bounds) in zip(axes, feasible.items(), strict=True):
+        for name, one in frames[frames["kept"] == share].groupby("space", sort=False):
+            axis.scatter(one["mcb"], one["std"], s=12, color=COLOURS[name], label=f"{name}, n = {len(one)}")
+        for bound in bounds:
+            axis.axvline(bound, color="k", lw=0.8)
+        mcb_axis(axis, f"{share:.0%} of MACs kept", (0.5, 0.7, 1, 1.4, 2, 2.8))
+    axes[0].legend(loc="lower right")
+    axes[0].set_ylabel("STD of the pruned shares")
+    return figure
+
+
+def edfs(tables: Sequence[pd.DataFrame], bins: int = 5) -> Figure:
+    """EDF of the drop of each regime with its band; dashed with kept parameters made uniform over bins (NDS)."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    colours = shades([one["kept"].iloc[0] for one in tables])
+    for (share, colour), one in zip(colours.items(), tables, strict=True):
+        edf_step(axis, one["drop"], colour, f"{share:.0%} of MACs kept")
+        x = np.sort(one["drop"])
+        weighted = spaces.edf(one["drop"], spaces.complexity_weights(one["kept_parameters"], bins))
+        axis.step(x, weighted(np.nextafter(x, np.inf)), "--", where="post", color=colour)
+    axis.set(xlabel="drop after fine-tuning (points)", ylabel="share of recipes below", ylim=(-0.02, 1.45))
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_title("random recipes; dashed: kept parameters made uniform")
+    axis.legend(loc="upper left")
+    return figure
+
+
+def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.DataFrame], icc: float) -> Figure:
+    """Drops by seed, ranks by schedule, drops after retraining against drops before."""
+    figure, axes = _row(3)
+    order = by_seed.mean(axis=1).sort_values().index
+    for seed in by_seed:
+        axes[0].plot(
+            np.arange(1, len(order) + 1), by_seed.loc[order, seed], "o", ms=4, color=figures.PALETTE[0], alpha=0.7
+        )
+    axes[0].set(xlabel="recipe, by mean drop", ylabel="drop (points)")
+    axes[0].set_title(f"{by_seed.shape[1]} seeds: ICC {icc:.2f}")
+    for mode, colour in (("rewind", figures.PALETTE[1]), ("scratch", figures.PALETTE[2])):
+        axes[1].plot(by_mode["finetune"].rank(), by_mode[mode].rank(), "o", color=colour, label=mode)
+    axes[1].set(xlabel="rank after fine-tuning", ylabel="rank after the other", title=f"schedules, n = {len(by_mode)}")
+    axes[1].set_ylim(0.5, len(by_mode) * 1.3)
+    axes[1].legend(loc="upper right", ncols=2)
+    colours = shades([one["kept"].iloc[0] for one in tables])
+    for (share, colour), one in zip(colours.items(), tables, strict=True):
+        label = f"{share:.0%}, n = {len(one)}"
+        axes[2].plot(one["proxy_drop"], one["drop"], "o", ms=4, color=colour, label=label)
+    axes[2].set(xlabel="drop before retraining (points)", ylabel="drop after (points)", title="the proxy")
+    axes[2].legend(title="MACs kept")
+    return figure
+
+
+def optima(final: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float, dict]) -> Figure:
+    """Drop against mCB by regime, the parabola of the designed sample, and the interval of its lowest point."""
+    figure, axes = _row(len(tables))
+    for axis, (share, place), one in zip(axes, best.items(), tables, strict=True):
+        random = final[(final["space"] == "initial") & (final["kept"] == share)]
+        for name, part in (("initial", random), ("designed", one)):
+            axis.scatter(part["mcb"], part["drop"], s=14, color=COLOURS[name], label=f"{name}, n = {len(part)}")
+        x = np.linspace(one["log_mcb"].min(), one["log_mcb"].max(), 100)
+        axis.plot(np.exp(x), np.polyval(np.polyfit(one["log_mcb"], one["drop"], 2), x), color=COLOURS["designed"])
+        axis.axvspan(place["low"], place["high"], color=COLOURS["designed"], alpha=0.15, lw=0)
+        mcb_axis(axis, f"{share:.0%} of MACs kept")
+        axis.set_ylim(top=axis.get_ylim()[1] + 0.2 * np.diff(axis.get_ylim())[0])
+        axis.legend(loc="upper right")
+    axes[0].set_ylabel("drop after fine-tuning (points)")
+    return figure
+
+
+def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Mean drop and quartiles by bucket of kept parameters, a panel a regime."""
+    figure, axes = _row(len(tables))
+    colours, frames = shades([one["kept"].iloc[0] for one in tables]), []
+    for axis, (share, colour), one in zip(axes, colours.items(), tables, strict=True):
+        grouped = one.groupby(spaces.parameter_buckets(one["kept_parameters"]))["drop"]
+        summary = grouped.describe(percentiles=[0.25, 0.75]).rename_axis("bucket").reset_index()
+        spread = np.array([summary["mean"] - summary["25%"], summary["75%"] - summary["mean"]])
+        axis.errorbar(100 * summary["bucket"], summary["mean"], np.maximum(spread, 0), fmt="o", color=colour, capsize=3)
+        for _, line in summary.iterrows():
+            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+            axis.annotate(f"n = {line['count']:.0f}", (100 * line["bucket"], max(line["75%"], line["mean"])), **above)
+        axis.axvline(100 * share, **figures.NULL)
+        axis.margins(0.15)
+        axis.set(title=f"{share:.0%} of MACs kept", xlabel="kept parameters (%), bucket centre")
+        frames.append(summary.assign(kept=share))
+    axes[0].set_ylabel("drop (points), mean and quartiles")
+    return figure, pd.concat(frames)
+
+
+def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
+    """mCB of all recipes and of the winners by space and regime, and the optimum of each regime with its interval."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.6, 1])
+    frames, colours, labels = [], shades(list(best)), {}
+    for share, place in best.items():
+        for name in ("initial", "designed"):
+            part = final[(final["space"] == name) & (final["kept"] == share)].reset_index(drop=True)
+            won, height = part.index.isin(winning(part["drop"])), len(labels)
+            left.plot(part["mcb"], np.full(len(part), height), "|", ms=11, color=COLOURS[name], alpha=0.7)
+            left.plot(part["mcb"][won], np.full(won.sum(), height), "v", ms=7, color="k", mfc="none")
+            labels[height] = f"{share:.0%} {name}, {won.sum()} of {len(part)}"
+            frames.append(part.assign(won=won)[["kept", "space", "mcb", "drop", "won"]])
+        spread = [[place["value"] - place["low"]], [place["high"] - place["value"]]]
+        right.errorbar(100 * share, place["value"], np.abs(spread), fmt="o", color=colours[share], capsize=4)
+    left.set_yticks(list(labels), labels.values())
+    left.set_ylim(len(labels) - 0.4, -0.6)
+    mcb_axis(left, "every recipe; triangles are the winners", (0.6, 0.7, 0.85, 1, 1.2, 1.5, 2))
+    right.axhline(1, **figures.NULL)
+    right.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
+    right.invert_xaxis()
+    right.set(xlabel="MACs kept (%)", ylabel="m*", title="optimum, 95 % interval")
+    return figure, pd.concat(frames)
+
+
+def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -> Figure:
+    """EDFs of the drop of STD spaces, a panel a regime; bands around the outer two."""
+    figure, axes = _row(len(spread), sharey=True)
+    tones = plt.cm.plasma(np.linspace(0.1, 0.75, len(stds)))
+    for axis, (share, tables) in zip(axes, spread.items(), strict=True):
+        for std, one, tone in zip(stds, tables, tones, strict=True):
+            edf_step(axis, one["drop"], tone, f"STD {std}", band=std in (stds[0], stds[-1]))
+        axis.set(title=f"{share:.0%} of MACs kept, mCB 1", xlabel="drop before retraining (points)", ylim=(-0.02, 1.45))
+        axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        axis.legend(loc="upper left")
+    axes[0].set_ylabel("share of recipes below")
+    return figure
+
+
+def limits(kept: np.ndarray, values: np.ndarray, places: Sequence[dict]) -> Figure:
+    """The limit of each regime by its level, and by its optimal mCB with interval."""
+    figure, axes = _row(2)
+    axes[0].plot(100 * kept, values, "o-", color=figures.PALETTE[0])
+    axes[0].invert_xaxis()
+    axes[0].set(xlabel="MACs kept (%)", ylabel="limit: 5 % quantile of drop (points)", title="by level")
+    middle = np.array([place["value"] for place in places])
+    bars = np.abs(np.array([[p["value"] - p["low"], p["high"] - p["value"]] for p in places]).T)
+    axes[1].errorbar(middle, values, xerr=bars, fmt="o", color=figures.PALETTE[0], capsize=3)
+    for share, x, y in zip(kept, middle, values, strict=True):
+        axes[1].annotate(f"{share:.0%}", (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    mcb_axis(axes[1], f"by optimum, {len(kept)} regimes")
+    axes[1].set_xlabel("optimal mCB of the regime, 95 % interval")
+    return figure
+
+
+def refined(pairs: dict[float, tuple[pd.DataFrame, pd.DataFrame]], ks: np.ndarray) -> tuple[Figure, pd.DataFrame]:
+    """EDFs of test drops in the initial and the refined space, and the expected best of k, a column a regime."""
+    figure, axes = plt.subplots(2, len(pairs), figsize=(10, 6), squeeze=False)
+    frames = []
+    for (above, below), (share, pair) in zip(axes.T, pairs.items(), strict=True):
+        for name, one in zip(("initial", "refined"), pair, strict=True):
+            edf_step(above, one["test_drop"], COLOURS[name], name)
+            curve = spaces.best_of_k(one["drop"], one["test_drop"], ks)
+            below.plot(ks, curve, "o-", ms=4, color=COLOURS[name], label=name)
+            frames.append(pd.DataFrame({"kept": share, "space": name, "k": ks, "best": curve}))
+        above.set(title=f"{share:.0%} of MACs kept", xlabel="drop on test images (points)", ylim=(-0.02, 1.35))
+        above.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        above.legend(loc="upper left")
+        below.set(xlabel="k, recipes tried")
+    axes[0, 0].set_ylabel("share of recipes below")
+    axes[1, 0].set_ylabel("expected test drop of\nthe best of k (points)")
+    axes[1, 0].legend()
+    return figure, pd.concat(frames)
+
+
+def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
+    """Test accuracy of contestants, a dot a seed, with mean and interval; the dotted line is uniform pruning."""
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    for place, name in enumerate(names):
+        low, high = claims.mean_interval(scores[name])
+        axis.fill_between([place - 0.25, place + 0.25], low, high, color="#e3e3e3", lw=0)
+        axis.plot(np.full(len(scores), place), scores[name], "o", ms=5, color=figures.PALETTE[4 if place == 0 else 8])
+        axis.plot([place - 0.25, place + 0.25], [scores[name].mean()] * 2, "k", lw=1.5)
+    axis.axhline(scores["uniform"].mean(), **figures.NULL)
+    axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
+    axis.set(ylabel="test accuracy (%)", title=title)
+    return figure
+
+
+def published(table: pd.DataFrame) -> Figure:
+    """mCB against kept MACs of published networks, with the band of 10 % around the dense network's ratio."""
+    figure, axis = plt.subplots(figsize=(8, 3.8))
+    styles = zip(table.groupby(["network", "dataset"]), "Dos^", (5, 0, 4, 2), strict=True)
+    for ((network, dataset), one), marker, colour in styles:
+        style = {"color": figures.PALETTE[colour], "label": f"{network}, {dataset}"}
+        axis.plot(100 * one["kept_macs"], one["mcb"], marker, **style)
+    axis.axhline(1, **figures.NULL)
+    axis.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
+    axis.set(yscale="log", xlabel="MACs kept (%)", ylabel="mCB, normalised (dense = 1)")
+    axis.set_yticks([0.8, 1, 1.4, 2], ["0.8", "1", "1.4", "2"])
+    axis.yaxis.set_minor_formatter(plt.NullFormatter())
+    axis.set_title(f"{len(table)} published pruned networks")
+    axis.legend()
+    return figure
+
+
+def latency(rows: pd.DataFrame) -> Figure:
+    """Measured time of 128 images of each network; a black tick where time would be proportional to MACs."""
+    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.35 * len(rows)))
+    dense = rows[rows["space"] == "dense"].iloc[0]
+    height, time = np.arange(len(rows)), rows["made_latency_128_ms"]
+    axis.barh(height, time, color=figures.PALETTE[0], height=0.6)
+    expected = rows["macs"] / dense["macs"] * dense["made_latency_128_ms"]
+    axis.plot(expected, height, "|", ms=16, mew=2, color="k")
+    axis.set_yticks(height, rows["space"])
+    axis.invert_yaxis()
+    axis.set(xlabel="ms for 128 images, one thread or one GPU", title="time; black: proportional to MACs")
+    return figure
+
+
+def _row(count: int, **options) -> tuple[Figure, np.ndarray]:
+    figure, axes = plt.subplots(1, count, figsize=(10, 3.5), squeeze=False, **options)
+    return figure, axes[0]

@@ -1,0 +1,200 @@
+"""The trials of paper 3: one recipe pruned, its BatchNorm re-estimated, retrained; the latency of one recipe.
+
+A spec holds the spec of a dense network (`training.baseline_specs`) beside `widths`, one a channel group.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib import channels, data, models, spaces, training
+from lib.channels import Groups
+from lib.data import Data, Split
+from lib.provenance import CompanionError, unknown
+from lib.study import Study, generator, seed_from
+
+DENSE = (
+    "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
+).split()
+MODES = {"none": 0.0, "finetune": 0.01, "rewind": 0.1, "scratch": 0.1}  # first learning rate of each retraining
+BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
+
+
+def recipes(folder: Path, baselines: Path) -> Study:
+    """The study of pruned and retrained recipes; both folders are `runs/<profile>`."""
+    return Study("03_pruning_spaces.recipes", partial(retrain, baselines=baselines), version=1, folder=folder)
+
+
+def priors(folder: Path, baselines: Path) -> Study:
+    """The study of the widths that prior pruning chooses."""
+    return Study("03_pruning_spaces.priors", partial(rank_filters, baselines=baselines), version=1, folder=folder)
+
+
+def latencies(folder: Path) -> Study:
+    """The study of measured latencies of recipes; it is timed, so it runs alone."""
+    return Study("03_pruning_spaces.latencies", measure_latency, version=1, folder=folder)
+
+
+def dense_spec(spec: dict) -> dict:
+    """The part of a spec that names the dense network."""
+    return {name: spec[name] for name in DENSE if name in spec}
+
+
+def prunable(dense: dict) -> Groups:
+    """The block-internal channel groups of a dense network's spec: what this companion's recipes prune."""
+    return _prunable(json.dumps(training.cost_specs([dense])[0], sort_keys=True))
+
+
+def recipe_specs(dense: dict, widths: np.ndarray | Sequence[Sequence[int]], **options: object) -> list[dict]:
+    """One spec a recipe: a dense network, widths (n, G), and what all of them share.
+
+    options: `space` (a label), `kept`, `budget`, and what `retrain` asks for.
+    """
+    return [dense | {"widths": [int(width) for width in row]} | options for row in widths]
+
+
+def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
+    """The trial of `recipes`: prune in one shot, re-estimate BatchNorm, retrain to the last epoch, measure.
+
+    Args:
+        spec: a dense network, `widths`; `criterion` (of `channels.prune`); `mode`: "none" (BatchNorm re-estimated
+            only), "finetune", "rewind" (learning-rate rewinding) or "scratch"; `retraining`, the seed of order and
+            augmentation; `retraining_epochs`, `retraining_batch`; `bn_images`, `train_images`, `validation_images`,
+            `test_images`: at most so many of each. Dense widths are the control, which is retrained like the others.
+
+    Returns: coordinates of the recipe (`spaces.coordinates`); accuracy (%) and loss (nats): `proxy_*` on validation
+        images after BatchNorm was re-estimated, `validation_*` and `test_*` at the end (no test without test images).
+    """
+    if spec["mode"] not in MODES:
+        raise unknown("retraining mode", spec["mode"], MODES)
+    model, dataset = _dense(json.dumps(dense_spec(spec), sort_keys=True), baselines, device)
+    few = selection(dataset, spec)
+    groups = prunable(dense_spec(spec))
+    row = spaces.coordinates(groups, np.array([spec["widths"]])).iloc[0].to_dict()
+    asked = dict(zip(groups.names, spec["widths"], strict=True))
+    stream = generator(spec["retraining"], "filters")
+    pruned = channels.prune(model, asked, spec["criterion"], size=dataset.size, generator=stream)
+    batches = data.batches(_first(dataset.train, spec["bn_images"]), BN_BATCH)
+    reestimate_batchnorm(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
+    row |= _measured(pruned, "proxy", few.validation, dataset, device)
+    if spec["mode"] == "scratch":
+        reinitialise(pruned, seed_from(spec["retraining"], "initialisation"))
+    if spec["mode"] != "none":
+        options = {"epochs": spec["retraining_epochs"], "batch_size": spec["retraining_batch"]}
+        options |= {"seed": spec["retraining"], "lr": MODES[spec["mode"]], "augment": spec.get("augment", True)}
+        training.fit(pruned, replace(few, validation=_first(few.validation, 1)), device=device, **options)
+        row |= _measured(pruned, "validation", few.validation, dataset, device)
+    else:
+        row |= {f"validation_{name}": row[f"proxy_{name}"] for name in ("accuracy", "loss")}
+    if spec["test_images"]:
+        row |= _measured(pruned, "test", few.test, dataset, device)
+    return {name: float(value) for name, value in row.items()}
+
+
+def selection(dataset: Data, spec: dict) -> Data:
+    """The images that a spec asks for: training ones, those that select, and those that report.
+
+    A public checkpoint was trained on all training images, also on those that this house holds out: there the last
+    test images select and the first ones report.
+    """
+    n, report = spec["validation_images"], spec["test_images"]
+    select, test = _first(dataset.validation, n), _first(dataset.test, report)
+    if spec["source"] == "public":
+        if n + report > len(dataset.test):
+            raise CompanionError(
+                f"{n} + {report} images to select and to report exceed the {len(dataset.test)} test images."
+            )
+        select = Split(dataset.test.images[-n:], dataset.test.labels[-n:])
+    return replace(dataset, train=_first(dataset.train, spec["train_images"]), validation=select, test=test)
+
+
+def rank_filters(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
+    """The trial of `priors`: `global_widths` of a dense network; a spec adds `kept` and `criterion` ("l1", "bn")."""
+    model, _ = _dense(json.dumps(dense_spec(spec), sort_keys=True), baselines, device)
+    groups = prunable(dense_spec(spec))
+    return {"widths": global_widths(model, groups, spec["kept"], spec["criterion"]).tolist()}
+
+
+def measure_latency(spec: dict, device: str, weights: Path) -> dict:
+    """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images of an untrained recipe."""
+    dense = dense_spec(spec)
+    entry, groups = data.DATASETS[dense["dataset"]], prunable(dense)
+    asked = dict(zip(groups.names, spec["widths"], strict=True))
+    pruned = channels.prune(training.untrained(dense), asked, size=entry["size"])
+    shape = (entry["channels"], entry["size"], entry["size"])
+    row = {"macs": models.count_macs(pruned, (1, *shape)), "parameters": models.count_parameters(pruned)}
+    return row | {f"made_latency_{n}_ms": training.latency_ms(pruned, (n, *shape), device) for n in (1, 128)}
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every BatchNorm by plain means over batches of normalised images.
+
+    Source: EagleEye's adaptive BatchNorm, which makes networks comparable that are pruned and not yet retrained.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's cumulative average
+    model.train()
+    for images in batches:
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def reinitialise(model: nn.Module, seed: int) -> None:
+    """Fresh weights as `models.build` draws them for the CIFAR forms, for the widths that are left."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                module.reset_parameters()
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def global_widths(model: nn.Module, groups: Groups, kept: float, criterion: str) -> np.ndarray:
+    """Widths (G,) of prior pruning: filters of all groups ranked together, the best kept until the MACs are met.
+
+    criterion: "l1" (the filter's mean absolute weight, so that layers of different size compare) or "bn" (network
+    slimming). Each group keeps at least one channel; the last filter is the one that comes nearest to `kept`.
+    """
+    scored = [channels.scores(model, groups, name, criterion).cpu().numpy() for name in groups.names]
+    if criterion == "l1":
+        sizes = [model.get_submodule(name).weight[0].numel() for name in groups.names]
+        scored = [score / size for score, size in zip(scored, sizes, strict=True)]
+    place = np.repeat(np.arange(len(groups)), groups.dense)
+    best = np.concatenate([score == score.max() for score in scored])
+    order = np.lexsort((-np.concatenate(scored), ~best))
+    steps = np.eye(len(groups), dtype=int)[place[order]].cumsum(axis=0)
+    steps = steps[len(groups) - 1 :]  # one channel of each group first
+    return steps[np.abs(spaces.kept_shares(groups, np.maximum(steps, 1))[0] - kept).argmin()]
+
+
+def _measured(model: nn.Module, part: str, split: Split, dataset: Data, device: str) -> dict[str, float]:
+    found = training.evaluate(model, split, dataset, device=device)
+    return {f"{part}_accuracy": 100 * found["accuracy"], f"{part}_loss": found["loss"]}
+
+
+def _first(split: Split, images: int) -> Split:
+    return Split(split.images[:images], split.labels[:images])
+
+
+@lru_cache(maxsize=8)
+def _dense(text: str, baselines: Path, device: str) -> tuple[nn.Module, Data]:
+    return training.baseline(json.loads(text), baselines, device)
+
+
+@lru_cache(maxsize=8)
+def _prunable(text: str) -> Groups:
+    spec = json.loads(text)
+    return channels.find(training.untrained(spec), data.DATASETS[spec["dataset"]]["size"]).internal()

@@ -1,0 +1,306 @@
+"""Counting against published and torch's counts, and surgery against masked networks and Torch-Pruning's own choice."""
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from lib import channels, models
+from lib.study import generator
+
+NETS = {
+    "R20-A": ("resnet20", {"shortcut": "A"}, 32),
+    "R20-B": ("resnet20", {"shortcut": "B"}, 32),
+    "R32-A": ("resnet32", {"shortcut": "A"}, 32),
+    "R56-A": ("resnet56", {"shortcut": "A"}, 32),
+    "R56-B": ("resnet56", {"shortcut": "B"}, 32),
+    "R50-ImageNet": ("resnet50", {"form": "imagenet", "classes": 1000, "size": 224}, 224),
+    "R50-CIFAR": ("resnet50", {"form": "cifar"}, 32),
+    "R50-stem-32": ("resnet50", {"form": "imagenet"}, 32),
+    "VGG-16": ("vgg16", {"form": "cifar"}, 32),
+    "MobileNetV2": ("mobilenet_v2", {"form": "imagenet", "classes": 1000, "size": 224}, 224),
+    "ResNet-18": ("resnet18", {"form": "imagenet", "classes": 1000, "size": 224}, 224),
+}
+DENSE = {
+    "R20-A": (40_551_040, 269_722),
+    "R20-B": (40_813_184, 272_474),
+    "R32-A": (68_862_592, 464_154),
+    "R56-A": (125_485_696, 853_018),
+    "R56-B": (125_747_840, 855_770),
+    "R50-ImageNet": (4_089_184_256, 25_557_032),
+    "R50-CIFAR": (1_297_829_888, 23_520_842),
+    "R50-stem-32": (83_431_424, 23_528_522),
+    "VGG-16": (313_201_664, 14_724_042),
+    "MobileNetV2": (300_774_272, 3_504_872),
+    "ResNet-18": (1_814_073_344, 11_689_512),
+}
+UNIFORM = {  # kept share of widths: MACs, parameters (specification of paper 3, exact pruned counts)
+    ("R20-A", "internal", 0.75): (30_524_032, 202_738),
+    ("R20-A", "internal", 0.5): (20_497_024, 135_754),
+    ("R20-A", "internal", 0.25): (10_470_016, 68_770),
+    ("R20-B", "internal", 0.5): (20_759_168, 138_506),
+    ("R20-B", "all", 0.75): (23_040_480, 153_766),
+    ("R20-B", "all", 0.5): (10_314_048, 68_786),
+    ("R20-B", "all", 0.25): (2_633_888, 17_534),
+    ("R56-A", "internal", 0.75): (94_225_024, 640_546),
+    ("R56-A", "internal", 0.25): (31_703_680, 215_602),
+    ("R56-B", "internal", 0.5): (63_226_496, 430_826),
+    ("R56-B", "all", 0.5): (31_547_712, 215_282),
+    ("R50-ImageNet", "internal", 0.75): (2_840_002_560, 18_262_120),
+    ("R50-ImageNet", "internal", 0.5): (1_822_031_872, 12_381_864),
+    ("R50-ImageNet", "all", 0.5): (1_052_311_552, 6_917_640),
+    ("R50-ImageNet", "all", 0.25): (278_085_632, 1_993_976),
+    ("R50-CIFAR", "internal", 0.75): (889_933_824, 16_225_930),
+    ("R50-CIFAR", "internal", 0.25): (300_634_112, 5_880_074),
+    ("VGG-16", "all", 0.75): (176_508_672, 8_285_146),
+    ("VGG-16", "all", 0.5): (78_744_064, 3_684_842),
+    ("VGG-16", "all", 0.25): (19_907_840, 923_130),
+}
+FLOORS = {  # kept MACs and parameters with every prunable group at one channel
+    ("R20-A", "internal"): (0.048, 0.028),
+    ("R56-A", "internal"): (0.040, 0.024),
+    ("R50-ImageNet", "internal"): (0.120, 0.191),
+    ("R50-CIFAR", "internal"): (0.095, 0.121),
+    ("R56-B", "all"): (0.002, 0.001),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    cache = {}
+
+    def get(net, part="all"):
+        if net not in cache:
+            name, options, size = NETS[net]
+            cache[net] = channels.find(models.build(name, **options), size)
+        return cache[net].internal() if part == "internal" else cache[net]
+
+    return get
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_dense_counts_are_the_published_ones(net, found):
+    assert tuple(int(value) for value in channels.count(found(net), found(net).dense)) == DENSE[net]
+
+
+@pytest.mark.parametrize("case", UNIFORM, ids=str)
+def test_uniform_widths_have_the_exact_counts_of_the_specification(case, found):
+    net, part, share = case
+    groups = found(net, part)
+    widths = np.rint(share * groups.dense).astype(int)
+    assert tuple(int(value) for value in channels.count(groups, widths)) == UNIFORM[case]
+
+
+@pytest.mark.parametrize("case", FLOORS, ids=str)
+def test_floors_with_one_channel_a_group(case, found):
+    groups = found(*case)
+    macs, parameters = channels.count(groups, np.ones(len(groups), dtype=int))
+    assert (round(macs / DENSE[case[0]][0], 3), round(parameters / DENSE[case[0]][1], 3)) == FLOORS[case]
+
+
+def test_numbers_of_groups(found):
+    expected = {"R20-A": (9, 12), "R20-B": (9, 12), "R56-A": (27, 30), "R50-ImageNet": (32, 37), "VGG-16": (13, 13)}
+    assert {net: (len(found(net, "internal")), len(found(net))) for net in expected} == expected
+    assert found("R50-ImageNet").names[0] == "conv1" and "conv1" not in found("R50-ImageNet", "internal").names
+
+
+def random_widths(groups, *names):
+    random = torch.rand(len(groups), generator=generator(0, *names)).numpy()
+    return np.maximum(1, np.rint(random * groups.dense)).astype(int)
+
+
+@pytest.mark.parametrize("part", ("internal", "all"))
+@pytest.mark.parametrize("net", ("R20-A", "R20-B", "R56-A", "VGG-16", "R50-CIFAR", "R50-stem-32", "MobileNetV2"))
+def test_counts_equal_torchs_flop_counter_on_the_pruned_network(net, part, found):
+    name, options, size = NETS[net]
+    groups = found(net, part)
+    widths = random_widths(groups, net, part)
+    pruned = channels.prune(models.build(name, **options), dict(zip(groups.names, widths, strict=True)), size=size)
+    expected = models.count_macs(pruned, (1, 3, size, size)), models.count_parameters(pruned)
+    assert tuple(int(value) for value in channels.count(groups, widths)) == expected
+
+
+def test_torch_prunings_own_counter_agrees_up_to_what_it_adds_for_batchnorm():
+    model = models.build("resnet20", shortcut="B")
+    groups = channels.find(model)
+    pruned = channels.prune(model, dict(zip(groups.names, groups.dense // 2, strict=True)))
+    _, parameters = tp.utils.count_ops_and_params(pruned, torch.zeros(1, 3, 32, 32))
+    assert parameters == 68_786 == channels.count(groups, groups.dense // 2)[1]
+
+
+def test_many_widths_are_counted_as_one_by_one(found):
+    groups = found("R20-B")
+    widths = np.stack([random_widths(groups, k) for k in range(20)]).reshape(4, 5, -1)
+    macs, parameters = channels.count(groups, widths)
+    assert macs.shape == (4, 5) and macs.dtype == np.int64
+    assert macs[2, 3] == channels.count(groups, widths[2, 3])[0]
+    assert np.allclose(channels.count(groups, widths.astype(float))[1], parameters, rtol=1e-12)
+
+
+def test_a_multilayer_perceptron_without_bias_has_as_many_macs_as_parameters():
+    model = nn.Sequential(nn.Linear(20, 16, bias=False), nn.ReLU(), nn.Linear(16, 12, bias=False), nn.Linear(12, 3))
+    model[-1].bias = None
+    groups = channels.find(model)
+    for widths in (groups.dense, np.array([5, 1])):
+        macs, parameters = channels.count(groups, widths)
+        assert macs == parameters
+
+
+def test_convolutions_of_one_resolution_use_each_weight_once_a_pixel():
+    layers = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in ((3, 8), (8, 8), (8, 4))]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 64, 2))
+    groups = channels.find(model, 8)
+    macs, parameters = channels.count(groups.only(groups.names[:2]), np.array([[8, 8], [3, 5]]))
+    head = 4 * 64 * 2
+    assert np.array_equal(macs - head, 64 * (parameters - head - 2))
+
+
+def test_macs_are_the_sum_of_weights_times_output_pixels(found):
+    model = models.build("resnet20")
+    areas = {"conv1": 1024, "layer1": 1024, "layer2": 256, "layer3": 64, "fc": 1}
+    weights = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
+    assert sum(n * areas[name.split(".")[0]] for name, n in weights.items()) == DENSE["R20-A"][0]
+    assert sum(weights.values()) == 268_336
+
+
+def test_exchanging_identical_blocks_changes_no_count(found):
+    groups = found("R56-A", "internal")
+    widths = random_widths(groups, "exchange")
+    stage = [name.startswith("layer2.") and not name.startswith("layer2.0") for name in groups.names]
+    exchanged = widths.copy()
+    exchanged[stage] = widths[stage][::-1]
+    assert np.array_equal(channels.count(groups, widths), channels.count(groups, exchanged))
+
+
+def batchnorm_behind(model, layer):
+    order = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    return order[order.index(model.get_submodule(layer)) + 1]
+
+
+def randomise(model):
+    random = generator(0, "batchnorm")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=random))
+    return model.eval()
+
+
+@pytest.mark.parametrize("net", ("R20-A", "R20-B", "VGG-16", "R50-stem-32", "R56-A"))
+def test_a_pruned_network_computes_what_the_masked_one_does(net, found):
+    name, options, size = NETS[net]
+    model, groups = randomise(models.build(name, **options)).double(), found(net)
+    random = generator(0, net)
+    kept = {
+        name: torch.randperm(width, generator=random)[: 1 + width // 2].tolist()
+        for name, width in zip(groups.names, groups.dense.tolist(), strict=True)
+    }
+    pruned = channels.keep(model, kept, size=size)
+    masked = models.build(name, **options).double().eval()
+    masked.load_state_dict(model.state_dict())
+    for group, writers in zip(groups.names, groups.writers, strict=True):
+        for writer in writers:
+            norm = batchnorm_behind(masked, writer)
+            gone = torch.ones(norm.num_features, dtype=torch.bool)
+            gone[kept[group]] = False
+            norm.weight.data[gone] = norm.bias.data[gone] = 0
+            block = masked.get_submodule(writer.rpartition(".")[0])
+            if isinstance(getattr(block, "downsample", None), models.PadShortcut) and writer.endswith("conv2"):
+                # what the shortcut carries into a removed channel of the next stream must vanish too
+                block.downsample.register_forward_hook(
+                    lambda _, __, out, gone=gone: out.masked_fill(gone[:, None, None], 0)
+                )
+    images = torch.randn(3, 3, size, size, dtype=torch.float64, generator=random)
+    with torch.no_grad():
+        assert torch.allclose(pruned(images), masked(images), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(pruned(images), model(images), rtol=1e-3)
+
+
+def test_full_widths_leave_every_output_bit_alone_and_the_model_untouched():
+    model = randomise(models.build("resnet20"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    groups = channels.find(model)
+    pruned = channels.prune(model, dict(zip(groups.names, groups.dense, strict=True)))
+    images = torch.randn(4, 3, 32, 32, generator=generator(0))
+    with torch.no_grad():
+        assert torch.equal(pruned(images), model(images))
+        channels.prune(model, {"conv1": 3})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_l1_keeps_the_filters_that_torch_prunings_plain_l1_norm_keeps():
+    model = models.build("resnet20", shortcut="B")
+    importance = tp.importance.MagnitudeImportance(p=1, normalizer=None, group_reduction="first")
+    other = models.build("resnet20", shortcut="B")
+    convs = {other.get_submodule(name): 0.5 for name in channels.find(model).internal().names}
+    ignored = [m for m in other.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in convs]
+    pruner = tp.pruner.BasePruner(
+        other, torch.zeros(1, 3, 32, 32), importance=importance, pruning_ratio_dict=convs, ignored_layers=ignored
+    )
+    pruner.step()
+    groups = channels.find(model).internal()
+    ours = channels.prune(model, dict(zip(groups.names, groups.dense // 2, strict=True)), "l1")
+    theirs = other.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize(("criterion", "power"), (("l1", 1), ("l2", 2)))
+def test_a_streams_score_is_the_norm_over_all_layers_that_write_it(criterion, power):
+    model = models.build("resnet20", shortcut="B")
+    groups = channels.find(model)
+    writers = groups.writers[groups.names.index("layer2.0.conv2")]
+    assert set(writers) == {f"layer2.{k}.conv2" for k in range(3)} | {"layer2.0.downsample.0"}
+    total = sum(model.get_submodule(name).weight.abs().double().pow(power).sum((1, 2, 3)) for name in writers)
+    score = channels.scores(model, groups, "layer2.0.conv2", criterion)
+    assert torch.allclose(score, total ** (1 / power))
+
+
+def test_bn_and_random_scores():
+    model = models.build("resnet20")
+    model.layer1[0].bn1.weight.data = torch.arange(16.0) - 8
+    pruned = channels.prune(model, {"layer1.0.conv1": 3}, "bn")
+    assert pruned.layer1[0].bn1.weight.tolist() == [-8, -7, 7]
+    drawn = [channels.prune(model, {"conv1": 8}, "random", generator=generator(seed)).bn1 for seed in (0, 0, 1)]
+    kept = [torch.cat([drawn[i].weight, drawn[i].running_mean]) for i in range(3)]
+    assert all(len(values) == 16 for values in kept)
+    one, two, three = (channels.scores(model, channels.find(model), "conv1", "random", generator(s)) for s in (0, 0, 1))
+    assert torch.equal(one, two) and not torch.equal(one, three)
+
+
+def test_the_pruned_network_keeps_its_mode_and_learns():
+    model = models.build("resnet20").train()
+    pruned = channels.prune(model, {"conv1": 5, "layer3.1.conv1": 1})
+    assert pruned.training
+    pruned(torch.randn(4, 3, 32, 32, generator=generator(0))).square().sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in pruned.parameters())
+    assert not channels.prune(model.eval(), {"conv1": 5}).training
+    with torch.no_grad():
+        channels.prune(model, {"conv1": 5})
+
+
+def test_bad_widths_are_refused_in_one_sentence():
+    model = models.build("resnet20", shortcut="B")
+    groups = channels.find(model)
+    with pytest.raises(ValueError, match="Widths of conv1 must lie between 1 and 16"):
+        channels.prune(model, {"conv1": 0})
+    with pytest.raises(ValueError, match="between 1 and 64"):
+        channels.count(groups, groups.dense + (np.arange(len(groups)) == len(groups) - 1))
+    with pytest.raises(ValueError, match="equally many channels, not conv1: 8, layer1.1.conv2: 9"):
+        channels.prune(model, {"conv1": 8, "layer1.1.conv2": 9})
+    with pytest.raises(ValueError, match="No channel group is written by 'fc'"):
+        channels.prune(model, {"fc": 3})
+    with pytest.raises(ValueError, match="12 entries"):
+        channels.count(groups, groups.dense[:-1])
+    with pytest.raises(ValueError, match="one or more different indices below 16"):
+        channels.keep(model, {"conv1": [1, 1]})
+    with pytest.raises(ValueError, match="one or more different indices"):
+        channels.keep(model, {"conv1": []})
+    with pytest.raises(ValueError, match="layer1.1.conv2 is in the channel group of conv1"):
+        channels.keep(model, {"conv1": range(16), "layer1.1.conv2": [0, 1]})
+    with pytest.raises(ValueError, match="one of l1, l2, bn, random; random needs a generator"):
+        channels.prune(model, {"conv1": 8}, "random")
+    with pytest.raises(ValueError, match="No channel group is called 'fc'"):
+        groups.only(["fc"])
+    with pytest.raises(ValueError, match="in 2 groups"):
+        channels.find(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 900, 2)))

@@ -1,0 +1,128 @@
+"""Pruned, re-estimated and retrained recipes of a small network of digits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib import channels, data, models, spaces, spaces_trials, training
+from lib.provenance import CompanionError
+from lib.spaces import Regime
+from lib.study import generator
+
+DENSE = {"source": "trained", "network": "resnet8", "dataset": "digits", "seed": 0, "epochs": 2, "lr": 0.1}
+DENSE |= {"batch_size": 64, "augment": False}
+ASKED = {"criterion": "l1", "mode": "none", "retraining": 0, "retraining_epochs": 1, "retraining_batch": 32}
+ASKED |= {"train_images": 200, "validation_images": 100, "test_images": 100, "bn_images": 300, "space": "test"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "smoke"
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return spaces_trials.prunable(DENSE)
+
+
+def run(folder, widths, **changes):
+    specs = spaces_trials.recipe_specs(DENSE, widths, **(ASKED | changes))
+    return spaces_trials.recipes(folder, folder).run(specs)
+
+
+def test_dense_widths_without_retraining_lose_nothing_but_batchnorm_statistics(folder, groups):
+    row = run(folder, [groups.dense]).iloc[0]
+    model, dataset = training.baseline(DENSE, folder)
+    few = spaces_trials.selection(dataset, DENSE | ASKED)
+    exact = 100 * training.evaluate(model, few.test, dataset)["accuracy"]
+    assert (row["mcb"], row["std"], row["kept_macs"]) == (1, 0, 1)
+    assert row["test_accuracy"] == pytest.approx(exact, abs=6)
+    assert row["validation_accuracy"] == row["proxy_accuracy"]
+
+
+@pytest.mark.parametrize("mode", ("finetune", "rewind", "scratch"))
+def test_each_schedule_retrains_and_repeats_itself(folder, groups, mode):
+    widths = [np.maximum(groups.dense // 2, 1)]
+    one, two = (run(folder / name, widths, mode=mode).iloc[0] for name in ("one", "two"))
+    assert one["test_loss"] == two["test_loss"] and one["proxy_accuracy"] == two["proxy_accuracy"]
+    assert one["validation_loss"] != one["proxy_loss"]
+    other = run(folder / "one", widths, mode=mode, retraining=1).iloc[0]
+    assert other["test_loss"] != one["test_loss"] and other["proxy_loss"] == one["proxy_loss"]
+
+
+def test_fine_tuning_repairs_and_the_stored_network_stays(folder, groups):
+    widths = [np.maximum(groups.dense // 4, 1)]
+    row = run(folder, widths, mode="finetune", train_images=1000, retraining_epochs=2).iloc[0]
+    assert row["validation_accuracy"] > row["proxy_accuracy"]
+    again = run(folder / "again", widths, mode="none").iloc[0]
+    assert again["proxy_accuracy"] == row["proxy_accuracy"]
+
+
+def test_a_wrong_mode_and_too_many_images_are_one_sentence(folder, groups):
+    with pytest.raises(CompanionError, match="did you mean finetune"):
+        run(folder, [groups.dense], mode="finetun")
+    dataset = data.load("digits")
+    with pytest.raises(CompanionError, match="200 .* 200 .*exceed the 300"):
+        spaces_trials.selection(dataset, {"source": "public", "validation_images": 200, "test_images": 200})
+
+
+def test_a_public_checkpoint_is_selected_and_reported_on_images_that_it_has_not_seen():
+    dataset = data.load("digits")
+    asked = {"train_images": 50, "validation_images": 40, "test_images": 60}
+    public = spaces_trials.selection(dataset, asked | {"source": "public"})
+    assert torch.equal(public.validation.images, dataset.test.images[-40:])
+    assert torch.equal(public.test.images, dataset.test.images[:60]) and len(public.train) == 50
+    own = spaces_trials.selection(dataset, asked | {"source": "trained"})
+    assert torch.equal(own.validation.images, dataset.validation.images[:40])
+
+
+def test_reestimated_batchnorm_is_the_mean_over_batches():
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    images = torch.randn(6, 2, 4, 4, generator=generator(0))
+    spaces_trials.reestimate_batchnorm(model, images.split(2))
+    expected = torch.stack([part.var((0, 2, 3)) for part in images.split(2)]).mean(0)
+    assert torch.allclose(model[0].running_var, expected) and model[0].momentum == 0.1 and not model.training
+    assert torch.allclose(model[0].running_mean, images.mean((0, 2, 3)), atol=1e-6)
+
+
+def test_fresh_weights_follow_from_the_seed_alone():
+    nets = [models.build("resnet8", channels=1, size=8, seed=seed) for seed in (0, 1, 2)]
+    before = torch.random.get_rng_state()
+    for net, seed in zip(nets, (5, 5, 6), strict=True):
+        spaces_trials.reinitialise(net, seed)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(nets[0].conv1.weight, nets[1].conv1.weight)
+    assert not torch.equal(nets[0].conv1.weight, nets[2].conv1.weight)
+
+
+@pytest.mark.parametrize("criterion", ("l1", "bn"))
+def test_global_ranking_meets_the_budget_and_keeps_the_best(criterion):
+    model = models.build("resnet20")
+    random = generator(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = torch.rand(module.weight.shape, generator=random)
+    groups = channels.find(model).internal()
+    widths = spaces_trials.global_widths(model, groups, 0.5, criterion)
+    assert abs(spaces.kept_shares(groups, widths)[0] - 0.5) < 0.01
+    assert (widths >= 1).all() and (widths <= groups.dense).all() and len(set(widths / groups.dense)) > 2
+    if criterion == "bn":
+        scores = [channels.scores(model, groups, name, "bn").numpy() for name in groups.names]
+        kept = [np.sort(s)[::-1][:w] for s, w in zip(scores, widths, strict=True) if w > 1]
+        lost = [np.sort(s)[::-1][w:] for s, w in zip(scores, widths, strict=True)]
+        assert min(map(min, kept)) >= max(max(part) for part in lost if len(part))
+
+
+def test_latency_is_measured_beside_exact_counts(folder, groups):
+    widths = spaces.sample_recipes(groups, Regime(0.5), 1, seed=0).widths
+    specs = spaces_trials.recipe_specs(DENSE, widths, space="test")
+    row = spaces_trials.latencies(folder).run(specs).iloc[0]
+    assert row["macs"] == channels.count(groups, widths)[0][0] and row["made_latency_1_ms"] > 0
+
+
+def test_specs_are_plain(groups):
+    specs = spaces_trials.recipe_specs(DENSE, [groups.dense], **ASKED)
+    assert json.loads(json.dumps(specs)) == specs and spaces_trials.dense_spec(specs[0]) == DENSE

@@ -1,0 +1,146 @@
+"""Greedy removal keeps one of each bundle; quotas, controls and surgery."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lib import channels, models, spline
+from lib import spline_selection as selection
+from lib.provenance import CompanionError
+from lib.study import generator
+
+
+def network(rows: list[list[float]], outgoing: list[float]) -> nn.Sequential:
+    """Hidden units w1 x + w2 y + b from rows (w1, w2, b), and one output."""
+    model = nn.Sequential(nn.Linear(2, len(rows)), nn.ReLU(), nn.Linear(len(rows), 1)).double()
+    table = torch.tensor(rows).double()
+    model[0].weight.data, model[0].bias.data = table[:, :2].clone(), table[:, 2].clone()
+    model[2].weight.data = torch.tensor([outgoing]).double()
+    return model
+
+
+def randomised(name: str, **options) -> nn.Module:
+    model = models.build(name, channels=1, size=8, **options).double().eval()
+    stream = generator(0, "norms")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(generator=stream)
+            module.running_var.uniform_(0.5, 2, generator=stream)
+            module.weight.data.uniform_(0.3, 1.5, generator=stream)
+            module.bias.data.normal_(generator=stream)
+    return model
+
+
+PROBES = torch.randn(40, 1, 8, 8, generator=generator(0, "probes"), dtype=torch.float64)
+
+
+def test_two_bundles_leave_two_survivors():
+    rows = [[1, 0, 0.1], [1, 0.02, 0.1], [1, -0.02, 0.1], [0, 1, -0.2], [0.02, 1, -0.2]]
+    found = selection.layers(network(rows, [1, 2, 1, 1, 3]))
+    dropped = selection.choose(found, 0.6, "signed")
+    kept = set(range(5)) - {node for _, node, _ in dropped}
+    assert len(kept) == 2
+    assert len(kept & {0, 1, 2}) == len(kept & {3, 4}) == 1
+    assert kept == {1, 4}  # the stronger of each pair stays
+
+
+def test_opposite_nodes_are_twins_without_a_sign_only():
+    found = selection.layers(network([[1, 0, 0], [-1, 0, 0], [0.6, 0.8, 0.5]], [1, 1, 1]))
+    assert selection.choose(found, 0.34, "normalised")[0][1] in (0, 1)
+    scores = spline.redundancy(found[0].weights, found[0].biases, "signed")
+    assert scores[0, 1] == 2
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "resnet8"])
+@pytest.mark.parametrize("method", selection.METHODS)
+def test_every_method_removes_the_asked_share_of_each_layer_and_the_network_still_runs(name, method):
+    model = randomised(name, width=0.5)
+    found = selection.layers(model, 8)
+    small = selection.remove(model, 0.5, method, size=8, generator=generator(0, "nodes"))
+    modules = dict(small.named_modules())
+    assert [len(modules[own.name].weight) for own in found] == [len(own) - len(own) // 2 for own in found]
+    with torch.no_grad():
+        assert small.eval()(PROBES).shape == (40, 10)
+
+
+@pytest.mark.parametrize("method", ["signed", "magnitude", "random"])
+def test_the_global_scope_removes_the_asked_share_of_all_and_empties_no_layer(method):
+    found = selection.layers(randomised("digits_cnn", width=0.5), 8)
+    for ratio in (0.3, 0.99):
+        dropped = selection.choose(found, ratio, method, "global", generator=generator(0, "nodes"))
+        assert len(dropped) == len(set(dropped)) == min(int(ratio * 96), 92)
+        gone = [sum(layer == k for layer, _, _ in dropped) for k in range(len(found))]
+        assert all(n < len(own) for n, own in zip(gone, found, strict=True))
+
+
+def test_the_layers_of_a_resnet_are_the_convolutions_inside_blocks():
+    found = selection.layers(models.build("resnet20"))
+    assert [own.name for own in found] == [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(3)]
+    single = selection.layers(models.build("resnet8"))
+    assert [own.name for own in single] == [f"layer{s}.0.conv1" for s in (1, 2, 3)]  # one block a stage: same rule
+    assert {own.norm.rpartition(".")[2] for own in found} == {"bn1"}
+    assert {own.reader.rpartition(".")[2] for own in found} == {"conv2"}
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "resnet8"])
+def test_removing_merged_duplicates_changes_nothing_and_removing_them_alone_does(name):
+    model = randomised(name, width=0.25)
+    for own in selection.layers(model, 8):
+        writer, norm = model.get_submodule(own.name), model.get_submodule(own.norm)
+        half = len(own) // 2
+        for tensor in (writer.weight.data, norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+            tensor[half : 2 * half] = tensor[:half]
+        norm.weight.data[half : 2 * half] *= 2.7  # node k + half is 2.7 times node k
+        norm.bias.data[half : 2 * half] *= 2.7
+    with torch.no_grad():
+        before = model(PROBES)
+        merged = selection.remove(model, 0.5, "merged", size=8).eval()(PROBES)
+        alone = selection.remove(model, 0.5, "signed", size=8).eval()(PROBES)
+    assert (merged - before).abs().max() < 1e-10
+    assert (alone - before).abs().max() > 0.1
+
+
+def test_a_node_without_a_hyperplane_goes_first_and_leaves_its_constant():
+    model = network([[1, 0, 0.5], [0, 0, 2.0], [0, 1, -0.5], [1, 1, 0]], [1, 3, 1, 1])
+    probes = torch.randn(50, 2, generator=generator(0, "x"), dtype=torch.float64)
+    found = selection.layers(model)
+    assert selection.choose(found, 0.25, "signed") == [(0, 1, -1)]
+    small = selection.remove(model, 0.25, "signed")
+    assert (small(probes) - model(probes)).abs().max() < 1e-12
+    deep = randomised("digits_cnn", width=0.25)
+    deep.features[1].weight.data[2] = 0
+    with torch.no_grad():
+        whole = deep.features[:5](PROBES)
+        cut = selection.without(deep, selection.layers(deep, 8), [(0, 2, -1)], size=8).eval().features[:5](PROBES)
+    assert (whole - cut)[:, :, 1:-1, 1:-1].abs().max() < 1e-10
+
+
+def test_controls_take_what_they_name():
+    model = network([[3, 0, 0], [0, 0.1, 0], [1, 1, 0], [1, 0.9, 0.1]], [1, 1, 1, 1])
+    found = selection.layers(model)
+    assert selection.choose(found, 0.25, "magnitude") == [(0, 1, -1)]
+    assert selection.choose(found, 0.25, "median")[0][1] in (2, 3)
+    deep = randomised("digits_cnn", width=0.25)
+    deep.features[4].weight.data[5] = -0.01
+    found = selection.layers(deep, 8)
+    assert (1, 5, -1) in selection.choose(found, 0.2, "slimming", "global")
+
+
+def test_ratios_methods_and_scopes_that_do_not_exist_are_refused():
+    model = network([[1, 0, 0], [0, 1, 0]], [1, 1])
+    with pytest.raises(ValueError, match="each layer keeps at least one"):
+        selection.remove(model, 1.0, "signed")
+    with pytest.raises(CompanionError, match="pruning method 'sigend'.*signed"):
+        selection.remove(model, 0.5, "sigend")
+    with pytest.raises(CompanionError, match="scope"):
+        selection.remove(model, 0.5, "signed", "local")
+
+
+def test_the_network_given_is_left_alone():
+    model = randomised("digits_cnn", width=0.25)
+    state = copy.deepcopy(model.state_dict())
+    selection.remove(model, 0.5, "merged", size=8)
+    assert all((value == state[name]).all() for name, value in model.state_dict().items())
+    assert channels.find(model, 8).dense.tolist() == [len(own) for own in selection.layers(model, 8)]

@@ -1,0 +1,120 @@
+"""Searches keep what happened in every epoch; their networks can be taken up, pruned and sliced."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib import data, spline, training
+from lib import spline_trials as trials
+from lib.store import plain
+
+SPEC = {
+    "dataset": "digits", "network": "digits_cnn", "width": 0.25, "limit": 64, "test_images": 50, "seed": 0,
+    "epochs": 6, "lr": 0.05, "batch_size": 32, "weight_decay": 1e-4, "side": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def row(folder):
+    return trials.searches(folder).run([SPEC]).iloc[0]
+
+
+def test_a_search_keeps_distances_and_losses_of_every_epoch(row):
+    assert row["status"] == "done", row["reason"]
+    for probes in ("canvas", "images", "noise", "units"):
+        matrix = np.reshape(row[f"distance_{probes}"], (6, 6))
+        assert (matrix == matrix.T).all()
+        assert (np.diag(matrix) == 0).all()
+        assert 0 < matrix.max() < 1
+    assert len(row["loss"]) == 6
+    assert row["loss"][-1] < row["loss"][0]
+
+
+def test_its_network_can_be_taken_up_at_any_epoch(folder, row):
+    dataset = trials.loaded(SPEC, "cpu")
+    last, first = (trials.snapshot(SPEC, epoch, dataset, folder, "cpu") for epoch in (6, 0))
+    assert trials.accuracy(last, dataset) == row["test_accuracy"]
+    fresh = training.build(SPEC, dataset)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), fresh.parameters(), strict=True))
+    codes = [spline.activation_codes(model, trials.probes(dataset, 3)["canvas"]) for model in (last, first)]
+    assert spline.code_distance(*codes).mean() > 0.05
+
+
+def test_the_rate_falls_at_a_half_and_three_quarters_and_phases_join(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "fit", lambda model, dataset, **options: seen.append(options))
+    dataset = trials.loaded(SPEC, "cpu")
+    trials.train(None, dataset, SPEC | {"epochs": 8}, 0, 8, 8, "x")
+    trials.train(None, dataset, SPEC, 3, 8, 8, "x")
+    trials.train(None, dataset, SPEC | {"rate": 0.01}, 0, 8, 8, "x")
+    assert [(o["epochs"], round(o["lr"], 6)) for o in seen] == [
+        *((4, 0.05), (2, 0.005), (2, 0.0005)), *((1, 0.05), (2, 0.005), (2, 0.0005)), (8, 0.0005)
+    ]  # fmt: skip
+
+
+def test_shuffled_labels_move_training_labels_alone():
+    plain_, shuffled = trials.loaded(SPEC, "cpu"), trials.loaded(SPEC | {"labels": "shuffled"}, "cpu")
+    assert not torch.equal(plain_.train.labels, shuffled.train.labels)
+    assert torch.equal(plain_.train.labels.bincount(), shuffled.train.labels.bincount())
+    assert torch.equal(plain_.test.labels, shuffled.test.labels)
+    assert len(plain_.test) == 50
+
+
+def test_probes_come_in_three_sets_and_the_canvas_mixes_two_classes():
+    dataset = trials.loaded(SPEC, "cpu")
+    sets = trials.probes(dataset, 3)
+    assert {name: tuple(probes.shape) for name, probes in sets.items()} == dict.fromkeys(sets, (9, 1, 8, 8))
+    images = data.normalise(dataset.test.images[:1], dataset.mean, dataset.std)
+    assert torch.equal(sets["canvas"][6], images[0])  # a = 1, b = 0
+    assert (sets["canvas"][0] == 0).all()
+
+
+def test_a_penalty_on_scales_makes_them_smaller(folder, row):
+    dataset = trials.loaded(SPEC, "cpu")
+    penalised = SPEC | {"penalty": 0.1}
+    trials.searches(folder).run([penalised])
+    sizes = [trials._scales(trials.snapshot(s, 6, dataset, folder, "cpu")).abs().mean() for s in (SPEC, penalised)]
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_oneshot_rows_and_shares(folder, row):
+    spec = SPEC | {"epoch": 6, "ratios": [0.5], "share_ratio": 0.5}
+    found = trials.oneshot(spec, "cpu", Path("unused"), folder=folder)
+    json.dumps({name: plain(value) for name, value in found.items()})
+    assert len(found["accuracy"]) == 2 * 8
+    assert found["dense"] == row["test_accuracy"]
+    for name in ("share_trained_full", "share_trained_reduced", "share_random_full", "share_random_reduced"):
+        gone = np.multiply(found[name], found["width_of"]).sum()
+        assert gone == sum(found["width_of"]) // 2
+
+
+def test_a_slice_fills_its_window_and_pruning_coarsens_it(folder, row):
+    spec = SPEC | {"epoch": 6, "half": 0.01}
+    rows = [
+        trials.picture(spec | extra, "cpu", Path("unused"), folder=folder)
+        for extra in ({}, {"method": "random", "ratio": 0.5})
+    ]
+    for found in rows:
+        corners = np.split(np.reshape(found["corners"], (-1, 2)), np.cumsum(found["count"])[:-1])
+        area = sum(
+            0.5 * np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) for x, y in (c.T - c.T[:, :1] for c in corners)
+        )
+        assert area == pytest.approx(4e-4, rel=1e-2)
+        assert len(found["winner"]) == found["regions"]
+    assert rows[1]["regions"] < rows[0]["regions"]
+
+
+def test_the_middle_of_a_slice_is_where_the_decision_first_changes():
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2, bias=False))
+    head[1].weight.data = torch.tensor([[1.0], [-1.0]])
+    first, second = torch.full((1, 1, 1), 1.0), torch.full((1, 1, 1), -3.0)
+    assert trials._change(head, first, second) == pytest.approx(0.25, abs=1e-3)
+    assert trials._change(head, first, first) == 0.5
