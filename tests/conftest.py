@@ -1,5 +1,13 @@
-"""One torch thread: two that share a busy core are many times slower."""
+"""One torch thread: two that share a busy core are many times slower. And no test leaves its style to the next."""
 
+import matplotlib
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def matplotlib_settings_of_its_own():
+    with matplotlib.rc_context():
+        yield
