@@ -114,9 +114,12 @@ def share_with_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -
     """Share of layers with at least so many cuts that tolerate a relative error of `least`; 1x1 kernels left out."""
     several = table[~table["shape"].str.endswith("x1x1")]
     good = (several["tolerance"] >= least) & ~several["idle"]
-    copies = several.groupby(["case", "seed", "layer", "cut"]).cumcount()  # a layer drawn twice counts twice
-    counts = good.groupby([several["case"], several["seed"], several["layer"], copies]).sum()
-    return float((counts >= cuts).mean())
+    if several.empty:
+        return math.nan
+    pairs = pd.Series(_strata(several, ["case", "seed", "layer", "cut"]))
+    copies = pairs.groupby(pairs).cumcount().to_numpy()  # a layer drawn twice counts twice
+    units = _strata(several.assign(copy=copies), ["case", "seed", "layer", "copy"])
+    return float((np.bincount(units, good) >= cuts).mean())
 
 
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
@@ -136,9 +139,12 @@ def within_p(table: pd.DataFrame, x: str, y: str, *strata: str, seed: int = 0) -
 
 
 def _strata(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    if not columns:
-        return np.zeros(len(table), dtype=int)
-    return table.groupby(list(columns), sort=False).ngroup().to_numpy()
+    """Rows that agree in all columns get one number, in order of appearance; a bootstrap asks for it often."""
+    codes = np.zeros(len(table), dtype=int)
+    for column in columns:
+        one = pd.factorize(table[column])[0]
+        codes = codes * (one.max(initial=0) + 1) + one
+    return pd.factorize(codes)[0]
 
 
 def at_equal_error(table: pd.DataFrame, first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
