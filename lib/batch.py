@@ -25,7 +25,7 @@ import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from lib import provenance
-from lib.provenance import CompanionError, figures_dir, root, runs_dir, unknown, write_atomically
+from lib.provenance import CompanionError, command, figures_dir, root, runs_dir, unknown, write_atomically
 from lib.store import locked
 from lib.study import Study
 
@@ -286,7 +286,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except CompanionError as error:
-        sys.exit(str(error))
+    command(main)

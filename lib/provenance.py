@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -24,6 +24,14 @@ PREFIX = "made_"  # columns with this prefix tell how a row was made; they are m
 
 class CompanionError(RuntimeError):
     """Something only the user can mend; the message is one sentence that names the remedy."""
+
+
+def command(main: Callable[[list[str]], None]) -> None:
+    """Run a module's command line; what a user must mend ends it with one sentence and not with a traceback."""
+    try:
+        main(sys.argv[1:])
+    except CompanionError as error:
+        sys.exit(str(error))
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> CompanionError:

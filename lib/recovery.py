@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from lib import data, factorisation, sweep, training, truncation
+from lib import batch_norm, data, factorisation, sweep, training, truncation
 from lib.data import Data, Split
 from lib.study import Study, generator
 from lib.training import dense_spec
@@ -151,21 +151,9 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
 
 
 def reestimate_batch_norm(model: nn.Module, dataset: Data, batches: int = 200) -> None:
-    """Replace all running statistics by plain averages over batches of 128 training images; weights stay frozen."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-    model.eval()  # dropout stays off
-    for norm in norms:
-        norm.train()
-    with torch.no_grad():
-        for _, (images, _) in zip(range(batches), data.batches(dataset.train, 128), strict=False):
-            model(data.normalise(images, dataset.mean, dataset.std))
-    model.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    """`batch_norm.reestimate` on at most so many batches of 128 training images of a data set."""
+    some = zip(range(batches), data.batches(dataset.train, 128), strict=False)
+    batch_norm.reestimate(model, (data.normalise(images, dataset.mean, dataset.std) for _, (images, _) in some))
 
 
 def loss_barrier(model: nn.Module, other: nn.Module, dataset: Data, images: Split, device: str = "cpu") -> float:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lib import channels, data, models, spaces, training
-from lib.spaces_trials import MODES, reestimate_batchnorm, reinitialise
+from lib import batch_norm, channels, data, models, spaces, training
+from lib.spaces_trials import MODES, reinitialise
 from lib.study import Study, generator, seed_from
 
 
@@ -48,7 +48,7 @@ def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
     options["seed"] = spec["retraining"]
     read = {part: data.stream("imagenet", part, **options) for part in ("train", "validation", "test")}
     some = islice(read["train"], spec["bn_batches"])
-    reestimate_batchnorm(pruned, (images.to(device) for images, _ in some))
+    batch_norm.reestimate(pruned, (images.to(device) for images, _ in some))
     row |= _measured(pruned, "proxy", read["validation"], device)
     if spec["mode"] == "scratch":
         reinitialise(pruned, seed)

@@ -4,16 +4,16 @@ A spec holds the spec of a dense network (`training.baseline_specs`) beside `wid
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lib import channels, data, models, spaces, training
+from lib import batch_norm, channels, data, models, spaces, training
 from lib.channels import Groups
 from lib.data import Data, Split
 from lib.provenance import CompanionError, unknown
@@ -81,7 +81,7 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
     stream = generator(spec["retraining"], "filters")
     pruned = channels.prune(model, asked, spec["criterion"], size=dataset.size, generator=stream)
     batches = data.batches(_first(dataset.train, spec["bn_images"]), BN_BATCH)
-    reestimate_batchnorm(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
+    batch_norm.reestimate(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
     row |= _measured(pruned, "proxy", few.validation, dataset, device)
     if spec["mode"] == "scratch":
         reinitialise(pruned, seed_from(spec["retraining"], "initialisation"))
@@ -133,24 +133,6 @@ def measure_latency(spec: dict, device: str, weights: Path) -> dict:
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every BatchNorm by plain means over batches of normalised images.
-
-    Source: EagleEye's adaptive BatchNorm, which makes networks comparable that are pruned and not yet retrained.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's cumulative average
-    model.train()
-    for images in batches:
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
-
-
 def reinitialise(model: nn.Module, seed: int) -> None:
     """Fresh weights as `models.build` draws them for the CIFAR forms, for the widths that are left."""
     with torch.random.fork_rng(devices=[]):

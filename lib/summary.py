@@ -6,13 +6,12 @@ python -m lib.summary compare A B     verdicts and statistics that differ betwee
 
 import json
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lib.provenance import PREFIX, CompanionError, root, write_atomically
+from lib.provenance import PREFIX, CompanionError, command, root, write_atomically
 
 PUBLISHED = ("laptop", "gpu")  # profiles whose results are committed, in the order of the tables
 
@@ -132,7 +131,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except CompanionError as error:
-        sys.exit(str(error))
+    command(main)

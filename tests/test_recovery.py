@@ -138,14 +138,6 @@ def test_statistics_become_plain_averages_over_batches_and_nothing_else_moves():
     assert all(torch.equal(one, other) for one, other in zip(parameters, model.parameters(), strict=True))
 
 
-def test_reestimating_draws_no_random_numbers():
-    dataset = data.load("digits", limit=50)
-    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
-    state = torch.get_rng_state()
-    recovery.reestimate_batch_norm(model, dataset)
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_there_is_no_barrier_between_a_network_and_itself_and_one_to_its_mirror(folder):
     model, dataset = training.baseline(DENSE, folder)
     images = part(dataset, SPEC)

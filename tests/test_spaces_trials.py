@@ -79,15 +79,6 @@ def test_a_public_checkpoint_is_selected_and_reported_on_images_that_it_has_not_
     assert torch.equal(own.validation.images, dataset.validation.images[:40])
 
 
-def test_reestimated_batchnorm_is_the_mean_over_batches():
-    model = nn.Sequential(nn.BatchNorm2d(2))
-    images = torch.randn(6, 2, 4, 4, generator=generator(0))
-    spaces_trials.reestimate_batchnorm(model, images.split(2))
-    expected = torch.stack([part.var((0, 2, 3)) for part in images.split(2)]).mean(0)
-    assert torch.allclose(model[0].running_var, expected) and model[0].momentum == 0.1 and not model.training
-    assert torch.allclose(model[0].running_mean, images.mean((0, 2, 3)), atol=1e-6)
-
-
 def test_fresh_weights_follow_from_the_seed_alone():
     nets = [models.build("resnet8", channels=1, size=8, seed=seed) for seed in (0, 1, 2)]
     before = torch.random.get_rng_state()
