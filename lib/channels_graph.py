@@ -7,7 +7,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.models import PadShortcut
+from lib.resnets import PadShortcut
 
 LAYERS = (nn.Conv2d, nn.Linear)
 

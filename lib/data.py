@@ -12,8 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torchvision import datasets, transforms
+from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.datasets.utils import check_integrity
 
@@ -83,14 +82,14 @@ def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int =
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     if name == "imagenet":
-        raise CompanionError("The data set imagenet does not fit in memory: read it with data.stream.")
+        raise CompanionError("The data set imagenet does not fit in memory: read it with streams.stream.")
     if not 0 <= validation < 1 or (limit is not None and limit < 1):
         raise CompanionError(f"validation={validation} must be in [0, 1) and limit={limit} at least 1, or absent.")
     images, labels, test_images, test_labels = _arrays(name, data_dir())
     generator = torch.Generator().manual_seed(seed)
-    held_out, kept = _stratified(labels, round(validation * len(labels)), generator)
+    held_out, kept = stratified(labels, round(validation * len(labels)), generator)
     if limit is not None and limit < len(kept):
-        kept = kept[_stratified(labels[kept], limit, generator)[0]]
+        kept = kept[stratified(labels[kept], limit, generator)[0]]
     return Data(
         name=name,
         train=Split(images[kept].to(device), labels[kept].to(device)),
@@ -140,82 +139,7 @@ def batches(
         yield split.images[chosen], split.labels[chosen]
 
 
-def stream(
-    name: str,
-    part: str,
-    *,
-    batch_size: int,
-    size: int = 224,
-    validation: float = 0.1,
-    statistics: Statistics | None = None,
-    workers: int = 2,
-    seed: int = 0,
-) -> DataLoader:
-    """Batches of normalised float32 images (n, 3, size, size) and labels, decoded from files as they are needed.
-
-    part: `train` (shuffled, random resized crop and mirror), `validation` (a stratified share of the training files,
-        as in `load`) or `test` (the official validation folder), both resized to 256/224 of `size` and centre-cropped.
-    statistics: mean and standard deviation by channel, for networks that bring their own.
-    Order and augmentation of the k-th epoch follow from `seed`, whatever the number of worker processes.
-    Raises CompanionError for an unknown name or part, or if no image is found.
-    """
-    if name not in SOURCES:
-        raise unknown("streamed data set", name, SOURCES)
-    if part not in ("train", "validation", "test"):
-        raise unknown("part", part, ("train", "validation", "test"))
-    files, test_files = _files(name, data_dir())
-    if part == "test":
-        files = test_files
-    else:
-        labels = torch.tensor([label for _, label in files])
-        held_out, kept = _stratified(labels, round(validation * len(labels)), torch.Generator().manual_seed(seed))
-        files = [files[i] for i in (kept if part == "train" else held_out).tolist()]
-    if part == "train":
-        steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    else:
-        steps = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-    steps += [transforms.ToTensor(), transforms.Normalize(*(statistics or STATISTICS[name]))]
-    return DataLoader(
-        _Files(files, transforms.Compose(steps)),
-        batch_size=batch_size,
-        sampler=_Order(len(files), seed, shuffle=part == "train"),
-        generator=torch.Generator().manual_seed(seed),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-class _Files(torch.utils.data.Dataset):
-    """Decoded files; a key is (index, seed), and the seed alone decides the augmentation."""
-
-    def __init__(self, files: list[tuple[str, int]], transform):
-        self.files, self.transform = files, transform
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = key
-        path, label = self.files[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self.transform(_decode(path)), label
-
-
-class _Order(torch.utils.data.Sampler):
-    """Keys (index, seed) of one epoch after another, from one generator."""
-
-    def __init__(self, n: int, seed: int, shuffle: bool):
-        self.n, self.shuffle, self.generator = n, shuffle, torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        seeds = torch.randint(2**62, (self.n,), generator=self.generator).tolist()
-        order = torch.randperm(self.n, generator=self.generator).tolist() if self.shuffle else range(self.n)
-        return zip(order, seeds, strict=True)
-
-
-def _stratified(labels: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+def stratified(labels: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Sorted indices of `count` items and of the others; each class gets its share, rounded up or down.
 
     Evenly spaced picks from the items sorted by class; the generator shuffles the items of a class first.
@@ -237,8 +161,8 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if name in ("cifar10", "cifar100"):
         return _cifar(datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100, folder)
     parts = []
-    for files in _files(name, folder):
-        parts.append(torch.from_numpy(np.stack([np.asarray(_decode(path)) for path, _ in files]).transpose(0, 3, 1, 2)))
+    for files in image_files(name, folder):
+        parts.append(torch.from_numpy(np.stack([np.asarray(decode(path)) for path, _ in files]).transpose(0, 3, 1, 2)))
         parts.append(torch.tensor([label for _, label in files]))
     return tuple(parts)
 
@@ -248,7 +172,7 @@ def _digits(scale: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8))[:, None]
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     labels = torch.from_numpy(bunch.target).long()
-    test, train = _stratified(labels, DIGITS_TEST)
+    test, train = stratified(labels, DIGITS_TEST)
     return images[train], labels[train], images[test], labels[test]
 
 
@@ -280,7 +204,7 @@ def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, Tensor, 
 
 
 @cache
-def _files(name: str, folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def image_files(name: str, folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """(path, label) of every training and every test image found; labels number the sorted WordNet names."""
     own = folder / ("imagenet" if name == "imagenet" else "tiny-imagenet-200")
     try:
@@ -300,7 +224,7 @@ def _files(name: str, folder: Path) -> tuple[list[tuple[str, int]], list[tuple[s
     return train, test
 
 
-def _decode(path: str) -> Image.Image:
+def decode(path: str) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
     except OSError as error:

@@ -1,6 +1,6 @@
 """The trials of paper 1: features of dense networks cached once, heads pruned and fine-tuned on them; hidden layers.
 
-Specs hold the spec of a dense network (`training.baseline_specs`) beside what is done to it.
+Specs hold the spec of a dense network (`dense_networks.baseline_specs`) beside what is done to it.
 """
 
 import copy
@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lib import latent, models, training
+from lib import dense_networks, latent, models, training
 from lib.data import Data, Split
+from lib.dense_networks import dense_spec
 from lib.divergences import kl_student_t
 from lib.head import (
     evaluate_head,
@@ -24,7 +25,6 @@ from lib.head import (
 from lib.masks import filter_mask, magnitude_mask, nm_mask
 from lib.provenance import write_atomically
 from lib.study import Study, generator
-from lib.training import dense_spec
 
 GROUPS, DF = 100, 4.0  # of the Student-t projection of paper 1
 CURVATURE_IMAGES = 5000  # the Hessian at a pruned head is averaged over at most so many training images
@@ -75,7 +75,7 @@ def cache_features(spec: dict, device: str, weights: Path, *, baselines: Path) -
     Returns: shape of the head; accuracy (%) and loss (nats) on three splits; on the training images also the norm of
         the gradient by the weight, and the largest eigenvalue of the Hessian.
     """
-    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     head = model.get_submodule(models.head_name(model))
     weight, bias = head.weight.detach().float(), head.bias.detach().float()
     kept, row = {"weight": weight, "bias": bias}, {"classes": weight.shape[0], "inputs": weight.shape[1]}
@@ -211,7 +211,7 @@ def prune_layer(spec: dict, device: str, weights: Path, *, baselines: Path) -> d
         dense one; `inputs_moved`, the mean squared distance of what the head sees over its mean square; accuracy (%)
         and loss (nats) on the test images: dense, at epoch 0 and after fine-tuning.
     """
-    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     train, test = (_first(split, spec["images"]) for split in (dataset.train, dataset.test))
     head = model.get_submodule(models.head_name(model))
     weight, bias = head.weight.detach().float(), head.bias.detach().float()

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from lib import batch_norm, data, factorisation, sweep, training, truncation
+from lib import batch_norm, data, dense_networks, factorisation, sweep, training, truncation
 from lib.data import Data, Split
+from lib.dense_networks import dense_spec
 from lib.study import Study, generator
-from lib.training import dense_spec
 from lib.truncation_trials import STUDY, part
 
 ARMS = ("dense", "projected", "factorised", "batch norm", "untruncated")
@@ -83,7 +83,7 @@ def truncate_network(spec: dict, device: str, weights: Path, *, baselines: Path)
     Returns: `wrong` and `dense_wrong` images, `lost` and `gained` ones, `n`; `loss`, `dense_loss`; `parameters`,
         `dense_parameters`; `relative_error` of all kernels of the plan together.
     """
-    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     images, other = part(dataset, spec), deepcopy(model)
     apply_plan(other, spec)
     before = _dense_evaluation(json.dumps([dense_spec(spec), spec["part"], spec["images"]]), baselines, device)
@@ -112,7 +112,7 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
     """
     if spec["arm"] not in ARMS:
         raise ValueError(f"An arm of retraining is one of {', '.join(ARMS)}, not {spec['arm']!r}.")
-    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     images, other = part(dataset, spec), deepcopy(model)
     if spec["arm"] != "untruncated":
         apply_plan(other, spec)
@@ -176,7 +176,7 @@ def loss_barrier(model: nn.Module, other: nn.Module, dataset: Data, images: Spli
 def _dense_evaluation(asked: str, baselines: Path, device: str) -> dict:
     """The dense network on the images of a spec, once a process and not once a plan."""
     dense, which, images = json.loads(asked)
-    model, dataset = training.baseline(dense, baselines, device)
+    model, dataset = dense_networks.baseline(dense, baselines, device)
     split = part(dataset, dense | {"part": which, "images": images})
     return training.evaluate(model, split, dataset, device=device)
 

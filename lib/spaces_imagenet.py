@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lib import batch_norm, channels, data, models, spaces, training
+from lib import batch_norm, channels, models, spaces, streams, training
 from lib.spaces_trials import MODES, reinitialise
 from lib.study import Study, generator, seed_from
 
@@ -46,7 +46,7 @@ def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
     pruned = channels.prune(model, asked, spec["criterion"], size=spec["size"], generator=filters).to(device)
     options = {name: spec[name] for name in ("batch_size", "size")} | {"workers": spec["readers"]}
     options["seed"] = spec["retraining"]
-    read = {part: data.stream("imagenet", part, **options) for part in ("train", "validation", "test")}
+    read = {part: streams.stream("imagenet", part, **options) for part in ("train", "validation", "test")}
     some = islice(read["train"], spec["bn_batches"])
     batch_norm.reestimate(pruned, (images.to(device) for images, _ in some))
     row |= _measured(pruned, "proxy", read["validation"], device)

@@ -1,6 +1,6 @@
 """The trials of paper 3: one recipe pruned, its BatchNorm re-estimated, retrained; the latency of one recipe.
 
-A spec holds the spec of a dense network (`training.baseline_specs`) beside `widths`, one a channel group.
+A spec holds the spec of a dense network (`dense_networks.baseline_specs`) beside `widths`, one a channel group.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib import batch_norm, channels, data, models, spaces, training
+from lib import batch_norm, channels, data, dense_networks, models, spaces, training
 from lib.channels import Groups
 from lib.data import Data, Split
 from lib.provenance import CompanionError, unknown
@@ -48,7 +48,7 @@ def dense_spec(spec: dict) -> dict:
 
 def prunable(dense: dict) -> Groups:
     """The block-internal channel groups of a dense network's spec: what this companion's recipes prune."""
-    return _prunable(json.dumps(training.cost_specs([dense])[0], sort_keys=True))
+    return _prunable(json.dumps(dense_networks.cost_specs([dense])[0], sort_keys=True))
 
 
 def recipe_specs(dense: dict, widths: np.ndarray | Sequence[Sequence[int]], **options: object) -> list[dict]:
@@ -126,7 +126,7 @@ def measure_latency(spec: dict, device: str, weights: Path) -> dict:
     dense = dense_spec(spec)
     entry, groups = data.DATASETS[dense["dataset"]], prunable(dense)
     asked = dict(zip(groups.names, spec["widths"], strict=True))
-    pruned = channels.prune(training.untrained(dense), asked, size=entry["size"])
+    pruned = channels.prune(dense_networks.untrained(dense), asked, size=entry["size"])
     shape = (entry["channels"], entry["size"], entry["size"])
     row = {"macs": models.count_macs(pruned, (1, *shape)), "parameters": models.count_parameters(pruned)}
     return row | {f"made_latency_{n}_ms": training.latency_ms(pruned, (n, *shape), device) for n in (1, 128)}
@@ -173,10 +173,10 @@ def _first(split: Split, images: int) -> Split:
 
 @lru_cache(maxsize=8)
 def _dense(text: str, baselines: Path, device: str) -> tuple[nn.Module, Data]:
-    return training.baseline(json.loads(text), baselines, device)
+    return dense_networks.baseline(json.loads(text), baselines, device)
 
 
 @lru_cache(maxsize=8)
 def _prunable(text: str) -> Groups:
     spec = json.loads(text)
-    return channels.find(training.untrained(spec), data.DATASETS[spec["dataset"]]["size"]).internal()
+    return channels.find(dense_networks.untrained(spec), data.DATASETS[spec["dataset"]]["size"]).internal()

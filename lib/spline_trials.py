@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lib import data, partition, spline, training
+from lib import data, dense_networks, partition, spline, training
 from lib import spline_selection as selection
 from lib.data import Data, Split
 from lib.provenance import write_atomically
@@ -98,7 +98,7 @@ def search(spec: dict, device: str, weights: Path) -> dict:
         epoch; test accuracy (%).
     """
     dataset = loaded(spec, device)
-    model = training.build(spec, dataset).to(device)
+    model = dense_networks.build(spec, dataset).to(device)
     if spec.get("penalty"):
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -133,7 +133,7 @@ def snapshot(spec: dict, epoch: int, dataset: Data, folder: Path, device: str) -
     path = searches(folder).weights(search_spec(spec), device)
     with safetensors.safe_open(path, "pt", device) as file:
         state = {name.split("/", 1)[1]: file.get_tensor(name) for name in file.keys() if name.startswith(f"{epoch}/")}
-    model = training.build(spec, dataset).to(device)
+    model = dense_networks.build(spec, dataset).to(device)
     model.load_state_dict(state)
     return model.eval()
 

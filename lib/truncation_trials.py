@@ -1,7 +1,8 @@
 """The trials of paper 2 on single layers: spectra, truncations, controls, forms at equal parameters, latency.
 
-Specs hold the spec of a dense network (`training.baseline_specs`) beside what is done to it. What a layer's kernels do
-is a row of lists of one length, an entry a kernel: the first is the dense one, `analysis.points` makes a table of them.
+Specs hold the spec of a dense network (`dense_networks.baseline_specs`) beside what is done to it. What a layer's
+kernels do is a row of lists of one length, an entry a kernel: the first is the dense one, `analysis.points` makes a
+table of them.
 """
 
 import itertools
@@ -12,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import controls, models, sweep, training, truncation
+from lib import controls, dense_networks, models, sweep, training, truncation
 from lib.cp import cp
 from lib.cuts import MODES, applicable_cuts, cut_svd, spectrum, weights
 from lib.data import Data, Split
 from lib.decomposition import decompose
+from lib.dense_networks import dense_spec
 from lib.factorisation import layers, macs, parameters, ranks_at, ranks_within
 from lib.study import Study, generator
-from lib.training import dense_spec
 
 STUDY = "02_tensor_truncation"
 Entry = tuple[dict, Tensor]
@@ -84,7 +85,7 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, baselines: P
     kernels of the same shape; by applicable cut `entropy` (nats), `random_entropy`, `random_entropy_sd` and
     `random_entropy_lowest`, `half_error` (relative error at half the ranks) and `random_half_error`.
     """
-    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     layer = model.get_submodule(spec["layer"])
     kernel = sweep.kernel(layer).cpu()
     size = sweep.input_sizes(model, (1, dataset.channels, dataset.size, dataset.size))[spec["layer"]]
@@ -119,7 +120,7 @@ def truncate_layer(
     `relative_error`, `norm_loss`, `effective_norm_loss`; `wrong` images, of them in even places `wrong_even`; `lost`
     and `gained` against the dense kernel; `loss` and `kl` (nats). Also `n`, and the kernel's `shape`.
     """
-    model, dataset = training.baseline(dense_spec(spec), baselines, device)
+    model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     layer = model.get_submodule(spec["layer"])
     kernel = sweep.kernel(layer)
     size = sweep.input_sizes(model, (1, dataset.channels, dataset.size, dataset.size))[spec["layer"]]

@@ -6,7 +6,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from lib import channels, models
+from lib import channels, models, resnets
 from lib.study import generator
 
 NETS = {
@@ -206,7 +206,7 @@ def test_a_pruned_network_computes_what_the_masked_one_does(net, found):
             gone[kept[group]] = False
             norm.weight.data[gone] = norm.bias.data[gone] = 0
             block = masked.get_submodule(writer.rpartition(".")[0])
-            if isinstance(getattr(block, "downsample", None), models.PadShortcut) and writer.endswith("conv2"):
+            if isinstance(getattr(block, "downsample", None), resnets.PadShortcut) and writer.endswith("conv2"):
                 # what the shortcut carries into a removed channel of the next stream must vanish too
                 block.downsample.register_forward_hook(
                     lambda _, __, out, gone=gone: out.masked_fill(gone[:, None, None], 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import latent, latent_trials, models, training
+from lib import dense_networks, latent, latent_trials, models, training
 from lib.head import evaluate_head
 
 DENSE = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
@@ -25,7 +25,7 @@ def head_row(folder, **changes):
 def test_cached_inputs_give_the_accuracy_of_the_whole_network(folder):
     study = latent_trials.features(folder, folder)
     row = study.run([DENSE]).iloc[0]
-    model, dataset = training.baseline(DENSE, folder)
+    model, dataset = dense_networks.baseline(DENSE, folder)
     assert row["dense_test_accuracy"] == pytest.approx(
         100 * training.evaluate(model, dataset.test, dataset)["accuracy"]
     )
@@ -35,7 +35,7 @@ def test_cached_inputs_give_the_accuracy_of_the_whole_network(folder):
 
 def test_epoch_zero_is_the_pruned_network_and_ap2_never_falls_below_it(folder):
     row = head_row(folder)
-    model, dataset = training.baseline(DENSE, folder)
+    model, dataset = dense_networks.baseline(DENSE, folder)
     head = model.get_submodule(models.head_name(model))
     with torch.no_grad():
         magnitude = head.weight.abs().flatten().sort().values
@@ -99,7 +99,7 @@ def test_controls_have_equal_ap2_and_the_pruning_is_the_first(folder):
 
 @pytest.mark.parametrize("structure", ("weights", "filters"))
 def test_pruning_a_hidden_layer_leaves_the_others_and_the_stored_network_alone(folder, structure):
-    model, dataset = training.baseline(DENSE, folder)
+    model, dataset = dense_networks.baseline(DENSE, folder)
     layer = latent_trials.hidden_layers(model, 2)[1]
     spec = DENSE | TUNING | {"method": "highest", "fraction": 0.5, "trial": 0, "structure": structure, "layer": layer}
     row = latent_trials.layers(folder, folder).run([spec | {"images": 200}]).iloc[0]

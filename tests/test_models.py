@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import models, weights
+from lib import models, resnets, weights
 from lib.provenance import CompanionError
 
 FORMS = [(name, form) for name, forms in models.NETWORKS.items() for form in forms]
@@ -54,7 +54,7 @@ def test_macs_and_parameters_equal_the_published_counts(name, options, macs, par
 
 def test_depth_50_of_the_6n_plus_2_family_is_a_fifteenth_of_resnet50():
     with torch.device("meta"):
-        assert counts(models.CifarResNet(8, 10), 32) == (111_329_920, 755_802)
+        assert counts(resnets.CifarResNet(8, 10), 32) == (111_329_920, 755_802)
 
 
 @pytest.mark.parametrize(
@@ -162,24 +162,6 @@ def test_weights_follow_from_the_seed_alone_and_global_random_state_stays(name):
         if one.ndim > 1
     ]
     assert all(differing)
-
-
-def test_batchnorm_scale_starts_at_a_half_in_vgg16_and_preresnet101_only():
-    for name, scale in (("vgg16", 0.5), ("preresnet101", 0.5), ("alexnet", 1.0), ("resnet20", 1.0)):
-        for module in models.build(name, width=1.0 if name == "alexnet" else 0.25).modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert (module.weight == scale).all() and (module.bias == 0).all()
-
-
-def test_option_a_subsamples_and_pads_with_zero_channels():
-    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
-    y = models.PadShortcut(4, 8, 2)(x)
-    assert y.shape == (2, 8, 3, 3)
-    for row in range(3):
-        for column in range(3):
-            assert torch.equal(y[:, 2:6, row, column], x[:, :, 2 * row, 2 * column])
-    assert not y[:, :2].any() and not y[:, 6:].any()
-    assert not any("downsample" in name for name in models.build("resnet8").state_dict())
 
 
 @pytest.mark.parametrize(("name", "form"), [("vgg16", "imagenet"), ("resnet18", "cifar"), ("mobilenet_v2", "imagenet")])

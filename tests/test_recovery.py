@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, models, recovery, sweep, training
+from lib import data, dense_networks, models, recovery, sweep, training
 from lib.cuts import unfold
 from lib.data import Split
 from lib.truncation_trials import part
@@ -139,7 +139,7 @@ def test_statistics_become_plain_averages_over_batches_and_nothing_else_moves():
 
 
 def test_there_is_no_barrier_between_a_network_and_itself_and_one_to_its_mirror(folder):
-    model, dataset = training.baseline(DENSE, folder)
+    model, dataset = dense_networks.baseline(DENSE, folder)
     images = part(dataset, SPEC)
     state = deepcopy(model.state_dict())
     assert abs(recovery.loss_barrier(model, deepcopy(model), dataset, images)) < 1e-9
@@ -156,7 +156,7 @@ def test_there_is_no_barrier_between_a_network_and_itself_and_one_to_its_mirror(
 def test_a_truncated_network_makes_the_errors_that_its_row_counts(folder):
     row = recovery.plans(folder, folder).run([SPEC]).iloc[0]
     assert row["status"] == "done", row["reason"]
-    model, dataset = training.baseline(DENSE, folder)
+    model, dataset = dense_networks.baseline(DENSE, folder)
     images = Split(dataset.test.images[:80], dataset.test.labels[:80])
     before = training.evaluate(model, images, dataset)
     other = deepcopy(model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import channels, data, models, spaces, spaces_trials, training
+from lib import channels, data, dense_networks, models, spaces, spaces_trials, training
 from lib.provenance import CompanionError
 from lib.spaces import Regime
 from lib.study import generator
@@ -35,7 +35,7 @@ def run(folder, widths, **changes):
 
 def test_dense_widths_without_retraining_lose_nothing_but_batchnorm_statistics(folder, groups):
     row = run(folder, [groups.dense]).iloc[0]
-    model, dataset = training.baseline(DENSE, folder)
+    model, dataset = dense_networks.baseline(DENSE, folder)
     few = spaces_trials.selection(dataset, DENSE | ASKED)
     exact = 100 * training.evaluate(model, few.test, dataset)["accuracy"]
     assert (row["mcb"], row["std"], row["kept_macs"]) == (1, 0, 1)

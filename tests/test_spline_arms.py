@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import models, spline_arms, training
+from lib import dense_networks, models, spline_arms
 from lib import spline_trials as trials
 from lib.provenance import CompanionError
 from lib.spline_flops import forward_flops
@@ -63,7 +63,7 @@ def test_layerwise_pretraining_is_paid_for(arm):
 
 def test_snip_removes_single_weights_that_stay_away(arm):
     dataset = trials.loaded(SPEC, "cpu")
-    model = training.build(SPEC, dataset)
+    model = dense_networks.build(SPEC, dataset)
     spline_arms.snip(model, 0.5, dataset, 0)
     layers = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     masks = [weight != 0 for weight in layers]
@@ -79,7 +79,7 @@ def test_rewound_tickets_start_from_the_weights_of_epoch_0(arm, monkeypatch):
     seen = []
     monkeypatch.setattr(spline_arms, "train", lambda model, *a: seen.append(model.features[0].weight.detach().clone()))
     arm("rewound", test_images=49)
-    start = training.build(SPEC, trials.loaded(SPEC, "cpu")).features[0].weight
+    start = dense_networks.build(SPEC, trials.loaded(SPEC, "cpu")).features[0].weight
     assert all(any(torch.equal(row, other) for other in start) for row in seen[0])
 
 

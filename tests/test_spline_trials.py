@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import data, spline, training
+from lib import data, dense_networks, spline, training
 from lib import spline_trials as trials
 from lib.store import plain
 
@@ -42,7 +42,7 @@ def test_its_network_can_be_taken_up_at_any_epoch(folder, row):
     dataset = trials.loaded(SPEC, "cpu")
     last, first = (trials.snapshot(SPEC, epoch, dataset, folder, "cpu") for epoch in (6, 0))
     assert trials.accuracy(last, dataset) == row["test_accuracy"]
-    fresh = training.build(SPEC, dataset)
+    fresh = dense_networks.build(SPEC, dataset)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), fresh.parameters(), strict=True))
     codes = [spline.activation_codes(model, trials.probes(dataset, 3)["canvas"]) for model in (last, first)]
     assert spline.code_distance(*codes).mean() > 0.05

@@ -1,4 +1,4 @@
-"""Training is reproducible from its seed, says when it diverges, and hands out one network per spec."""
+"""Training is reproducible from its seed, and says when it diverges."""
 
 from dataclasses import replace
 
@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib import batch, data, models, training, weights
+from lib import data, models, training
 from lib.provenance import CompanionError
-
-SPEC = {"dataset": "digits", "network": "mlp", "source": "trained", "seed": 0, "epochs": 2, "lr": 0.1, "limit": 300}
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +83,6 @@ def test_an_unknown_schedule_is_one_sentence(digits):
         fitted(digits, schedule="linear")
 
 
-def test_divergence_is_reported_with_its_epoch_and_becomes_a_failed_row(tmp_path):
-    study = training.baselines(tmp_path)
-    rows = study.run([SPEC | {"lr": 1e6}])
-    assert rows["status"].tolist() == ["failed"]
-    assert rows["reason"][0].startswith("Diverged: the training loss became") and "epoch" in rows["reason"][0]
-
-
 def test_evaluation_counts_the_wrong_images(digits):
     class Constant(nn.Module):
         def forward(self, images):
@@ -104,44 +95,6 @@ def test_evaluation_counts_the_wrong_images(digits):
     one = torch.tensor(1.0)
     expected = torch.where(digits.test.labels == 3, -one, one - one).mean() + torch.log(one.exp() + 9)
     assert measured["loss"] == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_a_baseline_is_trained_once_and_has_the_accuracy_of_its_row(tmp_path, capsys):
-    rows = training.baselines(tmp_path).run([SPEC])
-    model, digits = training.baseline(SPEC, tmp_path)
-    assert training.evaluate(model, digits.test, digits)["accuracy"] == rows["test_accuracy"][0]
-    assert capsys.readouterr().err == "" and not model.training
-    training.baselines(tmp_path).weights(SPEC).unlink()
-    again, _ = training.baseline(SPEC, tmp_path)
-    assert "training them" in capsys.readouterr().err
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_shuffled_labels_change_training_and_nothing_else(tmp_path):
-    spec = SPEC | {"epochs": 8, "batch_size": 50, "augment": False}
-    # The network after the shuffled one reads the same cached data set: it must not see shuffled labels.
-    rows = training.baselines(tmp_path).run([spec, spec | {"labels": "shuffled"}, spec | {"seed": 1}])
-    assert rows["test_accuracy"][0] > 0.8 and rows["test_accuracy"][1] < 0.35 and rows["test_accuracy"][2] > 0.8
-
-
-def test_costs_count_and_time_a_network(tmp_path):
-    rows = training.costs(tmp_path).run([{"dataset": "digits", "network": "mlp"}])
-    assert rows["macs"][0] == 64 * 128 + 128 * 128 + 128 * 10
-    assert rows["parameters"][0] == rows["macs"][0] + 128 + 128 + 10
-    public = training.cost_specs([{"dataset": "cifar100", "network": "resnet20", "source": "public"}])
-    assert training.costs(tmp_path).run(public)["parameters"][0] == 278_324  # option B, as published
-    assert 0 < rows["made_latency_1_ms"][0] < 1e3
-
-
-def test_every_profile_names_baselines_that_can_be_built():
-    for profile in batch.profiles():
-        specs = training.baseline_specs(batch.profile_parameters(profile, "00_baselines"))
-        assert len({training.baselines(None).store.key(training.canonical(spec)) for spec in specs}) == len(specs)
-        for spec in specs:
-            entry = data.DATASETS[spec["dataset"]]
-            assert spec["source"] == "trained" or (spec["network"], spec["dataset"]) in weights.PUBLIC
-            shape = {name: entry[name] for name in ("classes", "channels", "size")}
-            models.build(spec["network"], **shape)
 
 
 def test_the_statistics_of_a_public_checkpoint_are_its_own(digits):

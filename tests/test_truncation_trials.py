@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import factorisation, models, sweep, training, truncation, truncation_trials
+from lib import dense_networks, factorisation, models, sweep, training, truncation, truncation_trials
 from lib.cuts import CUTS, MODES, applicable_cuts, unfold
 from lib.data import Data, Split
 from lib.provenance import CompanionError
@@ -182,7 +182,7 @@ def test_controls_follow_from_the_seed_and_draws_differ():
 
 
 def test_outputs_are_kept_best_by_the_truncation_that_looks_at_them(folder):
-    model, dataset = training.baseline(CNN, folder)
+    model, dataset = dense_networks.baseline(CNN, folder)
     name = "features.3"
     kernel = sweep.kernel(conv := model.get_submodule(name))
     spec = CONTROLS | {"layer": name}
@@ -205,7 +205,7 @@ def test_outputs_are_kept_best_by_the_truncation_that_looks_at_them(folder):
 
 
 def test_grouped_and_linear_layers_have_no_moment_and_a_moment_leaves_no_hook(folder):
-    model, dataset = training.baseline(CNN, folder)
+    model, dataset = dense_networks.baseline(CNN, folder)
     assert truncation_trials.layer_moment(model, models.head_name(model), dataset) is None
     moment = truncation_trials.layer_moment(model, "features.0", dataset)
     assert moment.shape == (9, 9) and torch.linalg.eigvalsh(moment).min() > -1e-9
@@ -282,7 +282,7 @@ def test_a_row_begins_with_the_dense_kernel_and_its_numbers_agree(folder, study,
     assert np.array_equal(np.subtract(row["lost"], row["gained"]), row["wrong"] - row["wrong"][0])
     assert all(0 <= even <= wrong for even, wrong in zip(row["wrong_even"], row["wrong"], strict=True))
     assert min(row["kl"]) >= 0 and max(row["kl"]) > 1e-3 and 0 < max(row["relative_error"])
-    model, dataset = training.baseline(dense, folder)
+    model, dataset = dense_networks.baseline(dense, folder)
     assert list(row["shape"]) == list(model.get_submodule(layer).weight.shape)
     plain = training.evaluate(model, Split(dataset.test.images[:60], dataset.test.labels[:60]), dataset)
     assert row["wrong"][0] == len(plain["wrong"]) and row["loss"][0] == pytest.approx(plain["loss"], rel=1e-5)
@@ -291,7 +291,7 @@ def test_a_row_begins_with_the_dense_kernel_and_its_numbers_agree(folder, study,
 
 def test_a_truncated_layer_makes_the_errors_of_the_network_with_the_truncated_kernel(folder):
     row = run(truncation_trials.truncations, folder, layer="features.3", part="selection", images=50)
-    model, dataset = training.baseline(CNN, folder)
+    model, dataset = dense_networks.baseline(CNN, folder)
     some = Split(dataset.validation.images[:50], dataset.validation.labels[:50])
     before = set(training.evaluate(model, some, dataset)["wrong"])
     weight = model.get_submodule("features.3").weight
@@ -332,7 +332,7 @@ def test_trials_repeat_exactly_and_the_store_answers_the_second_time(folder, tmp
 def test_spectra_are_shares_and_entropies_are_those_of_the_kernel_and_of_random_kernels(folder):
     row = truncation_trials.spectra(folder, folder).run([CNN | {"layer": "features.3"}]).iloc[0]
     assert row["status"] == "done", row["reason"]
-    model, _ = training.baseline(CNN, folder)
+    model, _ = dense_networks.baseline(CNN, folder)
     kernel = sweep.kernel(model.get_submodule("features.3"))
     assert list(row["cut"]) == list(applicable_cuts(kernel.shape)) == list(CUTS)
     assert list(row["shape"]) == list(kernel.shape) and row["map"] == 8

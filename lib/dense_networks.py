@@ -1,0 +1,176 @@
+"""The dense networks that every notebook starts from: their specs, their trials, and where their weights are."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lib import data, models, training
+from lib import weights as weights_io
+from lib.data import Data
+from lib.store import canonical
+from lib.study import Study, generator, seed_from
+
+DENSE = (
+    "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
+).split()
+
+
+def train_baseline(spec: dict, device: str, weights: Path) -> dict:
+    """The trial of the study of baselines: one dense network, trained, or loaded from its authors' checkpoint.
+
+    Args:
+        spec: `dataset`, `network`, `source` ("trained" or "public"); for a trained one also `seed`, `epochs`, `lr`, and
+            optionally `batch_size`, `schedule`, `weight_decay`, `augment`, `limit` (training images), and `labels`:
+            "shuffled" trains on permuted labels, the null of a network that can learn nothing about the test set.
+
+    Returns: test accuracy, loss, n and the wrong images; learning curves, one value an epoch.
+    """
+    dataset = data.load(spec["dataset"], device=device, seed=spec.get("seed", 0), limit=spec.get("limit"))
+    if spec["source"] == "public":
+        model, (mean, std) = models.public(spec["network"], spec["dataset"])
+        dataset = replace(dataset, mean=mean, std=std)
+        history: list[dict] = []
+    else:
+        if spec.get("labels") == "shuffled":
+            order = torch.randperm(len(dataset.train), generator=generator(spec["seed"], "shuffled labels"))
+            dataset.train.labels.copy_(dataset.train.labels[order.to(device)])
+        model = build(spec, dataset)
+        options = ("epochs", "seed", "lr", "batch_size", "weight_decay", "schedule", "augment")
+        start = time.perf_counter()
+        history = training.fit(model, dataset, device=device, **{name: spec[name] for name in options if name in spec})
+        seconds = time.perf_counter() - start
+    test = training.evaluate(model, dataset.test, dataset, device=device)
+    row = {f"test_{name}": value for name, value in test.items()}
+    row |= {f"curve_{name}": [epoch[name] for epoch in history] for name in (history[0] if history else ())}
+    if history:
+        row["made_images_per_second"] = len(history) * len(dataset.train) / seconds
+    weights_io.save(model, weights)
+    return row
+
+
+def measure_costs(spec: dict, device: str, weights: Path) -> dict:
+    """The trial of the study of costs; it is timed, so it must run alone.
+
+    Args:
+        spec: `dataset`, `network`, and optionally `form`, `shortcut`, `width`.
+
+    Returns: parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
+    """
+    entry, model = data.DATASETS[spec["dataset"]], untrained(spec)
+    shape = (entry["channels"], entry["size"], entry["size"])
+    row = {"parameters": models.count_parameters(model), "macs": models.count_macs(model, (1, *shape))}
+    return row | {f"made_latency_{n}_ms": training.latency_ms(model, (n, *shape), device) for n in (1, 128)}
+
+
+def show_data(spec: dict, device: str, weights: Path) -> dict:
+    """The trial that shows a data set, so that its picture can be remade where the data are not.
+
+    Args:
+        spec: `dataset`, and optionally `limit` (training images).
+
+    Returns: for each split the number of images and the fewest and most of a class; `classes`; `pictures`, flat, and
+    their `shape` (4, k, channels, size, size): one training image of each of k classes, then three augmentations.
+    """
+    dataset = data.load(spec["dataset"], limit=spec.get("limit"))
+    row = {"classes": dataset.classes}
+    for part in ("train", "validation", "test"):
+        counts = getattr(dataset, part).labels.bincount()
+        row |= {
+            f"{part}_images": int(counts.sum()),
+            f"{part}_fewest": int(counts.min()),
+            f"{part}_most": int(counts.max()),
+        }
+    first = [int((dataset.train.labels == label).nonzero()[0, 0]) for label in range(min(dataset.classes, 10))]
+    shown, noise = dataset.train.images[first], generator(0, "shown")
+    draws = [data.augment(shown, noise, dataset.padding, dataset.flip) for _ in range(3)]
+    pictures = torch.stack([shown, *draws])
+    return row | {"pictures": pictures.flatten(), "shape": list(pictures.shape)}
+
+
+def baseline_specs(parameters: dict) -> list[dict]:
+    """The trials of `00_baselines` as its parameters name them; other notebooks pick their networks from here.
+
+    Args:
+        parameters: of `00_baselines` in some profile (`batch.profile_parameters`).
+    """
+    shared = ("dataset", "epochs", "batch_size", "lr", "schedule", "augment")
+    common = {name: parameters[name] for name in shared} | {"source": "trained", "limit": parameters["limit"] or None}
+    # A weak yardstick would flatter the networks: a linear classifier wants unshifted images and a rate of its own.
+    linear = {"augment": False, "lr": parameters["linear_lr"]}
+    trained = [
+        common | {"network": network, "seed": seed} | (linear if network == "linear" else {})
+        for network in parameters["networks"]
+        for seed in range(parameters["seeds"])
+    ]
+    null = [
+        common | {"network": parameters["null_network"], "seed": seed, "labels": "shuffled"}
+        for seed in range(parameters["null_seeds"])
+    ]
+    pairs = (name.split("/") for name in parameters["public"])
+    public = [{"source": "public", "network": network, "dataset": dataset} for network, dataset in pairs]
+    return trained + null + public
+
+
+def cost_specs(specs: list[dict]) -> list[dict]:
+    """The trials of the study of costs: each architecture among some baselines once."""
+    architectures = [{"dataset": spec["dataset"], "network": spec["network"]} | _options(spec) for spec in specs]
+    return [one for place, one in enumerate(architectures) if one not in architectures[:place]]
+
+
+def untrained(spec: dict) -> nn.Module:
+    """The architecture of a baseline's spec with arbitrary weights; needs neither its data nor its checkpoint."""
+    shape = {name: data.DATASETS[spec["dataset"]][name] for name in ("classes", "channels", "size")}
+    return models.build(spec["network"], **_options(spec), **shape)
+
+
+def _options(spec: dict) -> dict:
+    options = {name: spec[name] for name in ("form", "shortcut", "width") if name in spec}
+    if spec.get("source") == "public" and weights_io.AUTHORS[spec["dataset"]][0] == "B":
+        options["shortcut"] = "B"
+    return options
+
+
+def build(spec: dict, dataset: Data) -> nn.Module:
+    """The untrained network of a baseline's spec, shaped for a data set."""
+    shape = {"classes": dataset.classes, "channels": dataset.channels, "size": dataset.size}
+    return models.build(spec["network"], **_options(spec), **shape, seed=seed_from(spec["seed"], "initialisation"))
+
+
+def dense_spec(spec: dict) -> dict:
+    """The part of a trial's spec that names the dense network that it starts from."""
+    return {name: spec[name] for name in DENSE if name in spec}
+
+
+def baselines(folder: Path) -> Study:
+    """The study of dense networks of a profile; `folder` is `runs/<profile>`."""
+    return Study("00_baselines.networks", train_baseline, version=1, folder=folder)
+
+
+def samples(folder: Path) -> Study:
+    """The study that shows a profile's data sets."""
+    return Study("00_baselines.samples", show_data, version=1, folder=folder)
+
+
+def costs(folder: Path) -> Study:
+    """The study of parameters, MACs and latencies of dense networks of a profile."""
+    return Study("00_baselines.costs", measure_costs, version=1, folder=folder)
+
+
+def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, Data]:
+    """A dense network with its weights, in evaluation mode, and its data set; trained only if nobody has yet.
+
+    Args:
+        spec: as `train_baseline` takes it; the same spec gives every notebook the same network.
+        folder: `runs/<profile>`.
+    """
+    spec = canonical(spec)
+    dataset = data.load(spec["dataset"], device=device, seed=spec.get("seed", 0), limit=spec.get("limit"))
+    if spec["source"] == "public":
+        model, (mean, std) = models.public(spec["network"], spec["dataset"])
+        return model.to(device).eval(), replace(dataset, mean=mean, std=std)
+    model = build(spec, dataset)
+    weights_io.load(model, baselines(folder).weights(spec, device))
+    return model.to(device).eval(), dataset

@@ -1,0 +1,53 @@
+"""The dense networks: trained once, the same for every notebook, buildable in every profile."""
+
+import torch
+
+from lib import batch, data, dense_networks, models, training, weights
+from lib.store import canonical
+
+SPEC = {"dataset": "digits", "network": "mlp", "source": "trained", "seed": 0, "epochs": 2, "lr": 0.1, "limit": 300}
+
+
+def test_divergence_is_reported_with_its_epoch_and_becomes_a_failed_row(tmp_path):
+    study = dense_networks.baselines(tmp_path)
+    rows = study.run([SPEC | {"lr": 1e6}])
+    assert rows["status"].tolist() == ["failed"]
+    assert rows["reason"][0].startswith("Diverged: the training loss became") and "epoch" in rows["reason"][0]
+
+
+def test_a_baseline_is_trained_once_and_has_the_accuracy_of_its_row(tmp_path, capsys):
+    rows = dense_networks.baselines(tmp_path).run([SPEC])
+    model, digits = dense_networks.baseline(SPEC, tmp_path)
+    assert training.evaluate(model, digits.test, digits)["accuracy"] == rows["test_accuracy"][0]
+    assert capsys.readouterr().err == "" and not model.training
+    dense_networks.baselines(tmp_path).weights(SPEC).unlink()
+    again, _ = dense_networks.baseline(SPEC, tmp_path)
+    assert "training them" in capsys.readouterr().err
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_shuffled_labels_change_training_and_nothing_else(tmp_path):
+    spec = SPEC | {"epochs": 8, "batch_size": 50, "augment": False}
+    # The network after the shuffled one reads the same cached data set: it must not see shuffled labels.
+    rows = dense_networks.baselines(tmp_path).run([spec, spec | {"labels": "shuffled"}, spec | {"seed": 1}])
+    assert rows["test_accuracy"][0] > 0.8 and rows["test_accuracy"][1] < 0.35 and rows["test_accuracy"][2] > 0.8
+
+
+def test_costs_count_and_time_a_network(tmp_path):
+    rows = dense_networks.costs(tmp_path).run([{"dataset": "digits", "network": "mlp"}])
+    assert rows["macs"][0] == 64 * 128 + 128 * 128 + 128 * 10
+    assert rows["parameters"][0] == rows["macs"][0] + 128 + 128 + 10
+    public = dense_networks.cost_specs([{"dataset": "cifar100", "network": "resnet20", "source": "public"}])
+    assert dense_networks.costs(tmp_path).run(public)["parameters"][0] == 278_324  # option B, as published
+    assert 0 < rows["made_latency_1_ms"][0] < 1e3
+
+
+def test_every_profile_names_baselines_that_can_be_built():
+    for profile in batch.profiles():
+        specs = dense_networks.baseline_specs(batch.profile_parameters(profile, "00_baselines"))
+        assert len({dense_networks.baselines(None).store.key(canonical(spec)) for spec in specs}) == len(specs)
+        for spec in specs:
+            entry = data.DATASETS[spec["dataset"]]
+            assert spec["source"] == "trained" or (spec["network"], spec["dataset"]) in weights.PUBLIC
+            shape = {name: entry[name] for name in ("classes", "channels", "size")}
+            models.build(spec["network"], **shape)
