@@ -1,9 +1,11 @@
 """The style of every figure, and saving a figure together with its numbers and its alternative text."""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import Image
 from matplotlib.figure import Figure
@@ -30,8 +32,9 @@ NULL = {"color": "#717581", "linestyle": ":", "linewidth": 1.6}  # what no effec
 
 
 def use_style() -> None:
-    """Let every figure of this process follow the companion's style sheet."""
+    """Let every figure of this process follow the companion's style sheet, and show the cells of tables whole."""
     plt.style.use(STYLE)
+    pd.set_option("display.max_colwidth", None)
 
 
 def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: str) -> Image:
@@ -74,3 +77,27 @@ def _smaller(png: io.BytesIO) -> bytes:
         texts.add_itxt(key, text)
     picture.convert("RGB").quantize(256, dither=Raster.Dither.NONE).save(buffer, "png", pnginfo=texts, optimize=True)
     return buffer.getvalue()
+
+
+def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, milliseconds: int = 120) -> Image:
+    """Save figures of one size as an animated GIF that repeats, and close each; the last one stays a second longer.
+
+    Args:
+        folder, slug, alt: as in `save`; the numbers are those of the still figure of the same rows.
+        milliseconds: how long a frame is shown.
+
+    Returns: the GIF, to be the last expression of a cell.
+    """
+    if not alt.strip():
+        raise ValueError(f"{slug}: an animation needs an alternative text.")
+    pictures = []
+    for figure in frames:
+        figure.canvas.draw()
+        pixels = Raster.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+        pictures.append(pixels.quantize(64, dither=Raster.Dither.NONE))
+        plt.close(figure)
+    buffer, shown = io.BytesIO(), [milliseconds] * (len(pictures) - 1) + [milliseconds + 1000]
+    first, *rest = pictures
+    first.save(buffer, "gif", save_all=True, append_images=rest, duration=shown, loop=0, comment=alt.encode())
+    write_atomically(folder / f"{slug}.gif", buffer.getvalue())
+    return Image(buffer.getvalue(), format="gif", alt=alt, width=first.width)

@@ -178,6 +178,7 @@ def draw_slice(axis: Axes, row: pd.Series, title: str) -> None:
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
     axis.set_title(title, fontsize=10)
     axis.grid(False)
+    axis.spines[:].set_visible(True)
 
 
 def early_birds(row: pd.Series) -> dict[str, float]:

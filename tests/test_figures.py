@@ -9,10 +9,10 @@ from PIL import Image
 from lib import figures
 
 
-def draw():
+def draw(line=(3, 4)):
     figures.use_style()
     figure, axis = plt.subplots()
-    axis.plot([1, 2], [3, 4], label="n = 2")
+    axis.plot([1, 2], line, label="n = 2")
     axis.set(xlabel="epoch", ylabel="accuracy (%)")
     return figure
 
@@ -56,3 +56,13 @@ def test_a_saved_figure_is_closed(tmp_path):
 def test_the_palette_is_the_style_sheets():
     figures.use_style()
     assert [to_hex(entry["color"]) for entry in plt.rcParams["axes.prop_cycle"]] == list(figures.PALETTE)
+
+
+def test_an_animation_has_a_frame_a_figure_its_text_and_equal_bytes(tmp_path):
+    for folder in ("a", "b"):
+        lines = ([1, 2], [2, 1], [1, 1])
+        shown = figures.animate((draw(line) for line in lines), tmp_path / folder, "00_t", "A line that turns.")
+    saved = Image.open(tmp_path / "a" / "00_t.gif")
+    assert saved.n_frames == 3 and saved.info["comment"] == b"A line that turns." == shown.alt.encode()
+    assert (tmp_path / "a" / "00_t.gif").read_bytes() == (tmp_path / "b" / "00_t.gif").read_bytes()
+    assert not plt.get_fignums()
