@@ -53,14 +53,14 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
         raise ValueError(f"{slug}: a figure needs an alternative text.")
     measured = [column for column in numbers if column.startswith(PREFIX)]
     results = numbers.drop(columns=measured)
-    picture = {}
+    picture, sharp = {}, {"svg": 100, "png": plt.rcParams["savefig.dpi"]}  # in an SVG only embedded images have pixels
     for kind, metadata in {
         "svg": {"Date": None, "Title": slug, "Description": alt},
         "png": {"Software": None, "Title": slug, "Description": alt},
     }.items():
         buffer = io.BytesIO()
         with plt.rc_context({"svg.hashsalt": "compression-companion"}):  # else the same figure has other ids each time
-            figure.savefig(buffer, format=kind, metadata=metadata)
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=sharp[kind])
         picture[kind] = buffer.getvalue() if kind == "svg" else _smaller(buffer)
         write_atomically(folder / f"{slug}.{kind}", picture[kind])
     write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
@@ -94,7 +94,7 @@ def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, millise
     for figure in frames:
         figure.canvas.draw()
         pixels = Raster.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-        pictures.append(pixels.quantize(64, dither=Raster.Dither.NONE))
+        pictures.append(pixels.quantize(24, dither=Raster.Dither.NONE))
         plt.close(figure)
     buffer, shown = io.BytesIO(), [milliseconds] * (len(pictures) - 1) + [milliseconds + 1000]
     first, *rest = pictures

@@ -165,13 +165,24 @@ def plain(axis: Axes, half: float, title: str) -> None:
         spine.set_visible(True)
 
 
+def film_frame(film: pd.Series, place: int, epoch: int) -> Figure:
+    """One frame of the film: the partition at this epoch above the training loss until then."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(3.2, 4.4), height_ratios=[3, 1], dpi=80)
+    draw_panel(above, film, place)
+    below.plot(np.arange(1, epoch + 1), film["loss"][:epoch], color=figures.PALETTE[8])
+    below.set(xlim=(0, len(film["loss"])), ylim=(0, 1.05 * max(film["loss"])), xlabel="epoch", ylabel="loss (nats)")
+    return figure
+
+
 def draw_slice(axis: Axes, row: pd.Series, title: str) -> None:
     """The regions of a plane of images, shaded by the class that wins, with the decision boundary."""
     corners, count = np.reshape(row["corners"], (-1, 2)), np.asarray(row["count"])
     polygons = np.split(corners, np.cumsum(count)[:-1])
     winners = np.asarray(row["winner"], dtype=int)
     shade = [(*plt.matplotlib.colors.to_rgb(figures.PALETTE[w % 10]), 0.35) for w in winners]
-    axis.add_collection(PolyCollection(polygons, facecolors=shade, edgecolors="#555555", linewidths=0.15))
+    axis.add_collection(
+        PolyCollection(polygons, facecolors=shade, edgecolors="#555555", linewidths=0.15, rasterized=True)
+    )
     boundary = np.reshape(row["boundary"], (-1, 2, 2))
     axis.add_collection(LineCollection(boundary, colors="k", linewidths=1.8))
     low, high = corners.min(0), corners.max(0)

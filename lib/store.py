@@ -97,7 +97,7 @@ def _union(tables: Iterable[pa.Table]) -> pa.Table:
 
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, compression="zstd", compression_level=12)
     return sink.getvalue().to_pybytes()
 
 

@@ -102,3 +102,11 @@ def test_pictures_draw_lines_boundary_and_regions():
     assert analysis.arm_colour("early random") == analysis.method_style("random")["color"]
     assert analysis.arm_colour("dense") == "k"
     plt.close(figure)
+
+
+def test_a_frame_of_the_film_shows_the_loss_until_its_epoch():
+    panel = {"lines": [[0.0, 0, 1, 1, 0, 0]], "boundary": [[0.0, 1, 1, 0]], "half": [1.0], "title": ["epoch 2"]}
+    figure = analysis.film_frame(pd.Series(panel | {"loss": [3.0, 2.0, 1.0]}), 0, 2)
+    above, below = figure.axes
+    assert above.get_title() == "epoch 2"
+    assert below.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
