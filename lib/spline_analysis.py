@@ -217,10 +217,10 @@ def method_style(method: str) -> dict:
 
 
 def arm_colour(name: str) -> str:
-    """Colour of an arm: of its method for tickets, grey for the dense network, one each for the rest."""
+    """Colour of an arm: of its method for tickets, black for the dense network, one for each kind of rival."""
     method = name.split()[-1]
     if name == "dense":
         return "k"
     if method in METHOD_STYLES and name != "slimming":
         return METHOD_STYLES[method][0]
-    return figures.PALETTE[6]
+    return figures.PALETTE[6 if name in ("end", "slimming", "rewound", "snip") else 4]
