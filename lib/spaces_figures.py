@@ -248,9 +248,9 @@ def published(table: pd.DataFrame) -> Figure:
     family = table["method"].str.split("[- ]", regex=True).str[0]
     groups = table.groupby([family, "network", "dataset"], sort=False)
     for ((method, network, dataset), one), marker, colour in zip(
-        groups, "oXsD^*v", (0, 5, 4, 2, 1, 8, 9), strict=False
+        groups, "oXsD^*v", (8, 5, 4, 0, 1, 2, 9), strict=False
     ):
-        style = {"color": figures.PALETTE[colour], "label": f"{method}: {network}, {dataset}, n = {len(one)}", "ms": 7}
+        style = {"color": figures.PALETTE[colour], "label": f"{method}: {network}, {dataset}, n = {len(one)}", "ms": 8}
         axis.plot(100 * one["kept_macs"], one["mcb"], marker, **style)
         away = {
             "xytext": (0, 7 if marker in "osD" else -14),
@@ -265,6 +265,7 @@ def published(table: pd.DataFrame) -> Figure:
     axis.set(yscale="log", xlabel="MACs kept (%)", ylabel="mCB (dense = 1)")
     axis.set_yticks([0.8, 1, 1.4, 2], ["0.8", "1", "1.4", "2"])
     axis.yaxis.set_minor_formatter(plt.NullFormatter())
+    axis.margins(y=0.12)
     axis.set_title(f"{len(table)} published pruned networks and their accuracy")
     _legend_above(figure, ncols=3)
     return figure
