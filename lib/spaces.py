@@ -267,7 +267,7 @@ def regnet_spread(drops: Sequence[float], statistic: Sequence[float]) -> tuple[f
     """The 2.5, 50 and 97.5 % points of a statistic under RegNet's "empirical bootstrap", in closed form.
 
     It redraws a quarter of the networks and takes the best: the spread of the best few networks, which is no
-    confidence interval of an optimum (`spaces_analysis.optimum` has one).
+    confidence interval of an optimum (`spaces_optimum` has one).
     """
     drops, statistic = np.asarray(drops, dtype=float), np.asarray(statistic, dtype=float)
     by_rank = statistic[np.argsort(drops, kind="stable")]

@@ -14,19 +14,33 @@ from lib.claims import LEVEL, mean_interval
 from lib.spaces import best_of_k
 from lib.spaces_optimum import WINNERS, optimum, quantiles, size, vertices
 
-PREDICTORS = ["log_mcb", "log_mcb_squared", "std", "smallest_share", "tilt"]
-RESAMPLES = 400
+MCB, FOLDS = ["log_mcb", "log_mcb_squared"], 10
+PREDICTORS = [*MCB, "std", "smallest_share", "tilt"]
+PREDICTIONS = {  # what predicts, and on top of what
+    "all: mCB, STD, smallest kept share, tilt": (PREDICTORS, []),
+    "mCB": (MCB, []),
+    "tilt": (["tilt"], []),
+    "STD": (["std"], []),
+    "smallest kept share": (["smallest_share"], []),
+    "STD and smallest kept share": (["std", "smallest_share"], []),
+    "mCB beyond STD and smallest kept share": (MCB, ["std", "smallest_share"]),
+    "tilt beyond STD and smallest kept share": (["tilt"], ["std", "smallest_share"]),
+    "mCB beyond these two and tilt": (MCB, ["std", "smallest_share", "tilt"]),
+}
+RESAMPLES, EXCHANGES = 400, 1999
 
 
 def spread_effect(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], seed: int = 5) -> dict:
     """Signed area between the EDFs of a wide and a narrow STD space, in pooled standard deviations, mean over regimes.
 
     pairs: (narrow, wide) of each regime. Above 0, the wide space loses more. p: two-sided, labels exchanged.
+    Source: Hedges 1981 for the factor that takes the small-sample bias from a difference in standard deviations.
     """
 
     def area(narrow: np.ndarray, wide: np.ndarray) -> np.ndarray:
-        scale = np.sqrt((narrow.var(axis=-1) + wide.var(axis=-1)) / 2)
-        return (wide.mean(axis=-1) - narrow.mean(axis=-1)) / np.where(scale > 0, scale, 1)
+        scale = np.sqrt((narrow.var(axis=-1, ddof=1) + wide.var(axis=-1, ddof=1)) / 2)
+        unbiased = 1 - 3 / (4 * (narrow.shape[-1] + wide.shape[-1]) - 9)
+        return unbiased * (wide.mean(axis=-1) - narrow.mean(axis=-1)) / np.where(scale > 0, scale, 1)
 
     random, value, draws, null = np.random.default_rng(seed), 0.0, 0.0, 0.0
     for pair in pairs:
@@ -46,6 +60,23 @@ def spread_contrast(mild: tuple, harsh: tuple, seed: int = 12) -> dict:
     error = np.hypot(one["high"] - one["low"], two["high"] - two["low"]) / 2
     value = two["value"] - one["value"]
     return {"value": value, "low": value - error, "high": value + error, "n": one["n"] + two["n"]}
+
+
+def spread_table(spread: dict[float, Sequence[pd.DataFrame]], asked: Sequence[float]) -> pd.DataFrame:
+    """Achieved STD and mCB of STD spaces, and two tests of equal distributions of drop; a column a regime."""
+    columns = {}
+    for kept, tables in spread.items():
+        drops = [table["drop"] for table in tables]
+        exchange = stats.PermutationMethod(n_resamples=999, rng=np.random.default_rng(0))
+        darling = stats.anderson_ksamp(drops, variant="midrank", method=exchange)
+        columns[f"{kept:.0%}"] = {
+            f"STD asked {std}": f"STD {one['std'].mean():.3f}, mCB {one['mcb'].mean():.2f}, n = {len(one)}"
+            for std, one in zip(asked, tables, strict=True)
+        } | {
+            "Anderson-Darling, all, p": f"{darling.pvalue:.3f}",
+            "Kolmogorov-Smirnov, outer two, p": f"{stats.ks_2samp(drops[0], drops[-1]).pvalue:.3f}",
+        }
+    return pd.DataFrame(columns)
 
 
 def limit(table: pd.DataFrame) -> float:
@@ -77,17 +108,24 @@ def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str, seed
     return {"value": errors[model] / max(errors[reference], 1e-9), "low": low, "high": high, "n": len(tables)}
 
 
-def best_of_k_gain(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], k: int, seed: int = 8) -> dict:
-    """Points of test accuracy that the best of k refined recipes gains over the best of k initial ones; mean of pairs.
+def best_of_k_gain(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], k: int, price: int = 0, seed: int = 8) -> dict:
+    """Points of test accuracy that the best of k refined recipes gains over the best initial ones; mean of pairs.
 
-    pairs: (initial, refined) with `drop` on validation images, which selects, and `test_drop`.
+    Args:
+        pairs: (initial, refined) with `drop` on validation images, which selects, and `test_drop`.
+        price: recipes that it took to find where to refine; the best of k + price initial ones is the rival. It is
+            at most the best of those that were retrained.
+
+    The interval is recentred: redrawing loses the best recipe of a space in a third of the draws.
     """
 
     def gain(parts: Sequence[pd.DataFrame]) -> float:
-        best = [best_of_k(part["drop"], part["test_drop"], [k])[0] for part in parts]
+        tries = [k + price, k] * len(pairs)
+        best = [best_of_k(part["drop"], part["test_drop"], [k])[0] for part, k in zip(parts, tries, strict=True)]
         return float(np.mean(np.array(best[::2]) - np.array(best[1::2])))
 
-    return bootstrapped(gain, [part[["drop", "test_drop"]] for pair in pairs for part in pair], seed)
+    tables = [part[["drop", "test_drop"]] for pair in pairs for part in pair]
+    return bootstrapped(gain, tables, seed, recentred=True)
 
 
 def reliability(table: pd.DataFrame) -> dict:
@@ -106,24 +144,49 @@ def reliability(table: pd.DataFrame) -> dict:
 
 
 def schedule_agreement(table: pd.DataFrame, seed: int = 9) -> dict:
-    """Smallest Spearman's correlation of drops between any two retraining schedules; table (recipes, schedules)."""
+    """Smallest Spearman's correlation of drops between any two retraining schedules; table (recipes, schedules).
 
-    def smallest(parts: Sequence[pd.DataFrame]) -> float:
-        ranks = stats.rankdata(parts[0].to_numpy(), axis=0)
-        with np.errstate(invalid="ignore"):  # a schedule that ties all redrawn recipes has no correlation
-            return float(np.corrcoef(ranks.T).min())
+    The interval holds all pairs together (Fisher's z, Bonferroni). The smallest of several correlations of unrelated
+    ranks is below 0 on average, so p and `null` (mean and 95 % range) come from exchanged ranks.
+    Source: Bonett and Wright 2000 for the standard error of Spearman's z.
+    """
+    ranks = stats.rankdata(table.to_numpy(), axis=0)
+    n, pairs = len(ranks), np.triu_indices(ranks.shape[1], 1)
 
-    return bootstrapped(smallest, [table], seed)
+    def correlations(ranks: np.ndarray) -> np.ndarray:
+        centred = ranks - ranks.mean(axis=-2, keepdims=True)
+        length = np.sqrt((centred**2).sum(axis=-2))
+        product = np.swapaxes(centred, -1, -2) @ centred
+        scale = length[..., :, None] * length[..., None, :]
+        return (product / np.where(scale > 0, scale, 1))[..., *pairs]  # a schedule that ties all recipes ranks none
+
+    found = correlations(ranks)
+    z = np.arctanh(np.clip(found, -0.999, 0.999))
+    half = stats.norm.ppf(1 - (1 - LEVEL) / 2 / len(found)) * np.sqrt((1 + found**2 / 2) / (n - 3))
+    random = np.random.default_rng(seed)
+    null = correlations(random.permuted(np.tile(ranks, (EXCHANGES, 1, 1)), axis=1)).min(axis=1)
+    p = (1 + (null >= found.min()).sum()) / (1 + EXCHANGES)
+    bounds = {"low": float(np.tanh(z - half).min()), "high": float(np.tanh(z + half).min())}
+    return {
+        "value": float(found.min()),
+        **bounds,
+        "p": float(p),
+        "n": n,
+        "null": (float(null.mean()), *quantiles(null)),
+    }
 
 
 def proxy_agreement(tables: Sequence[pd.DataFrame], seed: int = 10) -> dict:
-    """Spearman's correlation within regimes of the drop before and after retraining."""
+    """Spearman's correlation within regimes of the drop before retraining and that after it, on test images.
+
+    The two are measured on different images, so that the noise of the images does not correlate them.
+    """
 
     def correlation(parts: Sequence[pd.DataFrame]) -> float:
         every = np.concatenate([part.to_numpy() for part in parts])
         return rank_correlation(every[:, 0], every[:, 1], every[:, 2].tolist())
 
-    return bootstrapped(correlation, [table[["proxy_drop", "drop", "kept"]] for table in tables], seed)
+    return bootstrapped(correlation, [table[["proxy_drop", "test_drop", "kept"]] for table in tables], seed)
 
 
 def prediction_gain(
@@ -131,30 +194,26 @@ def prediction_gain(
 ) -> dict:
     """Share of the cross-validated squared error within regimes that features remove, on top of others.
 
-    Ten folds of recipes, least squares on standardised features; drops are standardised within their regime.
+    Ten folds of recipes, least squares on standardised features; drops are standardised within their regime. The
+    interval redraws recipes; copies of one stay in its fold, so fewer recipes are left to learn from, and it lies low.
     """
     random = np.random.default_rng(seed)
-    parts = []
+    columns, full, rest = [*beyond, *features], 0.0, 0.0
     for table in tables:
-        x = np.column_stack([table[name] for name in (*beyond, *features)])
-        x = np.column_stack([np.ones(len(table)), (x - x.mean(axis=0)) / x.std(axis=0)])
-        parts.append((x, table["z"].to_numpy(), random.permutation(len(table)) % 10))
-
-    def error(columns: int, chosen: Sequence[np.ndarray]) -> float:
-        total = 0.0
-        for (x, y, fold), rows in zip(parts, chosen, strict=True):
-            x, y, fold = x[rows, :columns], y[rows], fold[rows]  # copies of a recipe stay in its fold
-            for held in range(10):
-                rest = fold != held
-                total += ((y[~rest] - x[~rest] @ np.linalg.lstsq(x[rest], y[rest], rcond=None)[0]) ** 2).sum()
-        return total
-
-    def gain(chosen: Sequence[np.ndarray]) -> float:
-        return 1 - error(1 + len(beyond) + len(features), chosen) / error(1 + len(beyond), chosen)
-
-    draws = [gain([random.integers(len(y), size=len(y)) for _, y, _ in parts]) for _ in range(RESAMPLES // 4)]
+        n, x, y = len(table), table[columns].to_numpy(), table["z"].to_numpy()
+        x = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
+        fold = random.permutation(n) % FOLDS
+        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), RESAMPLES)])
+        full = full + _fold_errors(x, y, fold, times)
+        rest = rest + _fold_errors(x[:, : 1 + len(beyond)], y, fold, times)
+    value, *draws = 1 - full / rest
     low, high = quantiles(draws)
-    return {"value": gain([np.arange(len(y)) for _, y, _ in parts]), "low": low, "high": high, "n": size(tables)}
+    return {"value": float(value), "low": low, "high": high, "n": size(tables)}
+
+
+def prediction_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """`prediction_gain` of each of `PREDICTIONS`."""
+    return pd.DataFrame({name: prediction_gain(tables, *asked) for name, asked in PREDICTIONS.items()}).T
 
 
 def contest(table: pd.DataFrame, champion: str, rivals: Sequence[str]) -> dict:
@@ -169,15 +228,30 @@ def contest(table: pd.DataFrame, champion: str, rivals: Sequence[str]) -> dict:
     return {"value": float(difference.mean()), "low": low, "high": high, "p": p, "n": len(table), "rival": best}
 
 
-def bootstrapped(statistic: Callable, tables: Sequence[pd.DataFrame], seed: int) -> dict:
-    """A statistic of tables, its percentile interval over recipes redrawn within each table, and their number."""
+def bootstrapped(statistic: Callable, tables: Sequence[pd.DataFrame], seed: int, recentred: bool = False) -> dict:
+    """A statistic of tables, its percentile interval over recipes redrawn within each table, and their number.
+
+    recentred: shift the interval by as much as the redrawn statistic differs from the found one on average.
+    """
     random = np.random.default_rng(seed)
     draws = [
         statistic([table.iloc[random.integers(len(table), size=len(table))] for table in tables])
         for _ in range(RESAMPLES)
     ]
-    low, high = quantiles(draws)
-    return {"value": float(statistic(tables)), "low": low, "high": high, "n": size(tables)}
+    value = float(statistic(tables))
+    low, high = np.array(quantiles(draws)) - (np.nanmean(draws) - value if recentred else 0)
+    return {"value": value, "low": float(low), "high": float(high), "n": size(tables)}
+
+
+def _fold_errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Summed squared error on held-out folds by least squares on the others, for each row of counts (draws, n)."""
+    total = np.zeros(len(times))
+    for held in range(FOLDS):
+        learnt = times * (fold != held)
+        normal = np.einsum("bn,ni,nj->bij", learnt, x, x) + 1e-9 * np.eye(x.shape[1])
+        slopes = np.linalg.solve(normal, np.einsum("bn,ni,n->bi", learnt, x, y)[..., None])[..., 0]
+        total += (times * (fold == held) * (y - slopes @ x.T) ** 2).sum(axis=1)
+    return total
 
 
 def _errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:

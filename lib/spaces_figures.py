@@ -13,7 +13,8 @@ from lib.spaces_optimum import winning
 
 COLOURS = {"initial": figures.PALETTE[0], "designed": figures.PALETTE[1], "refined": figures.PALETTE[4]}
 MCB_TICKS = (0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 2, 2.8)
-EQUIVALENT = {"color": "#e3e3e3", "zorder": 0}  # the band of 10 % around the dense network's ratio
+EQUIVALENT = {"color": "#e3e3e3", "zorder": 0}  # the band of 10 % around mCB 1
+SHARE_TICKS = {"ylim": (-0.02, 1.02), "yticks": [0, 0.25, 0.5, 0.75, 1]}  # of a distribution function
 
 
 def shades(shares: Sequence[float]) -> dict[float, tuple]:
@@ -22,9 +23,9 @@ def shades(shares: Sequence[float]) -> dict[float, tuple]:
 
 
 def mcb_axis(axis: Axes, title: str, ticks: Sequence[float] = MCB_TICKS) -> None:
-    """A logarithmic x axis of normalised mCB with the dense network's ratio marked."""
+    """A logarithmic x axis of mCB with the dense network's marked."""
     axis.axvline(1, **figures.NULL)
-    axis.set(xscale="log", title=title, xlabel="mCB, normalised (dense = 1)")
+    axis.set(xscale="log", title=title, xlabel="mCB (dense = 1)")
     low, high = axis.get_xlim()
     shown = [tick for tick in ticks if low <= tick <= high]
     axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
@@ -41,15 +42,16 @@ def edf_step(axis: Axes, drops: Sequence[float], colour, label: str, band: bool 
 
 def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]) -> Figure:
     """STD against mCB of the recipes of each space, a panel a regime, with the feasible range of mCB."""
-    figure, axes = _row(len(feasible), sharey=True)
+    figure, axes = _row(len(feasible), sharey=True, sharex=True)
     for axis, (share, bounds) in zip(axes, feasible.items(), strict=True):
         for name, one in frames[frames["kept"] == share].groupby("space", sort=False):
             axis.scatter(one["mcb"], one["std"], s=12, color=COLOURS[name], label=f"{name}, n = {len(one)}")
         for bound in bounds:
-            axis.axvline(bound, color="k", lw=0.8)
+            axis.axvline(bound, color="k", lw=0.8, label="end of what is feasible")
+    for axis, share in zip(axes, feasible, strict=True):
         mcb_axis(axis, f"{share:.0%} of MACs kept", (0.5, 0.7, 1, 1.4, 2, 2.8))
-    axes[0].legend(loc="lower right")
     axes[0].set_ylabel("STD of the pruned shares")
+    _legend_above(figure)
     return figure
 
 
@@ -62,15 +64,14 @@ def edfs(tables: Sequence[pd.DataFrame], bins: int = 5) -> Figure:
         x = np.sort(one["drop"])
         weighted = spaces.edf(one["drop"], spaces.complexity_weights(one["kept_parameters"], bins))
         axis.step(x, weighted(np.nextafter(x, np.inf)), "--", where="post", color=colour)
-    axis.set(xlabel="drop after fine-tuning (points)", ylabel="share of recipes below", ylim=(-0.02, 1.45))
-    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set(xlabel="drop after fine-tuning (points)", ylabel="share of recipes below", **SHARE_TICKS)
     axis.set_title("random recipes; dashed: kept parameters made uniform")
-    axis.legend(loc="upper left")
+    _legend_above(figure)
     return figure
 
 
 def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.DataFrame], icc: float) -> Figure:
-    """Drops by seed, ranks by schedule, drops after retraining against drops before."""
+    """Drops by seed, ranks by schedule, test drops after retraining against drops before."""
     figure, axes = _row(3)
     order = by_seed.mean(axis=1).sort_values().index
     for seed in by_seed:
@@ -81,20 +82,21 @@ def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.Data
     axes[0].set_title(f"{by_seed.shape[1]} seeds: ICC {icc:.2f}")
     for mode, colour in (("rewind", figures.PALETTE[1]), ("scratch", figures.PALETTE[2])):
         axes[1].plot(by_mode["finetune"].rank(), by_mode[mode].rank(), "o", color=colour, label=mode)
+    ends = (0.5, len(by_mode) + 0.5)
+    axes[1].plot(ends, ends, **figures.NULL, label="alike")
     axes[1].set(xlabel="rank after fine-tuning", ylabel="rank after the other", title=f"schedules, n = {len(by_mode)}")
-    axes[1].set_ylim(0.5, len(by_mode) * 1.3)
-    axes[1].legend(loc="upper right", ncols=2)
+    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0.2, columnspacing=0.8)
     colours = shades([one["kept"].iloc[0] for one in tables])
     for (share, colour), one in zip(colours.items(), tables, strict=True):
         label = f"{share:.0%}, n = {len(one)}"
-        axes[2].plot(one["proxy_drop"], one["drop"], "o", ms=4, color=colour, label=label)
-    axes[2].set(xlabel="drop before retraining (points)", ylabel="drop after (points)", title="the proxy")
+        axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=label)
+    axes[2].set(xlabel="drop before retraining (points)", ylabel="test drop after it (points)", title="the proxy")
     axes[2].legend(title="MACs kept")
     return figure
 
 
 def optima(final: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float, dict]) -> Figure:
-    """Drop against mCB by regime, the parabola of the designed sample, and the interval of its lowest point."""
+    """Drop against mCB by regime, the parabola of the designed sample, and the 95 % interval of its lowest point."""
     figure, axes = _row(len(tables))
     for axis, (share, place), one in zip(axes, best.items(), tables, strict=True):
         random = final[(final["space"] == "initial") & (final["kept"] == share)]
@@ -102,36 +104,55 @@ def optima(final: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float
             axis.scatter(part["mcb"], part["drop"], s=14, color=COLOURS[name], label=f"{name}, n = {len(part)}")
         x = np.linspace(one["log_mcb"].min(), one["log_mcb"].max(), 100)
         axis.plot(np.exp(x), np.polyval(np.polyfit(one["log_mcb"], one["drop"], 2), x), color=COLOURS["designed"])
-        axis.axvspan(place["low"], place["high"], color=COLOURS["designed"], alpha=0.15, lw=0)
+        span = {
+            "color": COLOURS["designed"],
+            "alpha": 0.15,
+            "lw": 0,
+            "label": "lowest point of the fit, 95 % bootstrap",
+        }
+        axis.axvspan(place["low"], place["high"], **span)
         mcb_axis(axis, f"{share:.0%} of MACs kept")
-        axis.set_ylim(top=axis.get_ylim()[1] + 0.2 * np.diff(axis.get_ylim())[0])
-        axis.legend(loc="upper right")
     axes[0].set_ylabel("drop after fine-tuning (points)")
+    _legend_above(figure)
+    return figure
+
+
+def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
+    """Drop against kept MACs of recipes that keep one share of the parameters, with the parabola in log mCB."""
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    colour = COLOURS["designed"]
+    axis.scatter(100 * table["kept_macs"], table["drop"], s=16, color=colour, label=f"designed, n = {len(table)}")
+    x = np.linspace(table["log_mcb"].min(), table["log_mcb"].max(), 100)
+    axis.plot(100 * share * np.exp(x), np.polyval(np.polyfit(table["log_mcb"], table["drop"], 2), x), color=colour)
+    axis.axvline(100 * share, **figures.NULL, label="mCB 1")
+    axis.set(xlabel="MACs kept (%)", ylabel="drop after fine-tuning (points)")
+    axis.set_title(f"{share:.0%} of parameters kept")
+    axis.legend()
     return figure
 
 
 def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Mean drop and quartiles by bucket of kept parameters, a panel a regime."""
+    """Median drop and quartiles by bucket of kept parameters, a panel a regime."""
     figure, axes = _row(len(tables))
     colours, frames = shades([one["kept"].iloc[0] for one in tables]), []
     for axis, (share, colour), one in zip(axes, colours.items(), tables, strict=True):
         grouped = one.groupby(spaces.parameter_buckets(one["kept_parameters"]))["drop"]
-        summary = grouped.describe(percentiles=[0.25, 0.75]).rename_axis("bucket").reset_index()
-        spread = np.array([summary["mean"] - summary["25%"], summary["75%"] - summary["mean"]])
-        axis.errorbar(100 * summary["bucket"], summary["mean"], np.maximum(spread, 0), fmt="o", color=colour, capsize=3)
+        summary = grouped.describe(percentiles=[0.25, 0.5, 0.75]).rename_axis("bucket").reset_index()
+        spread = np.array([summary["50%"] - summary["25%"], summary["75%"] - summary["50%"]])
+        axis.errorbar(100 * summary["bucket"], summary["50%"], spread, fmt="o", color=colour, capsize=3)
         for _, line in summary.iterrows():
             above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 7}
-            axis.annotate(f"n = {line['count']:.0f}", (100 * line["bucket"], max(line["75%"], line["mean"])), **above)
+            axis.annotate(f"n = {line['count']:.0f}", (100 * line["bucket"], line["75%"]), **above)
         axis.axvline(100 * share, **figures.NULL)
         axis.margins(0.15)
-        axis.set(title=f"{share:.0%} of MACs kept", xlabel="kept parameters (%), bucket centre")
+        axis.set(title=f"{share:.0%} of MACs kept", xlabel="parameters kept (%), bucket centre")
         frames.append(summary.assign(kept=share))
-    axes[0].set_ylabel("drop (points), mean and quartiles")
+    axes[0].set_ylabel("drop (points): median, quartiles")
     return figure, pd.concat(frames)
 
 
 def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
-    """mCB of all recipes and of the winners by space and regime, and the optimum of each regime with its interval."""
+    """mCB of all recipes and winners by space and regime; the lowest point m* of each fit in the sampled range."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.6, 1])
     frames, colours, labels = [], shades(list(best)), {}
     for share, place in best.items():
@@ -143,14 +164,20 @@ def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.Da
             labels[height] = f"{share:.0%} {name}, {won.sum()} of {len(part)}"
             frames.append(part.assign(won=won)[["kept", "space", "mcb", "drop", "won"]])
         spread = [[place["value"] - place["low"]], [place["high"] - place["value"]]]
+        right.plot([100 * share] * 2, [part["mcb"].min(), part["mcb"].max()], color="#c8c8c8", lw=6, zorder=1)
         right.errorbar(100 * share, place["value"], np.abs(spread), fmt="o", color=colours[share], capsize=4)
     left.set_yticks(list(labels), labels.values())
     left.set_ylim(len(labels) - 0.4, -0.6)
     mcb_axis(left, "every recipe; triangles are the winners", (0.6, 0.7, 0.85, 1, 1.2, 1.5, 2))
     right.axhline(1, **figures.NULL)
     right.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
+    right.margins(x=0.2)
     right.invert_xaxis()
-    right.set(xlabel="MACs kept (%)", ylabel="m*", title="optimum, 95 % interval")
+    right.set(xlabel="MACs kept (%)", ylabel="m*, in mCB", title="lowest point of the fit")
+    right.text(
+        0.02, 0.98, "grey bar: sampled range\nthin bar: 95 % bootstrap", transform=right.transAxes, va="top", size=8
+    )
+    right.set_ylim(top=right.get_ylim()[1] * 1.12)
     return figure, pd.concat(frames)
 
 
@@ -161,26 +188,24 @@ def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -
     for axis, (share, tables) in zip(axes, spread.items(), strict=True):
         for std, one, tone in zip(stds, tables, tones, strict=True):
             edf_step(axis, one["drop"], tone, f"STD {std}", band=std in (stds[0], stds[-1]))
-        axis.set(title=f"{share:.0%} of MACs kept, mCB 1", xlabel="drop before retraining (points)", ylim=(-0.02, 1.45))
-        axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        axis.legend(loc="upper left")
+        axis.set(title=f"{share:.0%} of MACs kept, mCB 1", xlabel="drop before retraining (points)", **SHARE_TICKS)
     axes[0].set_ylabel("share of recipes below")
+    _legend_above(figure)
     return figure
 
 
 def limits(kept: np.ndarray, values: np.ndarray, places: Sequence[dict]) -> Figure:
-    """The limit of each regime by its level, and by its optimal mCB with interval."""
-    figure, axes = _row(2)
-    axes[0].plot(100 * kept, values, "o-", color=figures.PALETTE[0])
+    """The limit of each regime by its kept share, and by the lowest point m* of its fit with 95 % interval."""
+    figure, axes = _row(2, sharey=True)
+    for (share, colour), y, place in zip(shades(kept).items(), values, places, strict=True):
+        axes[0].plot(100 * share, y, "o", ms=7, color=colour)
+        bar = np.abs([[place["value"] - place["low"]], [place["high"] - place["value"]]])
+        axes[1].errorbar(place["value"], y, xerr=bar, fmt="o", color=colour, capsize=3, label=f"{share:.0%}")
     axes[0].invert_xaxis()
-    axes[0].set(xlabel="MACs kept (%)", ylabel="limit: 5 % quantile of drop (points)", title="by level")
-    middle = np.array([place["value"] for place in places])
-    bars = np.abs(np.array([[p["value"] - p["low"], p["high"] - p["value"]] for p in places]).T)
-    axes[1].errorbar(middle, values, xerr=bars, fmt="o", color=figures.PALETTE[0], capsize=3)
-    for share, x, y in zip(kept, middle, values, strict=True):
-        axes[1].annotate(f"{share:.0%}", (x, y), (5, 4), textcoords="offset points", fontsize=8)
-    mcb_axis(axes[1], f"by optimum, {len(kept)} regimes")
-    axes[1].set_xlabel("optimal mCB of the regime, 95 % interval")
+    axes[0].set(xlabel="MACs kept (%)", ylabel="limit: 5 % quantile of drop (points)", title="by kept share")
+    mcb_axis(axes[1], f"by m*, {len(kept)} regimes")
+    axes[1].set_xlabel("m*, in mCB (dense = 1); bars: 95 % bootstrap")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", title="MACs kept")
     return figure
 
 
@@ -192,20 +217,18 @@ def refined(pairs: dict[float, tuple[pd.DataFrame, pd.DataFrame]], ks: np.ndarra
         for name, one in zip(("initial", "refined"), pair, strict=True):
             edf_step(above, one["test_drop"], COLOURS[name], name)
             curve = spaces.best_of_k(one["drop"], one["test_drop"], ks)
-            below.plot(ks, curve, "o-", ms=4, color=COLOURS[name], label=name)
+            below.plot(ks, curve, "o-", ms=4, color=COLOURS[name])
             frames.append(pd.DataFrame({"kept": share, "space": name, "k": ks, "best": curve}))
-        above.set(title=f"{share:.0%} of MACs kept", xlabel="drop on test images (points)", ylim=(-0.02, 1.35))
-        above.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        above.legend(loc="upper left")
-        below.set(xlabel="k, recipes tried")
+        above.set(title=f"{share:.0%} of MACs kept", xlabel="drop on test images (points)", **SHARE_TICKS)
+        below.set(xlabel="k, retrained recipes to choose from")
     axes[0, 0].set_ylabel("share of recipes below")
     axes[1, 0].set_ylabel("expected test drop of\nthe best of k (points)")
-    axes[1, 0].legend()
+    _legend_above(figure)
     return figure, pd.concat(frames)
 
 
 def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
-    """Test accuracy of contestants, a dot a seed, with mean and interval; the dotted line is uniform pruning."""
+    """Test accuracy of contestants, a dot a seed, with mean and 95 % t interval; dotted: mean of uniform pruning."""
     figure, axis = plt.subplots(figsize=(8, 3.4))
     for place, name in enumerate(names):
         low, high = claims.mean_interval(scores[name])
@@ -215,23 +238,36 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
     axis.axhline(scores["uniform"].mean(), **figures.NULL)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axis.set(ylabel="test accuracy (%)", title=title)
+    axis.set_xlabel("a dot a seed; line and grey: mean and its 95 % t interval; dotted: mean of uniform")
     return figure
 
 
 def published(table: pd.DataFrame) -> Figure:
-    """mCB against kept MACs of published networks, with the band of 10 % around the dense network's ratio."""
-    figure, axis = plt.subplots(figsize=(8, 3.8))
-    styles = zip(table.groupby(["network", "dataset"]), "Dos^", (5, 0, 4, 2), strict=True)
-    for ((network, dataset), one), marker, colour in styles:
-        style = {"color": figures.PALETTE[colour], "label": f"{network}, {dataset}"}
+    """mCB against kept MACs of published networks, each with its accuracy; the band is 10 % around mCB 1."""
+    figure, axis = plt.subplots(figsize=(10, 4.4))
+    family = table["method"].str.split("[- ]", regex=True).str[0]
+    groups = table.groupby([family, "network", "dataset"], sort=False)
+    for ((method, network, dataset), one), marker, colour in zip(
+        groups, "oXsD^*v", (8, 5, 4, 0, 1, 2, 9), strict=False
+    ):
+        style = {"color": figures.PALETTE[colour], "label": f"{method}: {network}, {dataset}, n = {len(one)}", "ms": 8}
         axis.plot(100 * one["kept_macs"], one["mcb"], marker, **style)
+        away = {
+            "xytext": (0, 7 if marker in "osD" else -14),
+            "textcoords": "offset points",
+            "ha": "center",
+            "fontsize": 8,
+        }
+        for _, line in one.iterrows():
+            axis.annotate(f"{line['accuracy']:.1f} %", (100 * line["kept_macs"], line["mcb"]), **away)
     axis.axhline(1, **figures.NULL)
     axis.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
-    axis.set(yscale="log", xlabel="MACs kept (%)", ylabel="mCB, normalised (dense = 1)")
+    axis.set(yscale="log", xlabel="MACs kept (%)", ylabel="mCB (dense = 1)")
     axis.set_yticks([0.8, 1, 1.4, 2], ["0.8", "1", "1.4", "2"])
     axis.yaxis.set_minor_formatter(plt.NullFormatter())
-    axis.set_title(f"{len(table)} published pruned networks")
-    axis.legend()
+    axis.margins(y=0.12)
+    axis.set_title(f"{len(table)} published pruned networks and their accuracy")
+    _legend_above(figure, ncols=3)
     return figure
 
 
@@ -245,8 +281,15 @@ def latency(rows: pd.DataFrame) -> Figure:
     axis.plot(expected, height, "|", ms=16, mew=2, color="k")
     axis.set_yticks(height, rows["space"])
     axis.invert_yaxis()
-    axis.set(xlabel="ms for 128 images, one thread or one GPU", title="time; black: proportional to MACs")
+    axis.set(xlabel="median time of one run, 128 images (ms)", title="time; black: proportional to MACs")
     return figure
+
+
+def _legend_above(figure: Figure, ncols: int = 4) -> None:
+    """One legend for all panels, above them, each label once."""
+    labelled = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    once = {label: handle for handle, label in reversed(labelled)}
+    figure.legend(list(once.values())[::-1], list(once)[::-1], loc="outside upper center", ncols=ncols)
 
 
 def _row(count: int, **options) -> tuple[Figure, np.ndarray]:

@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lib import spaces, spaces_samplers
+from lib.channels import Groups
 from lib.claims import LEVEL
+from lib.spaces import Regime
 
-WINNERS, FEWEST_WINNERS = 0.05, 5  # share of a population that wins, and at least so many
+WINNERS, FEWEST_WINNERS = 0.05, 3  # share of a population that wins, and the fewest that have a median
 CONTROL = ["network", "dataset", "mode", "retraining"]
 RESAMPLES, SPLITS = 1000, 20
 
@@ -41,13 +44,29 @@ def regimes(rows: pd.DataFrame, column: str = "drop") -> list[pd.DataFrame]:
     return tables
 
 
+def one_space(rows: pd.DataFrame, space: str, kept: float) -> pd.DataFrame:
+    """The recipes of one space in one regime."""
+    return rows[(rows["space"] == space) & (rows["kept"] == kept)].reset_index(drop=True)
+
+
+def refined_recipes(groups: Groups, kept: float, pool: np.ndarray, best: float, count: int) -> tuple[np.ndarray, float]:
+    """`count` recipes of the space refined around m* = `best`, and its mass, the share of a random pool (n, G) in it.
+
+    They come from the pool, or are solved for where it holds too few.
+    """
+    inside = spaces.refined(groups, pool, best)
+    if inside.sum() >= count:
+        return pool[inside][:count], float(inside.mean())
+    return spaces_samplers.with_targets(groups, Regime(kept), [best] * count, seed=3), float(inside.mean())
+
+
 def optimum(table: pd.DataFrame) -> float:
-    """log m*: where the quadratic of drop on log mCB is least within the sampled range."""
+    """log m*: where the quadratic of drop on log mCB is least within the sampled range, maybe at an end of it."""
     return float(vertices(*_arrays(table)))
 
 
 def optimum_interval(table: pd.DataFrame, seed: int = 0) -> dict:
-    """m* of one regime with a bootstrap interval over recipes, which `spaces.regnet_spread` is not."""
+    """m* of one regime with a bootstrap interval over recipes."""
     low, high = quantiles(np.exp(_redrawn_optima([table], seed)[:, 0]))
     return {"value": float(np.exp(optimum(table))), "low": low, "high": high, "n": len(table)}
 
@@ -98,8 +117,7 @@ def winners(tables: Sequence[pd.DataFrame], seed: int = 4, exchanges: int = 499)
 
     def nearer(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         distance = np.abs(x - vertices(fit_x, fit_y)[:, None])
-        count = max(FEWEST_WINNERS, round(WINNERS * x.shape[1]))
-        best = np.take_along_axis(distance, np.argsort(y, axis=1, kind="stable")[:, :count], axis=1)
+        best = np.take_along_axis(distance, np.argsort(y, axis=1, kind="stable")[:, : win_count(x.shape[1])], axis=1)
         return np.median(best, axis=1) - np.median(distance, axis=1)
 
     random = np.random.default_rng(seed)
@@ -117,8 +135,13 @@ def winners(tables: Sequence[pd.DataFrame], seed: int = 4, exchanges: int = 499)
 
 
 def winning(drops: Sequence[float]) -> np.ndarray:
-    """Places of the winners: the best 5 %, at least five."""
-    return np.argsort(np.asarray(drops), kind="stable")[: max(FEWEST_WINNERS, round(WINNERS * len(drops)))]
+    """Places of the winners, the best first."""
+    return np.argsort(np.asarray(drops), kind="stable")[: win_count(len(drops))]
+
+
+def win_count(n: int) -> int:
+    """How many of n recipes win: the best 5 %, at least three."""
+    return max(FEWEST_WINNERS, round(WINNERS * n))
 
 
 def deviation_gain(tables: Sequence[pd.DataFrame], seed: int = 7) -> dict:

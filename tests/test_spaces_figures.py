@@ -34,10 +34,10 @@ def test_populations_and_optima_have_a_panel_a_regime(rows):
     even = part(rows, "designed")
     best = {one["kept"].iloc[0]: spaces_optimum.optimum_interval(one) for one in even}
     figure = pictures.optima(rows, even, best)
-    assert "designed, n = 20" in [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert "designed, n = 20" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(pictures.edfs(even).axes[0].lines) == 4
     figure, numbers = pictures.winners(rows[rows["space"] != "refined"], best)
-    assert numbers.groupby(["kept", "space"])["won"].sum().tolist() == [5] * 4
+    assert numbers.groupby(["kept", "space"])["won"].sum().tolist() == [3] * 4
     plt.close("all")
 
 
@@ -55,6 +55,8 @@ def test_the_other_pictures_are_drawn(rows):
     by_seed = pd.DataFrame(random.normal(size=(6, 3)))
     by_mode = pd.DataFrame(random.normal(size=(6, 3)), columns=["finetune", "rewind", "scratch"])
     assert "ICC 0.50" in pictures.noise(by_seed, by_mode, part(rows, "initial"), 0.5).axes[0].get_title()
+    figure = pictures.at_fixed_parameters(part(rows, "designed")[0].assign(kept_macs=0.5), 0.6)
+    assert figure.axes[0].get_title() == "60% of parameters kept"
     spread = {share: [one] * 2 for share, one in zip(SHARES, part(rows, "designed"), strict=True)}
     assert len(pictures.std_spaces(spread, [0.1, 0.2]).axes) == 2
     places = [{"value": 1.1, "low": 0.9, "high": 1.3}] * 2
@@ -68,5 +70,7 @@ def test_the_other_pictures_are_drawn(rows):
 
 def test_published_networks_are_told_apart():
     figure = pictures.published(spaces_published.results())
-    assert len(figure.axes[0].get_legend().get_texts()) == 4
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(labels) == 5 and "uniform: resnet50, imagenet, n = 2" in labels
+    assert "93.2 %" in [text.get_text() for text in figure.axes[0].texts]
     plt.close(figure)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib import channels, models, spaces
 from lib import spaces_optimum as optimum
 
 
@@ -96,6 +97,21 @@ def test_deviation_explains_out_of_sample_or_not_at_all():
     assert optimum.deviation_gain(regimes(strength=0.0))["high"] < 0.15
 
 
-def test_at_least_five_win():
-    assert optimum.winning(np.arange(30)[::-1]).tolist() == [29, 28, 27, 26, 25]
-    assert len(optimum.winning(np.arange(200))) == 10
+def test_the_best_five_per_cent_win_and_at_least_three():
+    assert optimum.winning(np.arange(30)[::-1]).tolist() == [29, 28, 27]
+    assert [optimum.win_count(n) for n in (6, 60, 80, 200)] == [3, 3, 4, 10]
+
+
+def test_recipes_are_taken_from_the_pool_or_solved_for_where_it_does_not_reach():
+    groups = channels.find(models.build("resnet20")).internal()
+    pool = spaces.sample_recipes(groups, spaces.Regime(0.6), 500, seed=0).widths
+    taken, mass = optimum.refined_recipes(groups, 0.6, pool, 1.0, 5)
+    assert 0.2 < mass < 0.4 and all((pool == row).all(axis=1).any() for row in taken)
+    solved, mass = optimum.refined_recipes(groups, 0.6, pool, 1.8, 5)
+    assert mass == 0 and len(solved) == 5
+    assert spaces.refined(groups, solved, 1.8).all() and spaces.Regime(0.6).holds(groups, solved).all()
+
+
+def test_one_space_is_numbered_anew():
+    rows = pd.DataFrame({"space": ["a", "b", "a"], "kept": [0.5, 0.5, 0.3], "drop": [1, 2, 3]})
+    assert optimum.one_space(rows, "a", 0.3)["drop"].to_dict() == {0: 3}
