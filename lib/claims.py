@@ -33,6 +33,7 @@ class Rule:
         threshold: in the statistic's unit.
         null: what would be seen with no effect at all.
         tolerance: half-width of the equivalence range of "="; 0 asks for equality.
+        open_if: where the statistic has no room to decide, for example at a ceiling; such evidence stays open.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Rule:
     threshold: float
     null: str
     tolerance: float = 0.0
+    open_if: str = ""
 
     def __post_init__(self) -> None:
         if self.relation not in ("<", ">", "="):
@@ -50,7 +52,8 @@ class Rule:
 
     def __str__(self) -> str:
         within = f" (within {self.tolerance:g})" if self.tolerance else ""
-        return f"{self.claim} Holds if {self.statistic} {self.relation} {self.threshold:g}{within}."
+        left_open = f" Open if {self.open_if}." if self.open_if else ""
+        return f"{self.claim} Holds if {self.statistic} {self.relation} {self.threshold:g}{within}.{left_open}"
 
     def verdict(self, low: float, high: float, p_holm: float | None = None) -> str:
         """Judge an interval [low, high]; a corrected p above 1 - LEVEL turns a support into "inconclusive"."""
@@ -91,6 +94,7 @@ class Ledger:
         dataset: str = "",
         regime: str = "",
         primary: bool = True,
+        open: bool = False,
         why: str = "",
     ) -> None:
         """Enter the evidence on a claim.
@@ -98,18 +102,22 @@ class Ledger:
         Args:
             value: the rule's statistic.
             interval: its confidence interval at `LEVEL`; none for an exact value (a count, a closed form).
-            n: how many independent units the statistic rests on.
+            n: how many units the statistic is taken over; `why` says what they are and what they share.
             p: of the null hypothesis; primary ones are corrected together.
             primary: whether this entry decides the claim; others are shown beside it.
+            open: whether the rule's `open_if` is the case; ValueError if the rule has none.
             why: one line on how to read it.
         """
         rule = self.rule(claim)
+        if open and not rule.open_if:
+            raise ValueError(f"{claim} has no `open_if`: say in its rule when it stays open.")
         low, high = (value, value) if interval is None else interval
         self._entries.append(
             dict.fromkeys(FIELDS)
             | {"id": claim, "section": rule.section, "network": network, "dataset": dataset, "regime": regime}
             | {"primary": primary, "rule": str(rule), "statistic": rule.statistic, "value": float(value)}
             | {"low": float(low), "high": float(high), "n": int(n), "p": p, "null": rule.null, "why": why}
+            | {"verdict": INCONCLUSIVE if open else None}
         )
 
     def untestable(self, claim: str, why: str) -> None:
@@ -213,6 +221,28 @@ def bootstrap_interval(
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def paired_gain(
+    a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int = 2000, level: float = LEVEL
+) -> dict[str, float]:
+    """Mean of a minus mean of b, with a percentile bootstrap interval and a one-sided p against no gain.
+
+    Args:
+        a, b: (seeds, images) of scores on the same images; seeds of each are drawn anew, images for both together.
+        seed: of the resampling.
+
+    Returns: `gain`, `low`, `high`, in the unit of the scores; and `p`.
+    """
+    random, (rows_a, images), rows_b = np.random.default_rng(seed), a.shape, len(b)
+    draws = np.empty(resamples)
+    for draw in range(resamples):
+        chosen = random.integers(images, size=images)
+        ours, theirs = (m[random.integers(n, size=n)][:, chosen] for m, n in ((a, rows_a), (b, rows_b)))
+        draws[draw] = ours.mean() - theirs.mean()
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    p = (1 + np.sum(draws <= 0)) / (1 + resamples)
+    return {"gain": float(a.mean() - b.mean()), "low": float(low), "high": float(high), "p": float(p)}
 
 
 def dkw_half_width(n: int, level: float = LEVEL) -> float:

@@ -1,4 +1,4 @@
-"""Rows of paper 1's studies as tables by epoch, its verdict statistics, and the panels of its figures.
+"""Rows of paper 1's studies as tables by epoch, and its verdict statistics.
 
 A configuration is a case (network and data set), a method and a fraction; statistics are dictionaries with `value`,
 `low`, `high`, `n` and, where they have one, `p`.
@@ -9,18 +9,23 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy import stats
 
-from lib import figures, latent
-from lib.agreement import nested_interval, permutation_p, rank_correlation, rank_correlation_interval, same_order
+from lib import latent
+from lib.agreement import (
+    nested_interval,
+    permutation_p,
+    rank_correlation,
+    rank_correlation_interval,
+    same_order,
+    separation,
+)
 from lib.divergences import kl_student_t
 from lib.latent_trials import DF, GROUPS
 from lib.masks import METHODS
 
 KEY = ["case", "method", "fraction"]
+PAIRS = [("lowest", "random"), ("random", "highest"), ("lowest", "highest")]
 SERIES = ["ap2", "ap2_to_last", "r2", "t_ap3", "fisher_ap3", "train_loss", "test_loss", "test_accuracy"]
 
 
@@ -53,6 +58,11 @@ def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
 def matrix(rows: pd.DataFrame, column: str, key: Sequence[str] = KEY) -> pd.DataFrame:
     """One column as a table (configurations, trials)."""
     return rows.pivot_table(column, list(key), "trial", sort=False)
+
+
+def text(found: dict) -> str:
+    """A statistic with its interval, to stand in a table."""
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 def strata(table: pd.DataFrame, *levels: str) -> list[tuple]:
@@ -169,55 +179,104 @@ def own_against_others(kl_gap: np.ndarray, gap: np.ndarray, case: np.ndarray) ->
     return own, np.nanmean(tau, axis=1)
 
 
-def shades(fractions: Sequence[float]) -> dict[float, tuple]:
-    """One colour a fraction, dark to light."""
-    return dict(zip(fractions, plt.cm.viridis(np.linspace(0, 0.88, len(fractions))), strict=True))
+def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFrame, *within: str) -> dict:
+    """Rank correlation of one measure with a target minus that of another; `tied` if both rank alike in every stratum.
 
-
-def legend(figure: Figure, entries: dict[str, dict], title: str | None = None) -> None:
-    """A legend beside a figure, of text and line style."""
-    handles = [Line2D([], [], label=text, **({"color": "k"} | style)) for text, style in entries.items()]
-    figure.legend(handles=handles, loc="outside right", title=title)
-
-
-def method_styles(**style: object) -> dict[str, dict]:
-    """Legend entries of the three methods."""
-    return {method: {"color": figures.COLOURS[method]} | style for method in METHODS}
-
-
-def case_grid(cases: Sequence[str], columns: Sequence[str], **options: object) -> tuple[Figure, np.ndarray]:
-    """Axes (cases, columns) with a title a column and the case at the left of each row."""
-    size = (10, 1.0 + 2.3 * len(cases))
-    figure, axes = plt.subplots(len(cases), len(columns), figsize=size, squeeze=False, sharex=True, **options)
-    for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title)
-    for axis, case in zip(axes[:, 0], cases, strict=True):
-        axis.set_ylabel(case.replace(", ", "\n"))
-    for axis in axes.flat:
-        axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter(plt.NullFormatter())
-    return figure, axes
-
-
-def panels(rows: pd.DataFrame, measure: str, by: str, label: str) -> tuple[Figure, pd.DataFrame]:
-    """The layout of paper 1's figures: a panel a method or a fraction, colours the other; the measure solid, PD dashed.
-
-    by: "method" or "fraction". Returns the figure and the means over trials behind it.
+    better, other, target: (configurations, trials), as `matrix` returns them. within: index levels that make strata.
     """
-    mean = rows.groupby([*KEY, "epoch"], sort=False)[[measure, "pd"]].mean().reset_index()
-    along = "fraction" if by == "method" else "method"
-    fractions = sorted(set(rows["fraction"]))
-    colours = shades(fractions) if along == "fraction" else {method: figures.COLOURS[method] for method in METHODS}
-    values = fractions if by == "fraction" else list(METHODS)
-    cases = list(dict.fromkeys(rows["case"]))
-    titles = [value if by == "method" else f"{value:.0%} removed" for value in values]
-    figure, axes = case_grid(cases, titles, sharey="row")
-    for (case, panel, value), one in mean.groupby(["case", by, along], sort=False):
-        axis = axes[cases.index(case), values.index(panel)]
-        axis.plot(one["epoch"], one[measure].clip(lower=1e-4), color=colours[value])
-        axis.plot(one["epoch"], one["pd"].clip(lower=1e-2), "--", color=colours[value])
-        axis.xaxis.set_major_locator(plt.MaxNLocator(5, integer=True))
-    figure.supxlabel("epoch of fine-tuning")
-    texts = {value if along == "method" else f"{value:.0%}": {"color": colour} for value, colour in colours.items()}
-    legend(figure, texts | {label: {}, "PD (points)": {"ls": "--"}}, f"mean of n = {rows['trial'].nunique()}")
-    return figure, mean
+    groups, arrays = strata(target, *within), [frame.to_numpy() for frame in (better, other, target)]
+
+    def difference(trials: np.ndarray, units: np.ndarray) -> float:
+        a, b, y = (array[:, trials].mean(1)[units] for array in arrays)
+        labels = [groups[unit] for unit in units]
+        return rank_correlation(a, y, labels) - rank_correlation(b, y, labels)
+
+    low, high = nested_interval(difference, target.shape[1], len(target), seed=8)
+    value = difference(np.arange(target.shape[1]), np.arange(len(target)))
+    labels = np.array([str(group) for group in groups])
+    ranks = [frame.mean(axis=1).groupby(labels).rank() for frame in (better, other)]
+    return {"value": value, "low": low, "high": high, "n": len(target), "tied": bool(ranks[0].equals(ranks[1]))}
+
+
+def separations(final: pd.DataFrame, measures: Sequence[str] = ("ap2", "t_ap3")) -> pd.DataFrame:
+    """For each pair of methods at one fraction of a case: how far apart each measure puts them.
+
+    final: rows of one epoch. Returns, for each measure, whether the difference of mean logarithms is at least two
+    pooled standard deviations over trials (`separated`), and its size in factors of ten (`gap`).
+    """
+    rows = []
+    for (case, fraction), part in final.groupby(["case", "fraction"], sort=False):
+        for pair in PAIRS:
+            line = {"case": case, "fraction": fraction, "pair": ", ".join(pair)}
+            for name in measures:
+                a, b = (np.log10(part.loc[part["method"] == m, name].clip(lower=1e-12)) for m in pair)
+                line |= {f"{name} separated": separation(a, b) >= 2, f"{name} gap": abs(a.mean() - b.mean())}
+            rows.append(line)
+    return pd.DataFrame(rows)
+
+
+def ablated(projections: pd.DataFrame) -> pd.DataFrame:
+    """Means over trials of t-AP3 by number of groups, as stored (`contiguous`) and `shuffled`."""
+    asked = [f"{order}_{what}" for order in ("contiguous", "shuffled") for what in ("dim", "r2", "t_ap3")]
+    rows = projections.explode(["groups", *asked]).astype(dict.fromkeys(["groups", *asked], float))
+    return rows.groupby(["case", "fraction", "method", "groups"], sort=False)[[*asked, "ap2"]].mean().reset_index()
+
+
+def method_orders(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """The methods in the order of each measure, by case and fraction, as text; rows are one a method."""
+    wide = rows.pivot(index=["case", "fraction"], columns="method", values=list(measures))
+    return pd.DataFrame(
+        {m: [" < ".join(row.sort_values().index) for _, row in wide[m].iterrows()] for m in measures}, wide.index
+    )
+
+
+def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
+    """Rows by epoch with both sides of the bounds on the training-loss gap, for the covariance I / lambda.
+
+    rows: of pruned heads, as `by_epoch` returns them. features: rows of `latent_trials.features` with `case`.
+    Returns: added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense
+        Hessian times AP2), `slope` (gradient norm times distance: what a gradient that is not zero can add), and for
+        both bounds `fails` and `over gap`.
+    """
+    seed = features["seed"] if "seed" in features else pd.Series(np.nan, features.index)
+    dense = features.assign(trial=seed)[["case", "trial", "hessian_max", "gradient_norm"]]
+    trials = pd.DataFrame({"trial": sorted(set(rows["trial"]))})
+    shared = dense[dense["trial"].isna()].drop(columns="trial").merge(trials, how="cross")
+    dense = pd.concat([dense[dense["trial"].notna()], shared]).astype({"trial": rows["trial"].dtype})
+    found = rows.merge(dense, on=["case", "trial"], how="left", validate="many_to_one")
+    trace = found["weights"] * found["largest_ap2"] / (2 * latent.KL_LIMIT)
+    columns = zip(found["kl"], found["hessian_max"], trace, strict=True)
+    found["lemma"] = [latent.performance_bound(kl, value, t, t).item() for kl, value, t in columns]
+    found["core"] = found["hessian_max"] * found["ap2"] / 2
+    found["slope"] = found["gradient_norm"] * np.sqrt(found["ap2"])
+    for bound in ("lemma", "core"):
+        found[f"{bound} fails"] = found["train_gap"] > found[bound]
+        found[f"{bound} over gap"] = found[bound] / found["train_gap"]
+    return found
+
+
+def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
+    """One row a change of equal AP2 (the pruning itself, and draws of its controls), with its PD and loss gap.
+
+    Raises ValueError if AP2 within a block differs by more than single precision explains.
+    """
+    columns = [name for name in projections if name.startswith("control")]
+    other = projections.explode(columns)
+    numeric = [name for name in columns if name != "control"]
+    other[numeric] = other[numeric].astype(float)
+    if (worst := (other["control_ap2"] / other["ap2"] - 1).abs().max()) >= 1e-4:
+        raise ValueError(f"AP2 of a control differs from that of its pruning by a factor of 1 + {worst:.1g}.")
+    other["gap"] = (other["control_test_loss"] - other["dense_test_loss"]).abs()
+    other["pd"] = (other["control_test_accuracy"] - other["dense_test_accuracy"]).abs()
+    other["block"] = other[[*KEY, "trial"]].astype(str).agg(", ".join, axis=1)
+    return other
+
+
+def block_means(other: pd.DataFrame) -> pd.DataFrame:
+    """Mean loss gap and curvature AP3 of pruning and controls, over the geometric mean of the kinds at equal AP2."""
+    means = other.groupby([*KEY, "control"], sort=False)[["control_fisher_ap3", "gap"]].mean().reset_index()
+    means["block"] = means[KEY].astype(str).agg(", ".join, axis=1)
+    for column, name in (("control_fisher_ap3", "relative curvature AP3"), ("gap", "relative gap")):
+        logs = np.log(means[column].clip(lower=1e-12))
+        means[name] = np.exp(logs - logs.groupby(means["block"]).transform("mean"))
+    return means

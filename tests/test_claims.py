@@ -57,6 +57,19 @@ def test_holm_corrects_primary_ps_together_and_leaves_the_others_out():
     assert entries["c", True]["p_holm"] is None and entries["a", False]["p_holm"] is None
 
 
+def test_evidence_without_room_to_decide_stays_open_only_where_the_rule_says_so():
+    roomless = Rule(
+        "a", "A section", "Something holds.", "a statistic", ">", 0, "0", open_if="both are at their ceiling"
+    )
+    assert str(roomless).endswith("Open if both are at their ceiling.")
+    ledger = Ledger([roomless, rule(id="b")])
+    ledger.enter("a", 0, (0, 0), n=9, open=True)
+    ledger.enter("b", 1, (0.5, 2), n=9)
+    assert [entry["verdict"] for entry in ledger.entries()] == [INCONCLUSIVE, SUPPORTED]
+    with pytest.raises(ValueError, match="open_if"):
+        ledger.enter("b", 0, (0, 0), n=9, open=True, primary=False)
+
+
 @pytest.mark.parametrize("entries", [0, 2])
 def test_every_claim_has_exactly_one_primary_entry(entries):
     ledger = Ledger([rule()])
@@ -136,3 +149,16 @@ def test_the_band_holds_whole_distribution_functions_at_its_level():
         steps = np.arange(n + 1) / n
         hits += max((steps[1:] - values).max(), (values - steps[:-1]).max()) <= claims.dkw_half_width(n)
     assert hits / 400 > 0.93
+
+
+def test_a_paired_gain_counts_seeds_and_images():
+    random = np.random.default_rng(0)
+    images = random.random(400) < 0.7
+    a, b = (np.tile(images, (3, 1)).astype(float) for _ in range(2))
+    same = claims.paired_gain(a, b, seed=0, resamples=200)
+    assert same == {"gain": 0, "low": 0, "high": 0, "p": 1}  # the same images right: pairing takes their luck out
+    b[:, :40] = 0
+    found = claims.paired_gain(a, b, seed=0, resamples=500)
+    assert found["gain"] == pytest.approx(a[0, :40].sum() / 400) and 0 < found["low"] < found["gain"] < found["high"]
+    error = np.sqrt(found["gain"] * (1 - found["gain"]) / 400)  # only images vary: a binomial standard error
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.2) and found["p"] == 1 / 501

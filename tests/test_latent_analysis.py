@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
+from lib import latent
 from lib import latent_analysis as analysis
 from lib.masks import METHODS
 
@@ -88,9 +88,56 @@ def test_the_lambda_rule_makes_the_largest_kl_after_epoch_zero_nineteen_tenths()
     assert rows["pd"].tolist() == [40, 30, 2] and rows["gap"].tolist() == pytest.approx([0.8, 0.3, 0.2])
 
 
-@pytest.mark.parametrize(("by", "columns"), (("method", 3), ("fraction", 4)))
-def test_panels_draw_measure_and_difference_for_every_configuration(by, columns):
-    figure, numbers = analysis.panels(record(lambda ap2, epoch: ap2), "ap2", by, "AP2")
-    assert len(figure.axes) == columns and len(numbers) == 12 * (EPOCHS + 1)
-    assert {len(axis.lines) for axis in figure.axes} == {2 * 12 // columns}
-    plt.close(figure)
+def test_an_advantage_is_tied_only_if_both_measures_rank_alike_in_every_stratum():
+    rows = record(lambda ap2, epoch: ap2)
+    x, y = last(rows, "ap2"), last(rows, "pd")
+    tied = analysis.rank_advantage(x**2, x, y, "case", "fraction")
+    assert tied["tied"] and tied["value"] == tied["low"] == tied["high"] == 0
+    better = analysis.rank_advantage(x, -x, y, "case", "fraction")
+    assert not better["tied"] and better["value"] == pytest.approx(2) and better["n"] == 12
+
+
+def test_methods_are_separated_by_logarithms_and_their_gap_is_in_factors_of_ten():
+    random = np.random.default_rng(3)
+    rows = [
+        {
+            "case": "c",
+            "fraction": 0.5,
+            "method": method,
+            "ap2": 10.0**place * (1 + random.random() / 100),
+            "t_ap3": random.random(),
+        }
+        for place, method in enumerate(("lowest", "random", "highest"))
+        for _ in range(5)
+    ]
+    found = analysis.separations(pd.DataFrame(rows))
+    assert found["ap2 separated"].all() and not found["t_ap3 separated"].any()
+    assert found["ap2 gap"].tolist() == pytest.approx([1, 1, 2], abs=0.01)
+
+
+def test_orders_are_written_out():
+    rows = pd.DataFrame({"case": "c", "fraction": 0.5, "method": ["a", "b", "c"], "x": [1, 2, 3], "y": [3, 1, 2]})
+    assert analysis.method_orders(rows, ["x", "y"]).to_numpy().tolist() == [["a < b < c", "b < c < a"]]
+
+
+def test_bounds_take_the_curvature_of_their_own_training_or_of_the_shared_checkpoint():
+    rows = pd.DataFrame({"case": ["own", "own", "shared", "shared"], "trial": [0, 1, 0, 1], "ap2": 4.0})
+    rows = rows.assign(kl=0.5, weights=10, largest_ap2=2 * latent.KL_LIMIT, train_gap=5.0)
+    features = pd.DataFrame({"case": ["own", "own", "shared"], "seed": [0, 1, np.nan], "hessian_max": [1.0, 2, 3]})
+    found = analysis.with_bounds(rows, features.assign(gradient_norm=0.1))
+    assert found["core"].tolist() == [2, 4, 6, 6] and found["core fails"].tolist() == [True, True, False, False]
+    assert found["slope"].tolist() == pytest.approx([0.2] * 4)
+    # Lemma 2 by hand: half the eigenvalue times 2 (tr + tr) tau / (1 - tau), tau = sqrt(KL / 2) = 1/2, trace = 10
+    assert found["lemma"].tolist() == pytest.approx([20, 40, 60, 60])
+
+
+def test_controls_become_rows_relative_to_equal_ap2_and_an_unequal_one_is_refused():
+    row = {"case": "c", "method": "lowest", "fraction": 0.5, "trial": 0, "ap2": 2.0}
+    row |= {"control": ["pruning", "random signs"], "control_ap2": [2.0, 2.0], "control_fisher_ap3": [1.0, 4.0]}
+    row |= {"control_test_loss": [1.1, 1.9], "control_test_accuracy": [80.0, 95.0]}
+    row |= {"dense_test_loss": 1.0, "dense_test_accuracy": 90.0}
+    other = analysis.control_rows(pd.DataFrame([row]))
+    assert other["gap"].tolist() == pytest.approx([0.1, 0.9]) and other["pd"].tolist() == [10, 5]
+    assert analysis.block_means(other)["relative gap"].tolist() == pytest.approx([1 / 3, 3])
+    with pytest.raises(ValueError, match="differs"):
+        analysis.control_rows(pd.DataFrame([row | {"control_ap2": [2.0, 2.1]}]))
