@@ -8,6 +8,7 @@ python -m lib.batch refresh             the outputs in notebooks/ (what `make no
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -81,15 +82,17 @@ def execute(profile: str, name: str, shard: str = "", timeout: int = CELL_SECOND
 
     Raises: CompanionError that names notebook, cell, error and the partial notebook; nothing is published then.
     """
-    parameters = profile_parameters(profile, name)
+    parameters, start = profile_parameters(profile, name), time.monotonic()
     with _stage(profile, name, shard) as stage:
-        _run_staged(stage, name, parameters, timeout)
+        inside = _run_staged(stage, name, parameters, timeout)
         if shard:
             return stage / f"{name}.ipynb"
         _publish(stage / "runs", runs_dir() / profile, f"{name}.")
         _publish(stage / "figures", figures_dir() / profile, f"{name[:2]}_")
         published = runs_dir() / profile / f"{name}.ipynb"
         write_atomically(published, (stage / f"{name}.ipynb").read_bytes())
+    where = os.path.relpath(published, root())
+    print(f"{where}: {time.monotonic() - start:.1f} s, of which its cells took {inside:.1f} s")
     return published
 
 
@@ -127,7 +130,8 @@ def _share(shard: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> None:
+def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> float:
+    """Run a notebook in its stage; returns the seconds that its cells took."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
@@ -137,9 +141,11 @@ def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> None:
     options = {"kernel_name": "python3", "cwd": str(root()), "progress_bar": False, "stderr_file": sys.stderr}
     options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # it warns of unencrypted loopback each time
     try:
-        papermill.execute_notebook(source, partial, parameters, execution_timeout=timeout, **options)
+        done = papermill.execute_notebook(source, partial, parameters, execution_timeout=timeout, **options)
     except papermill.PapermillExecutionError as error:
         cell, what = error.exec_count, f"{error.ename}: {error.evalue}"
+        if os.strerror(errno.ENOSPC) in what:
+            what += ": free some space and start again (finished trials are kept)"
         if error.ename != "CompanionError":
             print("\n".join(error.traceback[-3:]), file=sys.stderr)
     except CellTimeoutError:
@@ -154,7 +160,7 @@ def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> None:
         ) from None
     else:
         write_atomically(partial, _cleaned(partial).encode())
-        return
+        return sum(cell.metadata["papermill"]["duration"] or 0.0 for cell in done.cells)
     raise CompanionError(f"notebooks/{name}.ipynb failed in cell [{cell}]: {what}\nAs far as it ran: {partial}")
 
 
@@ -268,10 +274,8 @@ def main(arguments: list[str]) -> None:
             figures(profile, options)
         case ["execute", profile, name, *words]:
             _end_with_batch()
-            start = time.monotonic()
             shard = words.pop(0).removeprefix("shard=") if words and words[0].startswith("shard=") else ""
-            path = execute(profile, name, shard, _settings(words, {"cell_seconds": CELL_SECONDS})[0]["cell_seconds"])
-            print(f"{os.path.relpath(path, root())}: {time.monotonic() - start:.0f} s")
+            execute(profile, name, shard, _settings(words, {"cell_seconds": CELL_SECONDS})[0]["cell_seconds"])
         case ["refresh", *names]:
             refresh(names)
         case ["check", profile]:

@@ -37,6 +37,10 @@ def command(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except CompanionError as error:
         sys.exit(str(error))
+    except OSError as error:
+        if not no_room(error):
+            raise
+        sys.exit(f"No room on the disk for {error.filename}: free some space and start again.")
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> CompanionError:

@@ -53,13 +53,13 @@ def test_one_notebook_runs_once_at_a_time(house):
         ("error", r"failed in cell \[5\]: CompanionError: the data are not here: fetch them"),
         ("bug", r"failed in cell \[5\]: ZeroDivisionError"),
         ("death", r"failed in cell \[5\]: the kernel died"),
-        ("hang", r"failed in cell \[5\]: it took longer than 8 s"),
+        ("hang", r"failed in cell \[5\]: it took longer than 20 s"),
     ],
 )
 def test_a_notebook_that_fails_is_named_with_its_cell_and_publishes_nothing(house, trouble, sentence):
     write_yaml(house, trouble=trouble)
     with pytest.raises(CompanionError, match=sentence) as error:
-        batch.execute("smoke", "00_toy", timeout=8)
+        batch.execute("smoke", "00_toy", timeout=20 if trouble == "hang" else 600)
     assert not published(house)
     assert nbformat.read(str(error.value).rsplit("As far as it ran: ", 1)[1], as_version=4).cells
     assert len(list((house / "runs/smoke/trials/00_toy.squares").glob("*.json"))) == 3, "finished trials were lost"
@@ -70,13 +70,13 @@ def test_a_second_batch_is_refused_a_killed_one_leaves_nothing_behind_and_a_rest
     write_yaml(house, n=n, rate=0.1)
     first = start_batch(house)
     trials = house / "runs/smoke/trials/00_toy.squares"
-    assert wait_for((house / ".build/smoke/00_toy").exists, 60), (house / "batch.log").read_text()
-    assert start_batch(house).wait(60) != 0
+    assert wait_for((house / ".build/smoke/00_toy").exists, 300), (house / "batch.log").read_text()
+    assert start_batch(house).wait(300) != 0
     assert "Another batch is running" in (house / "batch.log").read_text()
-    assert wait_for(lambda: len(list(trials.glob("*.json"))) > 3, 60), (house / "batch.log").read_text()
+    assert wait_for(lambda: len(list(trials.glob("*.json"))) > 3, 300), (house / "batch.log").read_text()
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert wait_for(lambda: not processes_of(house), 15), processes_of(house)
+    assert wait_for(lambda: not processes_of(house), 60), processes_of(house)
     done = len(list(trials.glob("*.json")))
     assert 3 < done < n and not published(house)
     log = (house / "runs/smoke/log").read_text()
@@ -88,6 +88,6 @@ def test_a_second_batch_is_refused_a_killed_one_leaves_nothing_behind_and_a_rest
 
 def test_a_failing_notebook_fails_the_batch_and_says_where(house):
     write_yaml(house, trouble="error")
-    assert start_batch(house).wait(120) != 0
+    assert start_batch(house).wait(600) != 0
     output = (house / "batch.log").read_text()
     assert "failed in cell [5]: CompanionError: the data are not here" in output, output

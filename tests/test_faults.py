@@ -25,7 +25,7 @@ from lib.study import Study
 from tests import toy_house, toy_trials
 from tests.toy_house import executions, finished, populate, processes_of, published, results, start_batch, wait_for
 
-KILLS, SECONDS = 10, 9.0  # an uninterrupted batch of this size takes about so long
+KILLS = 10
 
 
 def kill_all(house: Path) -> None:
@@ -57,30 +57,30 @@ def test_killed_at_ten_random_moments_the_result_is_that_of_an_uninterrupted_bat
     toy_house.build(whole)
     for place in (house, whole):
         toy_house.populate_with_claims(place)
-    uninterrupted = start_batch(whole)
-    killed = 0
+    start = time.monotonic()
+    finished(start_batch(whole), whole)
+    seconds, killed = time.monotonic() - start, 0
     for kill in range(KILLS):
         batch = start_batch(house)
-        wait_for(lambda batch=batch: batch.poll() is not None, rng.uniform(0, SECONDS))
+        wait_for(lambda batch=batch: batch.poll() is not None, rng.uniform(0, seconds))
         killed += batch.poll() is None
         if kill % 2:
             batch.send_signal(signal.SIGKILL)  # the batch alone: its notebook must notice
         else:
             kill_all(house)
         batch.wait()
-        assert wait_for(lambda: not processes_of(house), 15), processes_of(house)
+        assert wait_for(lambda: not processes_of(house), 60), processes_of(house)
         all_whole(house)
-    ended = executions(house, "end")
     assert killed >= 3, "most batches had ended before they were killed"
     finished(start_batch(house), house)
-    finished(uninterrupted, whole)
     for found, expected in zip(results(house), results(whole), strict=True):
         pd.testing.assert_frame_equal(found, expected)
     assert published(house).keys() == published(whole).keys()
     for name, content in published(whole).items():
         if not name.endswith(".parquet"):
             assert published(house)[name] == content, f"{name} differs"
-    assert len(ended) == len(set(ended)) or len(ended) - len({e.split()[1] for e in ended}) <= 2 * KILLS
+    ended = [line.split()[1] for line in executions(house, "end")]
+    assert len(ended) - len(set(ended)) <= 2 * killed, "more was done twice than had ended but was not yet stored"
     assert not list((house / "runs/smoke/trials").rglob("set_aside"))
     assert not processes_of(house)
 
@@ -124,10 +124,10 @@ def test_a_wrong_setting_of_a_batch_is_refused_before_it_starts(house, words, se
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of 256 KiB; only root may mount one."""
+    """A file system of 8 MiB; only root may mount one."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]).returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]).returncode:
         pytest.skip("only root can mount a tiny disk here")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
@@ -249,5 +249,5 @@ def test_progress_is_a_bar_in_a_terminal_and_lines_in_a_log(tmp_path):
         environment = os.environ | {"COMPANION_QUIET": kind, "PYTHONPATH": str(root())}
         text = code.replace("FOLDER", repr(str(tmp_path / kind)))
         done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, cwd=root())
-        assert ("\r" in done.stderr and "it/s" in done.stderr) == (kind == "bar"), done.stderr
+        assert ("it/s" in done.stderr) == (kind == "bar"), done.stderr
         assert ("of 6 trials, about" in done.stderr) == (kind == "lines"), done.stderr

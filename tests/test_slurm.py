@@ -141,7 +141,7 @@ def test_a_population_in_shards_of_slurm_equals_the_local_one_and_a_cancelled_jo
 
     profile = configuration(house)
     batch = start_batch(house, "shards=3", "--workflow-profile", str(profile))
-    wait_for(lambda: len(executions(house, "end")) >= 6 or batch.poll() is not None, 120)
+    wait_for(lambda: len(executions(house, "end")) >= 6 or batch.poll() is not None, 600)
     assert batch.poll() is None, (house / "batch.log").read_text()
     running = slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
     assert running, slurm("squeue", "--states=all")
@@ -157,14 +157,14 @@ def test_a_population_in_shards_of_slurm_equals_the_local_one_and_a_cancelled_jo
     assert len(executions(house, "start")) <= len(ended) + 1, "more was begun again than the cancelled job had in hand"
     assert "CANCELLED" in slurm("squeue", "--states=all", "--noheader", "--format=%T")
     assert len({line.split()[2] for line in executions(house)}) >= 3, "one process did all the work"
-    assert wait_for(lambda: not processes_of(house), 20), processes_of(house)
+    assert wait_for(lambda: not processes_of(house), 60), processes_of(house)
 
 
 def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds_their_trials(cluster, house):
     populate(house)
     profile = configuration(house)
     batch = start_batch(house, "shards=2", "--workflow-profile", str(profile))
-    assert wait_for(lambda: len(executions(house)) >= 4 or batch.poll() is not None, 120) and batch.poll() is None
+    assert wait_for(lambda: len(executions(house)) >= 4 or batch.poll() is not None, 600) and batch.poll() is None
     batch.send_signal(signal.SIGKILL)
     batch.wait()
     before = len(executions(house))
@@ -174,4 +174,4 @@ def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds
     finished(again, house)
     assert [len(table) for table in results(house)] == [40, 5]
     assert len(executions(house, "end")) == 45
-    assert wait_for(lambda: not processes_of(house), 20), processes_of(house)
+    assert wait_for(lambda: not processes_of(house), 60), processes_of(house)

@@ -55,7 +55,7 @@ def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkey
     populate(house)
     assert "00_toy                         not started" in status.overview("smoke")
     batch = start_batch(house)
-    assert wait_for(lambda: len(executions(house, "end")) >= 5, 60), (house / "batch.log").read_text()
+    assert wait_for(lambda: len(executions(house, "end")) >= 5, 300), (house / "batch.log").read_text()
     during = status.overview("smoke")
     assert "in progress" in during and "Studies that have begun need about" in during
     counts = next(line.split()[1:4] for line in during.splitlines() if line.startswith("  first"))
@@ -69,7 +69,7 @@ def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkey
 def test_a_notebook_that_failed_is_shown_with_its_cell(house, monkeypatch):
     monkeypatch.setattr("lib.status.root", lambda: house)
     write_yaml(house, trouble="bug")
-    assert start_batch(house).wait(120) != 0
+    assert start_batch(house).wait(600) != 0
     assert "failed in cell [5]" in status.overview("smoke")
 
 

@@ -123,7 +123,7 @@ def start_batch(house: Path, *options: str) -> subprocess.Popen:
 
 def finished(batch: subprocess.Popen, house: Path) -> str:
     """What a batch and those before it printed, once it has ended well."""
-    code, output = batch.wait(240), (house / "batch.log").read_text()
+    code, output = batch.wait(900), (house / "batch.log").read_text()
     assert code == 0, output
     return output
 
