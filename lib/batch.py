@@ -108,10 +108,8 @@ def refresh(names: list[str] | None = None) -> None:
 @contextlib.contextmanager
 def _stage(profile: str, name: str, shard: str = "") -> Iterator[Path]:
     """An empty folder to run one notebook, or one shard of it, in, for one process at a time."""
-    folder = name
-    if shard:
-        i, n = _share(shard)
-        folder, os.environ["COMPANION_SHARD"] = f"{name}.{i}-of-{n}", shard
+    folder = f"{name}.{'{}-of-{}'.format(*_share(shard))}" if shard else name
+    os.environ["COMPANION_SHARD"] = shard
     stage = root() / ".build" / profile / folder
     with locked(stage.with_name(f"{folder}.lock"), blocking=False) as owner:
         if not owner:
@@ -161,6 +159,7 @@ def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> float
     else:
         write_atomically(partial, _cleaned(partial).encode())
         return sum(cell.metadata["papermill"]["duration"] or 0.0 for cell in done.cells)
+    (stage / "failed").write_text(f"failed in cell [{cell}]: {what}")  # for `make status`
     raise CompanionError(f"notebooks/{name}.ipynb failed in cell [{cell}]: {what}\nAs far as it ran: {partial}")
 
 
@@ -241,8 +240,9 @@ def figures(profile: str, options: list[str]) -> None:
         sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
         raise CompanionError(sentence) from None
     os.set_inheritable(handle.fileno(), True)
-    for asked in (runs_dir() / profile / "trials").glob("*/asked"):  # by an earlier batch
-        asked.unlink()
+    # What an earlier batch asked for and where it failed is no longer how far the profile is.
+    for path in (*(runs_dir() / profile / "trials").glob("*/asked"), *(root() / ".build" / profile).glob("*/failed")):
+        path.unlink()
     os.environ["COMPANION_BATCH"] = _batch_id()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile"), "--directory", str(root())]

@@ -3,8 +3,6 @@
 python -m lib.status PROFILE   (what `make status` calls)
 """
 
-import json
-
 import pyarrow.compute as pc
 
 from lib.parameters import check_profile
@@ -43,20 +41,14 @@ def study_state(store: Store) -> dict:
 
 
 def notebook_state(profile: str, name: str, studies: dict[str, dict]) -> str:
-    """One of: not started, in progress, failed in cell [n], published."""
-    try:
-        partial = json.loads((root() / ".build" / profile / name / f"{name}.ipynb").read_text())
-        code = [cell for cell in partial["cells"] if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError):
-        code = []
-    for number, cell in enumerate(code, 1):
-        if any(output["output_type"] == "error" for output in cell["outputs"]):
-            return f"failed in cell [{number}]"
+    """One of: not started, begun, failed (with its cell and why), published."""
+    for failed in sorted((root() / ".build" / profile).glob(f"{name}*/failed")):  # its own, or that of a shard
+        return failed.read_text().partition("\n")[0][:80]
     if any(state["left"] for state in studies.values()):
-        return "in progress"
+        return "begun"
     if (runs_dir() / profile / f"{name}.ipynb").exists():
         return "published"
-    return "in progress" if studies else "not started"
+    return "begun" if studies else "not started"
 
 
 def overview(profile: str) -> str:

@@ -69,7 +69,7 @@ def test_the_readme_links_and_pictures_exist():
 
 def test_the_makefile_explains_its_commands():
     listed = subprocess.run(["make", "help"], cwd=root(), capture_output=True, text=True, check=True).stdout
-    for command in ("figures", "test", "notebooks", "lab", "bench", "clean", "help"):
+    for command in ("figures", "status", "test", "notebooks", "lab", "bench", "clean", "help"):
         assert f"make {command}" in listed
 
 

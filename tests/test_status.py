@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import status
+from lib import batch, status
 from lib.provenance import PREFIX, CompanionError
 from lib.store import Store
 from lib.study import Study
@@ -54,13 +54,13 @@ def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkey
     monkeypatch.setattr("lib.status.root", lambda: house)
     populate(house)
     assert "00_toy                         not started" in status.overview("smoke")
-    batch = start_batch(house)
+    run = start_batch(house)
     assert wait_for(lambda: len(executions(house, "end")) >= 5, 300), (house / "batch.log").read_text()
     during = status.overview("smoke")
-    assert "in progress" in during and "Studies that have begun need about" in during
+    assert "00_toy                         begun" in during and "Studies that have begun need about" in during
     counts = next(line.split()[1:4] for line in during.splitlines() if line.startswith("  first"))
     assert sum(map(int, counts)) == 40 and int(counts[0]) >= 4
-    finished(batch, house)
+    finished(run, house)
     after = status.overview("smoke")
     assert "00_toy                         published" in after and "need about" not in after
     assert [line.split()[1:4] for line in after.splitlines()[2:]] == [["40", "0", "0"], ["5", "0", "0"]]
@@ -68,9 +68,14 @@ def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkey
 
 def test_a_notebook_that_failed_is_shown_with_its_cell(house, monkeypatch):
     monkeypatch.setattr("lib.status.root", lambda: house)
-    write_yaml(house, trouble="bug")
-    assert start_batch(house).wait(600) != 0
-    assert "failed in cell [5]" in status.overview("smoke")
+    for trouble, why in (("bug", "ZeroDivisionError: division by zero"), ("death", "the kernel died")):
+        write_yaml(house, trouble=trouble)
+        with pytest.raises(CompanionError):
+            batch.execute("smoke", "00_toy")
+        assert f"failed in cell [5]: {why}" in status.overview("smoke")
+    write_yaml(house)
+    batch.execute("smoke", "00_toy")
+    assert "failed" not in status.overview("smoke").splitlines()[1]
 
 
 def test_an_unknown_profile_is_one_sentence():
