@@ -42,7 +42,8 @@ def study_state(store: Store) -> dict:
 
 def notebook_state(profile: str, name: str, studies: dict[str, dict]) -> str:
     """One of: not started, begun, failed (with its cell and why), published."""
-    for failed in sorted((root() / ".build" / profile).glob(f"{name}*/failed")):  # its own, or that of a shard
+    stages = root() / ".build" / profile
+    for failed in sorted([*stages.glob(f"{name}/failed"), *stages.glob(f"{name}.*-of-*/failed")]):
         return failed.read_text().partition("\n")[0][:80]
     if any(state["left"] for state in studies.values()):
         return "begun"
