@@ -9,13 +9,17 @@ STAMP := $(ENV)/.companion-$(HASH)
 PYTHON := $(ENV)/bin/python
 # The stamp carries a hash, not a time: a second call repeats no set-up unless the pins have changed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PROFILE
 export PATH := $(abspath $(ENV))/bin:$(PATH)
 
-.PHONY: figures test lint notebooks readme compare lab bench clean help
+.PHONY: figures status test lint notebooks readme compare lab bench clean help
 .DEFAULT_GOAL := help
 
 figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, executed notebooks, figures
-	@$(PYTHON) -m lib.batch figures $(PROFILE) $(SNAKEMAKE)
+	@$(PYTHON) -m lib.batch figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(SNAKEMAKE)
+
+status: $(STAMP)  ## how far PROFILE is: trials done, failed and left, time spent and still to go
+	@$(PYTHON) -m lib.status "$$PROFILE"
 
 test: $(STAMP)  ## pytest, then nbval on the committed notebooks with an empty store
 	@$(PYTHON) -m pytest

@@ -1,24 +1,58 @@
-# One rule runs one notebook of a profile in a process of its own. The stamp is the only output that snakemake knows:
-# a declared result is deleted when its job starts and lost when it fails. Results are published by lib.batch.
+# One rule runs one notebook of a profile in a process of its own; with `shards=n` another rule fills its store before,
+# in n jobs that share the trials. Stamps are the only outputs that snakemake knows: a declared result is deleted when
+# its job starts and lost when it fails. Results are published by lib.batch.
 import sys
 
 from lib import batch
 
 PROFILE = config.get("profile", "smoke")
+SHARDS = int(config.get("shards", 1))
+CELL_SECONDS = int(config.get("cell_seconds", batch.CELL_SECONDS))
 NOTEBOOKS = batch.check_profile(PROFILE)
+RUN = f"{sys.executable} -m lib.batch execute {PROFILE} {{wildcards.name}}"
+
+
+def baselines(wildcards):
+    """They are trained once, first; the other notebooks ask for them."""
+    return [] if wildcards.name == NOTEBOOKS[0] else f".build/{PROFILE}/{NOTEBOOKS[0]}.done"
+
+
+def shards(wildcards):
+    places = range(SHARDS) if SHARDS > 1 else []
+    return [f".build/{PROFILE}/{wildcards.name}.{place}-of-{SHARDS}.done" for place in places]
+
+
+def workers(wildcards):
+    return batch.profile_parameters(PROFILE, wildcards.name).get("workers", 1)
+
+
+wildcard_constraints:
+    name="|".join(NOTEBOOKS),
 
 
 rule all:
     input:
-        expand(".build/{profile}/{name}.done", profile=PROFILE, name=NOTEBOOKS),
+        expand(f".build/{PROFILE}/{{name}}.done", name=NOTEBOOKS),
+
+
+rule shard:
+    input:
+        baselines,
+    output:
+        touch(f".build/{PROFILE}/{{name}}.{{place}}-of-{SHARDS}.done"),
+    threads: workers
+    shell:
+        f"{RUN} shard={{wildcards.place}}/{SHARDS} cell_seconds={CELL_SECONDS}"
 
 
 rule notebook:
-    # The baselines are trained once, first; the other notebooks ask for them.
     input:
-        lambda wildcards: [] if wildcards.name == NOTEBOOKS[0] else f".build/{wildcards.profile}/{NOTEBOOKS[0]}.done",
+        baselines,
+        shards,
     output:
-        touch(".build/{profile}/{name}.done"),
-    threads: workflow.cores
+        touch(f".build/{PROFILE}/{{name}}.done"),
+    threads: workers
+    resources:
+        checkout=1,
     shell:
-        "{sys.executable} -m lib.batch execute {wildcards.profile} {wildcards.name}"
+        f"{RUN} cell_seconds={CELL_SECONDS}"

@@ -1,12 +1,14 @@
-"""Parameters checked before a notebook starts; one notebook run by papermill and published; a profile's batch.
+"""One notebook run by papermill and published whole; a profile's batch, on this machine or on a cluster.
 
-python -m lib.batch figures PROFILE [snakemake options]   the whole profile (what `make figures` calls)
-python -m lib.batch execute PROFILE NOTEBOOK              one notebook (what the Snakefile calls)
-python -m lib.batch refresh                               the outputs in notebooks/ (what `make notebooks` calls)
+python -m lib.batch figures PROFILE [shards=N] [cell_seconds=N] [snakemake options]
+                                        the whole profile (what `make figures` calls)
+python -m lib.batch execute PROFILE NOTEBOOK [shard=I/N] [cell_seconds=N]
+                                        one notebook, or one share of its trials (what the Snakefile calls)
+python -m lib.batch refresh             the outputs in notebooks/ (what `make notebooks` calls)
 """
 
-import ast
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -17,88 +19,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import nbformat
-import pandas as pd
-import papermill
-import yaml
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from typing import TYPE_CHECKING
 
 from lib import provenance
-from lib.provenance import CompanionError, command, figures_dir, root, runs_dir, unknown, write_atomically
-from lib.store import locked
-from lib.study import Study
+from lib.locks import locked
+from lib.parameters import check_profile, checked, default_parameters, notebook_names, profile_parameters, profiles
+from lib.provenance import CompanionError, command, figures_dir, no_room, root, runs_dir, unknown, write_atomically
+
+# papermill and nbformat are imported where a notebook is run: checking a profile takes less time than importing them.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lib.study import Study
 
 LOCAL = "local"  # where results of parameters of a reader's own go
-
-
-# Parameters ----------------------------------------------------------------------------------------------------------
-
-
-def notebook_names() -> list[str]:
-    """The numbered notebooks, in order, without `.ipynb`."""
-    return sorted(path.stem for path in (root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
-def default_parameters(name: str) -> dict:
-    """The values in a notebook's cell tagged `parameters`; CompanionError if there is none or a value is not plain."""
-    path = root() / "notebooks" / f"{name}.ipynb"
-    if not path.exists():
-        raise unknown("notebook", name, notebook_names())
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(tagged) != 1:
-        raise CompanionError(f"{path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one.")
-    try:
-        return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0]).body}
-    except (AttributeError, ValueError):
-        raise CompanionError(f"{path.name}: the parameters cell may only assign plain values to names.") from None
-
-
-def profile_parameters(profile: str, name: str) -> dict:
-    """A profile's parameters of one notebook, read from `runs/<profile>/<name>.yaml` and checked.
-
-    Raises: CompanionError naming the known profiles, the nearest parameter, or the type that is expected.
-    """
-    path = root() / "runs" / profile / f"{name}.yaml"
-    if not path.exists():
-        raise CompanionError(f"Profile {profile!r} has no {name}: known profiles are {', '.join(profiles())}.")
-    try:
-        asked = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise CompanionError(f"{path.relative_to(root())} is not YAML: {' '.join(str(error).split())}.") from None
-    return checked(name, asked, f"runs/{profile}/{name}.yaml") if asked else default_parameters(name)
-
-
-def checked(name: str, asked: dict, source: str) -> dict:
-    """A notebook's defaults with the asked values in their place; CompanionError for an unknown name or type."""
-    known = default_parameters(name)
-    if not isinstance(asked, dict):
-        raise CompanionError(f"{source} holds no `name: value` lines.")
-    for parameter, value in asked.items():
-        if parameter not in known:
-            raise unknown(f"parameter in {source}:", parameter, known)
-        expected = type(known[parameter])
-        fits = isinstance(value, expected) or (expected is float and isinstance(value, int))
-        if not fits or isinstance(value, bool) != (expected is bool):
-            raise CompanionError(f"{source}: {parameter} is {value!r}; it must be of type {expected.__name__}.")
-    return known | asked
-
-
-def profiles() -> list[str]:
-    """Folders of `runs` that hold a YAML file."""
-    return sorted({path.parent.name for path in (root() / "runs").glob("*/*.yaml")})
-
-
-def check_profile(profile: str) -> list[str]:
-    """Check every YAML file of a profile before anything starts; returns its notebooks, in order."""
-    if profile not in profiles():
-        raise unknown("profile", profile, profiles())
-    names = sorted(path.stem for path in (root() / "runs" / profile).glob("*.yaml"))
-    for name in names:
-        if profile_parameters(profile, name)["profile"] != profile:
-            raise CompanionError(f"runs/{profile}/{name}.yaml must say `profile: {profile}`.")
-    return names
+CELL_SECONDS = 7200  # that one cell may take, unless a batch says otherwise
 
 
 class Run:
@@ -127,7 +62,7 @@ class Run:
         #: the store of the declared profile, where baselines lie even if other parameters are a reader's own
         self.baselines = runs_dir() / values["profile"]
 
-    def announce(self, study: Study, specs: list[dict] | pd.DataFrame) -> None:
+    def announce(self, study: "Study", specs: "list[dict] | pd.DataFrame") -> None:
         """Print what a study will compute; how much of it is stored goes to stderr, which no published copy keeps."""
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
         print(f"{study.name}: {len(study.missing(specs))} to be computed on {self.device}", file=sys.stderr)
@@ -136,22 +71,28 @@ class Run:
 # One notebook --------------------------------------------------------------------------------------------------------
 
 
-def execute(profile: str, name: str, timeout: int = 7200) -> Path:
+def execute(profile: str, name: str, shard: str = "", timeout: int = CELL_SECONDS) -> Path:
     """Run one notebook of a profile in a stage under `.build` and publish what it made.
 
     Args:
+        shard: "i/n" publishes nothing and leaves its trials in the store, the i-th of every n first; see `Study.run`.
         timeout: seconds that one cell may take.
 
-    Returns: the published notebook.
+    Returns: the published notebook, or that of the shard in its stage.
 
     Raises: CompanionError that names notebook, cell, error and the partial notebook; nothing is published then.
     """
-    with _stage(profile, name) as stage:
-        _run_staged(stage, name, profile_parameters(profile, name), timeout)
+    parameters, start = profile_parameters(profile, name), time.monotonic()
+    with _stage(profile, name, shard) as stage:
+        inside = _run_staged(stage, name, parameters, timeout)
+        if shard:
+            return stage / f"{name}.ipynb"
         _publish(stage / "runs", runs_dir() / profile, f"{name}.")
         _publish(stage / "figures", figures_dir() / profile, f"{name[:2]}_")
         published = runs_dir() / profile / f"{name}.ipynb"
         write_atomically(published, (stage / f"{name}.ipynb").read_bytes())
+    where = os.path.relpath(published, root())
+    print(f"{where}: {time.monotonic() - start:.1f} s, of which its cells took {inside:.1f} s")
     return published
 
 
@@ -159,48 +100,73 @@ def refresh(names: list[str] | None = None) -> None:
     """Run the notebooks with the values that stand in them and store their outputs in `notebooks/`."""
     for name in names or notebook_names():
         with _stage("smoke", name) as stage:
-            _run_staged(stage, name, {}, 7200)
+            _run_staged(stage, name, {}, CELL_SECONDS)
             write_atomically(root() / "notebooks" / f"{name}.ipynb", (stage / f"{name}.ipynb").read_bytes())
         print(f"notebooks/{name}.ipynb is fresh.")
 
 
 @contextlib.contextmanager
-def _stage(profile: str, name: str) -> Iterator[Path]:
-    """An empty folder to run one notebook in, for one process at a time."""
-    stage = root() / ".build" / profile / name
-    with locked(stage.with_suffix(".lock"), blocking=False) as owner:
+def _stage(profile: str, name: str, shard: str = "") -> Iterator[Path]:
+    """An empty folder to run one notebook, or one shard of it, in, for one process at a time."""
+    folder = f"{name}.{'{}-of-{}'.format(*_share(shard))}" if shard else name
+    os.environ["COMPANION_SHARD"] = shard
+    stage = root() / ".build" / profile / folder
+    with locked(stage.with_name(f"{folder}.lock"), blocking=False) as owner:
         if not owner:
-            raise CompanionError(f"{name} of profile {profile} is running in this checkout already: wait for it.")
+            raise CompanionError(f"{folder} of profile {profile} is running in this checkout already: wait for it.")
         shutil.rmtree(stage, ignore_errors=True)
         for part in ("runs", "figures"):
             (stage / part).mkdir(parents=True)
         yield stage
 
 
-def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> None:
+def _share(shard: str) -> tuple[int, int]:
+    """The (i, n) of "i/n", counted from 0."""
+    i, _, n = shard.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise CompanionError(f"The shard {shard!r} is none: the first of four is 0/4, the last 3/4.")
+    return int(i), int(n)
+
+
+def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> float:
+    """Run a notebook in its stage; returns the seconds that its cells took."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
     source, partial = root() / "notebooks" / f"{name}.ipynb", stage / f"{name}.ipynb"
-    os.environ |= {"COMPANION_STAGE": str(stage), "COMPANION_QUIET": "1"}
+    os.environ |= {"COMPANION_STAGE": str(stage), "COMPANION_QUIET": "bar" if sys.stderr.isatty() else "lines"}
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
     options = {"kernel_name": "python3", "cwd": str(root()), "progress_bar": False, "stderr_file": sys.stderr}
     options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # it warns of unencrypted loopback each time
     try:
-        papermill.execute_notebook(source, partial, parameters, execution_timeout=timeout, **options)
+        done = papermill.execute_notebook(source, partial, parameters, execution_timeout=timeout, **options)
     except papermill.PapermillExecutionError as error:
         cell, what = error.exec_count, f"{error.ename}: {error.evalue}"
+        if os.strerror(errno.ENOSPC) in what:
+            what += ": free some space and start again (finished trials are kept)"
         if error.ename != "CompanionError":
             print("\n".join(error.traceback[-3:]), file=sys.stderr)
     except CellTimeoutError:
         cell, what = _last_cell(partial), f"it took longer than {timeout} s"
     except DeadKernelError:
         cell, what = _last_cell(partial), "the kernel died, most likely for lack of memory"
+    except OSError as error:
+        if not no_room(error):
+            raise
+        raise CompanionError(
+            f"No room on the disk for {partial}: free some space and start again (finished trials are kept)."
+        ) from None
     else:
         write_atomically(partial, _cleaned(partial).encode())
-        return
+        return sum(cell.metadata["papermill"]["duration"] or 0.0 for cell in done.cells)
+    (stage / "failed").write_text(f"failed in cell [{cell}]: {what}")  # for `make status`
     raise CompanionError(f"notebooks/{name}.ipynb failed in cell [{cell}]: {what}\nAs far as it ran: {partial}")
 
 
 def _last_cell(partial: Path) -> int | str:
     """The number of the last code cell that was started when a notebook stopped."""
+    import nbformat
+
     cells = [cell for cell in nbformat.read(partial, as_version=4).cells if cell.cell_type == "code"]
     started = [i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
     return started[-1] if started else "?"
@@ -208,6 +174,8 @@ def _last_cell(partial: Path) -> int | str:
 
 def _cleaned(path: Path) -> str:
     """A notebook without what differs from run to run: times, and progress and warnings on stderr."""
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
@@ -230,10 +198,19 @@ def _publish(stage: Path, target: Path, prefix: str) -> None:
             path.unlink()
 
 
+def _batch_id() -> str:
+    """Names this process on its machine and, on a cluster, in its job: one process cannot see those of another job."""
+    return f"{platform.node()}:{os.environ.get('SLURM_JOB_ID', '')}:{os.getpid()}"
+
+
 def _end_with_batch() -> None:
-    """End this process and its kernel when the batch that started it on this machine is gone."""
-    host, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
-    if host != platform.node():
+    """End this process and its kernel when it is told to, or when the batch that started it here is gone.
+
+    A job of a cluster outlives the batch that submitted it: its trials are stored, and the next batch finds them.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("This notebook was told to end: its finished trials are kept."))
+    place, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
+    if place != _batch_id().rpartition(":")[0]:
         return
 
     def watch() -> None:
@@ -241,7 +218,6 @@ def _end_with_batch() -> None:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("The batch that started this notebook is gone."))
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -249,8 +225,12 @@ def _end_with_batch() -> None:
 
 
 def figures(profile: str, options: list[str]) -> None:
-    """Become snakemake on a profile, holding a lock that the kernel releases however this process ends."""
+    """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
+
+    options: first settings of the batch, `shards=N` and `cell_seconds=N`, then snakemake's own options.
+    """
     check_profile(profile)
+    settings, options = _settings(options, {"shards": 1, "cell_seconds": CELL_SECONDS})
     lock = root() / ".build" / "lock"
     lock.parent.mkdir(exist_ok=True)
     handle = lock.open("a+")
@@ -260,23 +240,42 @@ def figures(profile: str, options: list[str]) -> None:
         sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
         raise CompanionError(sentence) from None
     os.set_inheritable(handle.fileno(), True)
-    os.environ["COMPANION_BATCH"] = f"{platform.node()}:{os.getpid()}"
+    # What an earlier batch asked for and where it failed is no longer how far the profile is.
+    for path in (*(runs_dir() / profile / "trials").glob("*/asked"), *(root() / ".build" / profile).glob("*/failed")):
+        path.unlink()
+    os.environ["COMPANION_BATCH"] = _batch_id()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile"), "--directory", str(root())]
-    command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}"]
-    command += options or ["--executor", "local", "--cores", "all", "--quiet", "all"]
+    command += ["--nolock", "--rerun-incomplete", "--forceall"]
+    command += ["--config", f"profile={profile}", *(f"{name}={value}" for name, value in settings.items())]
+    # One notebook at a time, unless the options say what the machine or the cluster has.
+    command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
     os.execv(sys.executable, command)
+
+
+def _settings(words: list[str], known: dict[str, int]) -> tuple[dict[str, int], list[str]]:
+    """The leading `name=value` words over their defaults, and the words after them."""
+    settings = dict(known)
+    for place, word in enumerate(words):
+        name, sign, value = word.partition("=")
+        if not sign or word.startswith("-"):
+            return settings, words[place:]
+        if name not in known:
+            raise unknown("setting of a batch:", name, known)
+        if not value.isdecimal() or not int(value):
+            raise CompanionError(f"{word}: {name} must be a whole number, 1 or more.")
+        settings[name] = int(value)
+    return settings, []
 
 
 def main(arguments: list[str]) -> None:
     match arguments:
         case ["figures", profile, *options]:
             figures(profile, options)
-        case ["execute", profile, name]:
+        case ["execute", profile, name, *words]:
             _end_with_batch()
-            start = time.monotonic()
-            path = execute(profile, name)
-            print(f"{os.path.relpath(path, root())}: {time.monotonic() - start:.0f} s")
+            shard = words.pop(0).removeprefix("shard=") if words and words[0].startswith("shard=") else ""
+            execute(profile, name, shard, _settings(words, {"cell_seconds": CELL_SECONDS})[0]["cell_seconds"])
         case ["refresh", *names]:
             refresh(names)
         case ["check", profile]:

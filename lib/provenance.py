@@ -1,6 +1,9 @@
 """Where the house is, and what made a result: commit, code, versions, device, seconds, memory."""
 
+from __future__ import annotations
+
 import difflib
+import errno
 import hashlib
 import os
 import platform
@@ -13,9 +16,11 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
+# torch and pandas are imported where they are used: a batch starts processes that need neither, and seconds for each.
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn")
 CONTEXT = ("device", "python", "torch", "commit", "code")  # what a row's numbers may depend on
@@ -32,6 +37,10 @@ def command(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except CompanionError as error:
         sys.exit(str(error))
+    except OSError as error:
+        if not no_room(error):
+            raise
+        sys.exit(f"No room on the disk for {error.filename}: free some space and start again.")
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> CompanionError:
@@ -73,13 +82,27 @@ def data_dir() -> Path:
     return folder
 
 
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or the size allowed for a file is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path` and rename it, so that a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a temporary file beside `path` and rename it, so that a reader sees the whole file or none.
+
+    Raises: CompanionError if there is no room for it; no part of it stays then.
+    """
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
+    except OSError as error:
+        if no_room(error):
+            raise CompanionError(
+                f"No room on the disk for {path}: free some space and start again (finished trials are kept)."
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,6 +140,8 @@ def versions() -> dict[str, str]:
 @cache
 def device_name(device: str = "cpu") -> str:
     """The marketing name of the processor or GPU behind a torch device."""
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(torch.device(device))
     try:
@@ -128,11 +153,15 @@ def device_name(device: str = "cpu") -> str:
 
 def default_device() -> str:
     """`cuda` where torch sees a GPU, else `cpu`."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def peak_memory_mb(device: str = "cpu") -> float:
     """Peak memory in MiB: of this process, or of a CUDA device since its statistics were last reset."""
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     scale = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
@@ -142,6 +171,8 @@ def peak_memory_mb(device: str = "cpu") -> float:
 @contextmanager
 def made(device: str = "cpu") -> Iterator[dict]:
     """Fill a dictionary with the provenance columns of whatever runs inside the block."""
+    import torch
+
     record: dict = {}
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -162,6 +193,7 @@ def made(device: str = "cpu") -> Iterator[dict]:
 
 def table(studies: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Who made the rows of each study: trials, failures, seconds in all, peak memory, device, versions, commit."""
+    import pandas as pd
 
     def one(rows: pd.DataFrame) -> dict:
         same = {name: ", ".join(sorted(set(rows[f"{PREFIX}{name}"].astype(str)))) for name in CONTEXT}

@@ -5,14 +5,11 @@ published ones in `runs/<profile>/<study>.parquet`; what is known is the union o
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
-import os
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,8 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
+from lib.locks import locked
 from lib.provenance import CompanionError, write_atomically
 
 
@@ -49,36 +46,7 @@ def canonical(spec: dict) -> dict:
 
 def plain(value: object) -> object:
     """A result as JSON and parquet hold it: tensors and arrays as lists, numpy scalars as Python's."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return value.tolist()
-    return value.item() if isinstance(value, np.generic) else value
-
-
-@contextlib.contextmanager
-def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock that the kernel releases when its owner dies.
-
-    Yields True, or False at once if another holds the lock and `blocking` is off.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = path.open("a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        except BlockingIOError:
-            handle.close()
-            yield False
-            return
-        # The last owner may have deleted the file between our open and our lock: then this lock protects nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                break
-        handle.close()
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        handle.close()
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _table(records: list[dict]) -> pa.Table:
@@ -153,6 +121,23 @@ class Store:
         record |= {name: plain(value) for name, value in row.items()}
         write_atomically(self.trials / f"{key}.json", json.dumps(record).encode())
 
+    def ask(self, keys: list[str], processes: int) -> None:
+        """Remember which trials a notebook wants, and how many processes compute them: `status.py` reads it."""
+        with locked(self.trials / "asked.lock"):
+            before = self.asked()
+            if before["version"] == self.version:
+                keys = [*before["keys"], *keys]
+            record = {"version": self.version, "processes": processes, "keys": [*dict.fromkeys(keys)]}
+            if record != before:
+                write_atomically(self.trials / "asked", json.dumps(record).encode())
+
+    def asked(self) -> dict:
+        """What `ask` was told since the batch began: version, processes, keys."""
+        try:
+            return json.loads((self.trials / "asked").read_text())
+        except (OSError, ValueError):
+            return {"version": None, "processes": 1, "keys": []}
+
     def known(self) -> pa.Table:
         """Every known row: the union of loose, compacted and published trials, the newest first."""
         # Loose files are listed before the compacted file is read, so that a compaction in between hides nothing.
@@ -162,12 +147,13 @@ class Store:
         """Move the loose rows into one parquet file, under a lock: 100,000 single files take seconds to read."""
         with locked(self.trials / "compaction.lock"):
             loose = self._loose()
-            write_atomically(self.trials / "rows.parquet", _parquet(_union([_table(loose), self._compacted()])))
+            compacted = self.trials / "rows.parquet"
+            write_atomically(compacted, _parquet(_union([_table(loose), self._compacted()])))
             for record in loose:
                 (self.trials / f"{record['key']}.json").unlink(missing_ok=True)
             for leftover in self.trials.glob(".*.tmp"):  # of a process killed while it wrote
-                with contextlib.suppress(FileNotFoundError):
-                    if time.time() - leftover.stat().st_mtime > 3600:
+                with contextlib.suppress(FileNotFoundError):  # aged by the file system's clock, which its writer shares
+                    if compacted.stat().st_mtime - leftover.stat().st_mtime > 3600:
                         leftover.unlink()
 
     def count_loose(self) -> int:

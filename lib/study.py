@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm as text_bar
 from tqdm.auto import tqdm
 
 from lib import provenance
@@ -91,12 +92,18 @@ class Study:
             shard: (i, n) takes only the specs i, i + n, i + 2n, …
             retry_failed: run failed trials again.
 
+        In a shard i/n of a batch (COMPANION_SHARD) the process takes the i-th of every n missing trials first, then
+        what no other process has begun, and waits for what others have in hand: it returns all rows, as without it.
+
         Returns: a DataFrame: spec columns, `status`, `reason`, results, `made_*` columns, `key`, `spec`.
 
         Raises: CompanionError for what a user must mend (memory, data, a dead worker).
         """
         asked = _records(specs)[shard[0] :: shard[1]]
+        i, n = map(int, (os.environ.get("COMPANION_SHARD") or "0/1").split("/"))
+        self.store.ask([key for key, _ in self._asked(asked)], workers * n)
         todo = self.missing(asked, retry_failed)
+        todo = [spec for share in range(n) for spec in todo[(i + share) % n :: n]]
         for _ in _progress(self._run_all(todo, workers, device, retry_failed), len(todo), self.name):
             pass
         if self.store.count_loose() > LOOSE:
@@ -170,9 +177,14 @@ class Study:
                 row = self.trial(spec, device, self._weights_file(spec))
             except CompanionError:
                 raise
-            except (MemoryError, torch.OutOfMemoryError) as error:
-                raise CompanionError(f"Out of memory in {self.name} {spec}: lower batch_size or workers.") from error
-            except Exception as error:  # a failure is a row, with its reason
+            except Exception as error:
+                if _out_of_memory(error):
+                    sentence = f"Out of memory in {self.name} {spec}: lower batch_size or workers."
+                    raise CompanionError(sentence) from error
+                if provenance.no_room(error):
+                    sentence = f"No room on the disk in {self.name} {spec}: free some space and start again."
+                    raise CompanionError(sentence) from error
+                # Any other failure is a row, with its reason.
                 row, outcome = {}, {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         if twice := sorted(row.keys() & spec.keys()):
             raise ValueError(f"{self.name}: a trial returns {twice}, which its spec holds already.")
@@ -219,6 +231,11 @@ class Study:
             raise
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """On the CPU torch has no type of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def quiet() -> bool:
     """Whether progress bars would be noise: in batch output, and in worker processes, whose parent shows one."""
     return bool(os.environ.get("COMPANION_QUIET")) or parent_process() is not None
@@ -261,9 +278,15 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _progress(steps: Iterable, total: int, name: str) -> Iterator:
-    """A bar in Jupyter and terminals once it has lasted some seconds; a line now and then in batch output."""
+    """A bar in Jupyter and terminals once it has lasted some seconds; a line now and then in a log.
+
+    COMPANION_QUIET says which in a batch: "bar" where a person watches it in a terminal, "lines" otherwise.
+    """
     if not quiet():
         yield from tqdm(steps, total=total, desc=name, delay=5, disable=total == 0)
+        return
+    if os.environ.get("COMPANION_QUIET") == "bar" and parent_process() is None:
+        yield from text_bar(steps, total=total, desc=name, delay=5, mininterval=1, ncols=100, leave=False)
         return
     start = last = time.monotonic()
     for done, step in enumerate(steps, 1):

@@ -4,6 +4,8 @@ import matplotlib
 import pytest
 import torch
 
+from tests import toy_house
+
 torch.set_num_threads(1)
 
 
@@ -11,3 +13,17 @@ torch.set_num_threads(1)
 def matplotlib_settings_of_its_own():
     with matplotlib.rc_context():
         yield
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A small checkout with one notebook, whose profile writes into it."""
+    toy_house.build(tmp_path)
+    for module in ("lib.batch", "lib.parameters", "lib.provenance"):
+        monkeypatch.setattr(f"{module}.root", lambda: tmp_path)
+    for variable in ("RUNS_DIR", "FIGURES_DIR"):
+        monkeypatch.setenv(variable, "")
+    for variable in ("STAGE", "BATCH", "QUIET", "SHARD"):
+        monkeypatch.setenv(f"COMPANION_{variable}", "")
+    monkeypatch.setenv("PYTHONPATH", "")  # restored afterwards: executing a notebook puts the root on it
+    return tmp_path

@@ -1,5 +1,6 @@
 """Splits, augmentation and readers of data.py; readers of real sets run where the files are there."""
 
+import pickle
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -13,6 +14,7 @@ from torchvision import datasets, transforms
 
 from lib import data
 from lib.provenance import CompanionError, data_dir
+from tests.toy_trials import Program
 
 CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 COUNTS = {"digits": (1497, 300), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
@@ -213,6 +215,19 @@ def test_one_changed_byte_in_cifar10_names_the_file_even_after_a_good_folder_was
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(CompanionError, match="data_batch_1 is damaged .* delete it so that it is fetched anew"):
         data.load("cifar10")
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_a_program_in_the_place_of_cifar_is_refused_and_never_runs(name, tmp_path, folder):
+    made = tmp_path / "made_by_a_pickle"
+    own = folder / CIFAR[name].base_folder
+    own.mkdir(exist_ok=True)
+    files = [*CIFAR[name].train_list, *CIFAR[name].test_list, (CIFAR[name].meta["filename"], "")]
+    for file, _ in files:
+        (own / file).write_bytes(pickle.dumps(Program(made)))
+    with pytest.raises(CompanionError, match="is damaged .its MD5 sum is wrong"):
+        data.load(name)
+    assert not made.exists()
 
 
 @pytest.mark.parametrize("name", CIFAR)

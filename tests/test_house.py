@@ -40,6 +40,20 @@ def test_every_file_of_lib_has_a_test_file():
     assert not [name for name in FILES if not (root() / "tests" / f"test_{name}.py").exists()]
 
 
+def test_nothing_of_foreign_origin_is_unpickled():
+    """CIFAR's own files are unpickled by torchvision, after lib.data has compared their MD5 sums."""
+    for name in FILES:
+        for node in ast.walk(ast.parse((root() / "lib" / f"{name}.py").read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not modules & {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}, name
+            if isinstance(node, ast.Call):
+                call, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert call != "torch.load" or options.get("weights_only") == "True", name
+                assert call != "yaml.load" and not call.endswith("read_pickle"), name
+                assert options.get("allow_pickle", "False") == "False", name
+
+
 def test_the_readme_names_every_notebook_and_every_committed_profile():
     for name in batch.notebook_names():
         assert f"notebooks/{name}.ipynb" in README
@@ -55,7 +69,7 @@ def test_the_readme_links_and_pictures_exist():
 
 def test_the_makefile_explains_its_commands():
     listed = subprocess.run(["make", "help"], cwd=root(), capture_output=True, text=True, check=True).stdout
-    for command in ("figures", "test", "notebooks", "lab", "bench", "clean", "help"):
+    for command in ("figures", "status", "test", "notebooks", "lab", "bench", "clean", "help"):
         assert f"make {command}" in listed
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lib.provenance import CompanionError
-from lib.store import Store, canonical, locked
+from lib.store import Store, canonical
 from lib.study import Study
 from tests import toy_trials
 
@@ -106,12 +106,3 @@ def test_rows_on_disk_are_plain_json(tmp_path):
     (path,) = study.store.trials.glob("*.json")
     record = json.loads(path.read_text())
     assert record["x"] == 2 and record["square"] == 4 and record["status"] == "done"
-
-
-def test_a_lock_excludes_others_and_leaves_no_file(tmp_path):
-    path = tmp_path / "a.lock"
-    with locked(path) as first, locked(path, blocking=False) as second:
-        assert first and not second
-    assert not path.exists()
-    with locked(path, blocking=False) as again:
-        assert again

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from lib import data, models, weights
 from lib.provenance import CompanionError, data_dir
+from tests.toy_trials import Program
 
 needs_weights = pytest.mark.skipif(
     not all((data_dir() / file).is_file() for file, _, _ in weights.PUBLIC.values()),
@@ -52,6 +54,30 @@ def test_file_that_is_no_copy_of_the_network_is_one_sentence_and_changes_nothing
         with pytest.raises(CompanionError, match="cannot be read"):
             weights.load(model, path)
     assert weights.tensor_digest(model.state_dict()) == before
+
+
+def test_a_program_in_the_place_of_weights_is_refused_and_never_runs(tmp_path, monkeypatch):
+    made = tmp_path / "made_by_a_pickle"
+    program = pickle.dumps(Program(made))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for (network, dataset), (file, _, _) in weights.PUBLIC.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        for content in (program, pickle.dumps({"state_dict": Program(made)})):
+            (tmp_path / file).write_bytes(content)
+            with pytest.raises(CompanionError, match="is damaged"):
+                weights.public_state(network, dataset)
+    checkpoints = tmp_path / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / Path(torchvision.models.ResNet50_Weights.DEFAULT.url).name).write_bytes(program)
+    with pytest.raises(CompanionError, match="is damaged"):
+        weights.imagenet_state("resnet50")
+    torch.save({"weight": Program(made)}, tmp_path / "zipped.pth")
+    with pytest.raises(CompanionError, match="is damaged"):
+        weights._read(tmp_path / "zipped.pth")
+    assert not made.exists()
+    pickle.loads(program)
+    assert made.exists(), "the program of this test would have done nothing"
 
 
 def test_pretrained_weights_without_network_name_the_file_and_its_address(tmp_path, monkeypatch):

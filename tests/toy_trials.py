@@ -1,9 +1,11 @@
 """Trials of the studies that tests run; worker processes import them from here."""
 
+import errno
 import os
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -52,3 +54,30 @@ def with_weights(spec: dict, device: str, weights: Path) -> dict:
 
 def random_state(spec: dict, device: str, weights: Path) -> dict:
     return {"threads": torch.get_num_threads()}
+
+
+def counted(spec: dict, device: str, weights: Path) -> dict:
+    """As `logged`, into a file beside the studies of a store."""
+    log = weights.parent.with_name("log")
+    return logged(spec | {"log": str(log)}, device, weights)
+
+
+def greedy(spec: dict, device: str, weights: Path) -> dict:
+    """Asks for more memory than any machine can promise."""
+    if spec["library"] == "numpy":
+        return {"sum": np.ones(2**50).sum()}
+    return {"sum": torch.ones(2**50).sum()}
+
+
+class Program:
+    """A pickle that makes a folder when it is loaded, as a foreign one could do anything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def disk_full(spec: dict, device: str, weights: Path) -> dict:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -37,6 +37,15 @@ def store() -> Iterator[Line]:
         start = time.perf_counter()
         known = study.store.known()
         yield Line(f"reading {known.num_rows:,} compacted rows", time.perf_counter() - start, "s", "<", 1)
+        specs = [{"x": x} for x in range(0, n, 2)]
+        start = time.perf_counter()
+        found = study.rows(specs)
+        yield Line(f"   and choosing {len(found):,} of them by their specs", time.perf_counter() - start, "s", "<", 2)
+        study.finish({"x": n}, "cpu")  # reads the keys once
+        start = time.perf_counter()
+        for x in range(n + 1, n + 101):
+            study.finish({"x": x}, "cpu")
+        yield Line("   one more trial beside them", 1e3 * (time.perf_counter() - start) / 100, "ms", "<", 5)
 
 
 class Pictures(Dataset):

@@ -1,0 +1,253 @@
+"""What happens to a batch from outside: killed at any moment, a full disk, no memory, a clock that jumps.
+
+Notebooks that raise, die or hang are in test_batch.py; damaged files in test_store.py; killed workers in test_study.py.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from lib import batch, study
+from lib.provenance import CompanionError, root, write_atomically
+from lib.study import Study
+from tests import toy_house, toy_trials
+from tests.toy_house import executions, finished, populate, processes_of, published, results, start_batch, wait_for
+
+KILLS = 10
+
+
+def kill_all(house: Path) -> None:
+    """Every process of a batch at once, as a power cut does: snakemake, notebook, kernel, workers."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cwd").resolve() == house:
+                os.kill(int(folder.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def all_whole(house: Path) -> None:
+    """Every file by the name of a finished one can be read from end to end."""
+    for path in (house / "runs/smoke").rglob("*"):
+        if path.suffix == ".parquet":
+            pq.read_table(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".ipynb":
+            assert not [cell for cell in nbformat.read(path, as_version=4).cells[1:] if not cell.execution_count]
+
+
+def test_killed_at_ten_random_moments_the_result_is_that_of_an_uninterrupted_batch(house, tmp_path_factory):
+    seed = int(os.environ.get("FAULT_SEED", time.time()))
+    print(f"FAULT_SEED={seed} repeats these moments")
+    rng = random.Random(seed)
+    whole = tmp_path_factory.mktemp("whole")
+    toy_house.build(whole)
+    for place in (house, whole):
+        toy_house.populate_with_claims(place)
+    start = time.monotonic()
+    finished(start_batch(whole), whole)
+    seconds, killed = time.monotonic() - start, 0
+    for kill in range(KILLS):
+        batch = start_batch(house)
+        wait_for(lambda batch=batch: batch.poll() is not None, rng.uniform(0, seconds))
+        killed += batch.poll() is None
+        if kill % 2:
+            batch.send_signal(signal.SIGKILL)  # the batch alone: its notebook must notice
+        else:
+            kill_all(house)
+        batch.wait()
+        assert wait_for(lambda: not processes_of(house), 60), processes_of(house)
+        all_whole(house)
+    assert killed >= 3, "most batches had ended before they were killed"
+    finished(start_batch(house), house)
+    for found, expected in zip(results(house), results(whole), strict=True):
+        pd.testing.assert_frame_equal(found, expected)
+    assert published(house).keys() == published(whole).keys()
+    for name, content in published(whole).items():
+        if not name.endswith(".parquet"):
+            assert published(house)[name] == content, f"{name} differs"
+    ended = [line.split()[1] for line in executions(house, "end")]
+    assert len(ended) - len(set(ended)) <= 2 * killed, "more was done twice than had ended but was not yet stored"
+    assert not list((house / "runs/smoke/trials").rglob("set_aside"))
+    assert not processes_of(house)
+
+
+def test_shards_on_one_machine_give_the_same_rows_and_compute_each_trial_once(house):
+    populate(house)
+    finished(start_batch(house), house)
+    expected = results(house)
+    shutil.rmtree(house / "runs/smoke/trials")
+    for path in (house / "runs/smoke").glob("*.parquet"):
+        path.unlink()
+    finished(start_batch(house, "shards=2", "--cores", "2"), house)
+    for found, table in zip(results(house), expected, strict=True):
+        pd.testing.assert_frame_equal(found, table)
+    assert len(executions(house, "start")) == len(executions(house, "end")) == 45
+    assert len({line.split()[2] for line in executions(house)}) == 2, "one process did all the work"
+
+
+def test_a_shard_publishes_nothing_and_an_impossible_one_is_refused(house):
+    stage = batch.execute("smoke", "00_toy", shard="1/2")
+    assert stage.exists() and not published(house)
+    assert len(list((house / "runs/smoke/trials/00_toy.squares").glob("*.json"))) == 3, "it left trials to nobody"
+    for shard in ("2/2", "x/2", "1", "0/0"):
+        with pytest.raises(CompanionError, match="the first of four is 0/4"):
+            batch.execute("smoke", "00_toy", shard=shard)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["shard=2"], "Unknown setting of a batch: 'shard' .did you mean shards"),
+        (["shards=0"], "shards must be a whole number, 1 or more"),
+        (["shards=two"], "shards must be a whole number"),
+    ],
+)
+def test_a_wrong_setting_of_a_batch_is_refused_before_it_starts(house, words, sentence):
+    with pytest.raises(CompanionError, match=sentence):
+        batch.figures("smoke", words)
+    assert not (house / ".build").exists()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 8 MiB; only root may mount one."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]).returncode:
+        pytest.skip("only root can mount a tiny disk here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Take all the space of a file system but the last bytes."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            file.truncate(max(file.tell() - leave, 0))
+    return filler
+
+
+def test_a_full_disk_stops_a_study_with_a_sentence_and_what_was_stored_stays_whole(tiny_disk):
+    folder = tiny_disk / "runs"
+    specs = [{"x": x} for x in range(200)]
+    population = Study("00_t.square", toy_trials.square, 1, folder)
+    filler = fill(tiny_disk, 64 * 1024)
+    with pytest.raises(CompanionError, match="No room on the disk for .*: free some space and start again"):
+        population.run(specs)
+    stored = population.store.known()
+    assert 0 < len(stored) < 200
+    assert not list(population.store.trials.glob(".*.tmp")) and not list(population.store.trials.glob("*.lock"))
+    filler.unlink()
+    assert len(population.run(specs)) == 200
+
+
+def test_a_full_disk_while_a_notebook_is_written_is_a_sentence_and_publishes_nothing(house, tiny_disk):
+    (house / ".build").symlink_to(tiny_disk)
+    filler = fill(tiny_disk, 8 * 1024)
+    with pytest.raises(CompanionError, match="No room on the disk for .*: free some space and start again"):
+        batch.execute("smoke", "00_toy")
+    assert not published(house)
+    filler.unlink()
+    batch.execute("smoke", "00_toy")
+    assert "00_toy.ipynb" in published(house)
+
+
+def test_a_full_disk_while_results_are_published_leaves_whole_files_alone(house, tiny_disk):
+    batch.execute("smoke", "00_toy")
+    first = published(house)
+    shutil.rmtree(house / "figures")
+    (house / "figures").symlink_to(tiny_disk)
+    filler = fill(tiny_disk, 0)
+    with pytest.raises(CompanionError, match="No room on the disk for .*figures"):
+        batch.execute("smoke", "00_toy")
+    assert not [path for path in tiny_disk.rglob("*") if path.is_file() and path != filler]
+    filler.unlink()
+    batch.execute("smoke", "00_toy")
+    assert published(house) == first
+
+
+def test_a_file_larger_than_allowed_is_a_sentence_and_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CompanionError, match="No room on the disk"):
+            write_atomically(tmp_path / "row.json", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_trial_that_runs_out_of_memory_stops_the_run_with_a_sentence_and_no_row(tmp_path, library, workers):
+    population = Study("00_t.greedy", toy_trials.greedy, 1, tmp_path)
+    with pytest.raises(CompanionError, match="Out of memory in 00_t.greedy .*: lower batch_size or workers"):
+        population.run([{"x": x, "library": library} for x in range(2)], workers=workers)
+    assert not len(population.store.known())
+
+
+def test_a_disk_that_fills_inside_a_trial_is_no_failure_of_the_trial(tmp_path):
+    population = Study("00_t.full", toy_trials.disk_full, 1, tmp_path)
+    with pytest.raises(CompanionError, match="No room on the disk in 00_t.full"):
+        population.run([{"x": 1}])
+    assert not len(population.store.known())
+
+
+def test_a_clock_that_jumps_changes_no_estimate_and_no_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPANION_QUIET", "lines")
+    monkeypatch.setattr(study, "LINE_SECONDS", 0.0)
+    clock = iter(random.Random(0).uniform(-1e9, 4e9) for _ in range(10**6))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    rows = Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": x} for x in range(20)])
+    assert rows["made_seconds"].between(0, 60).all()
+    lines = [line for line in capsys.readouterr().err.splitlines() if " s left" in line]
+    assert lines and all(0 <= float(line.split("about ")[1].split()[0]) < 60 for line in lines)
+
+
+@pytest.mark.parametrize(("age", "kept"), [(10.0, True), (-1e8, True), (7200.0, False)])
+def test_leftovers_are_aged_by_the_clock_of_their_disk(tmp_path, monkeypatch, age, kept):
+    population = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    population.run([{"x": 1}])
+    leftover = population.store.trials / ".a.json.elsewhere.1.tmp"
+    leftover.write_text("{")
+    now = leftover.stat().st_mtime
+    os.utime(leftover, (now - age, now - age))
+    monkeypatch.setattr(time, "time", lambda: now + 1e9)
+    population.store.compact()
+    assert leftover.exists() == kept
+    assert population.rows([{"x": 1}])["square"].tolist() == [1]
+
+
+def test_progress_is_a_bar_in_a_terminal_and_lines_in_a_log(tmp_path):
+    code = (
+        "from pathlib import Path; from lib import study; from tests.toy_trials import counted\n"
+        "study.LINE_SECONDS = 0.2\n"
+        "original = study.text_bar\n"
+        "study.text_bar = lambda *a, **k: original(*a, **(k | dict(delay=0, mininterval=0)))\n"
+        "s = study.Study('00_t.counted', counted, 1, Path(FOLDER))\n"
+        "s.run([dict(x=x, seconds=0.1) for x in range(6)])\n"
+    )
+    for kind in ("bar", "lines"):
+        environment = os.environ | {"COMPANION_QUIET": kind, "PYTHONPATH": str(root())}
+        text = code.replace("FOLDER", repr(str(tmp_path / kind)))
+        done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, cwd=root())
+        assert ("it/s" in done.stderr) == (kind == "bar"), done.stderr
+        assert ("of 6 trials, about" in done.stderr) == (kind == "lines"), done.stderr
