@@ -8,9 +8,22 @@ PROFILE = config.get("profile", "smoke")
 NOTEBOOKS = batch.check_profile(PROFILE)
 
 
+STAMPS = expand(".build/{profile}/{name}.done", profile=PROFILE, name=NOTEBOOKS)
+
+
 rule all:
     input:
-        expand(".build/{profile}/{name}.done", profile=PROFILE, name=NOTEBOOKS),
+        f".build/{PROFILE}/landed" if config.get("fresh") else STAMPS,
+
+
+rule land:
+    # A fresh run replaces what is published when all of it has succeeded, and not a notebook at a time.
+    input:
+        STAMPS,
+    output:
+        touch(".build/{profile}/landed"),
+    shell:
+        "{sys.executable} -m lib.batch land {wildcards.profile}"
 
 
 rule notebook:

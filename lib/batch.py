@@ -1,6 +1,6 @@
 """Parameters checked before a notebook starts; one notebook run by papermill and published; a profile's batch.
 
-python -m lib.batch figures PROFILE [snakemake options]   the whole profile (what `make figures` calls)
+python -m lib.batch figures PROFILE [--fresh] [snakemake options]   the whole profile (what `make figures` calls)
 python -m lib.batch execute PROFILE NOTEBOOK              one notebook (what the Snakefile calls)
 python -m lib.batch refresh                               the outputs in notebooks/ (what `make notebooks` calls)
 """
@@ -24,7 +24,7 @@ import papermill
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from lib import provenance
+from lib import fresh, provenance
 from lib.provenance import CompanionError, command, figures_dir, root, runs_dir, unknown, write_atomically
 from lib.store import locked
 from lib.study import Study
@@ -216,8 +216,19 @@ def _cleaned(path: Path) -> str:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return nbformat.writes(notebook) + "\n"
+
+
+def _joined(outputs: list) -> list:
+    """Outputs with consecutive prints in one piece: in how many they arrive depends on time."""
+    joined: list = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _publish(stage: Path, target: Path, prefix: str) -> None:
@@ -248,8 +259,12 @@ def _end_with_batch() -> None:
 # The batch -----------------------------------------------------------------------------------------------------------
 
 
-def figures(profile: str, options: list[str]) -> None:
-    """Become snakemake on a profile, holding a lock that the kernel releases however this process ends."""
+def figures(profile: str, options: list[str], anew: bool = False) -> None:
+    """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
+
+    Args:
+        anew: compute everything again, in an empty store (`fresh`).
+    """
     check_profile(profile)
     lock = root() / ".build" / "lock"
     lock.parent.mkdir(exist_ok=True)
@@ -260,18 +275,23 @@ def figures(profile: str, options: list[str]) -> None:
         sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
         raise CompanionError(sentence) from None
     os.set_inheritable(handle.fileno(), True)
+    os.environ |= fresh.begin(profile) if anew else {}
     os.environ["COMPANION_BATCH"] = f"{platform.node()}:{os.getpid()}"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile"), "--directory", str(root())]
-    command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}"]
+    command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}", f"fresh={anew}"]
     command += options or ["--executor", "local", "--cores", "all", "--quiet", "all"]
     os.execv(sys.executable, command)
 
 
 def main(arguments: list[str]) -> None:
     match arguments:
+        case ["figures", profile, "--fresh", *options]:
+            figures(profile, options, anew=True)
         case ["figures", profile, *options]:
             figures(profile, options)
+        case ["land", profile]:
+            fresh.land(profile, check_profile(profile))
         case ["execute", profile, name]:
             _end_with_batch()
             start = time.monotonic()

@@ -178,14 +178,14 @@ def test_one_notebook_runs_once_at_a_time(house):
 def test_a_notebook_that_fails_is_named_with_its_cell_and_publishes_nothing(house, trouble, sentence):
     write_yaml(house, trouble=trouble)
     with pytest.raises(CompanionError, match=sentence) as error:
-        batch.execute("smoke", "00_toy", timeout=8)
+        batch.execute("smoke", "00_toy", timeout=8 if trouble == "hang" else 60)
     assert not published(house)
     assert nbformat.read(str(error.value).rsplit("As far as it ran: ", 1)[1], as_version=4).cells
     assert len(list((house / "runs/smoke/trials/00_toy.squares").glob("*.json"))) == 3, "finished trials were lost"
 
 
-def start_batch(house: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lib.batch", "figures", "smoke"]
+def start_batch(house: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lib.batch", "figures", "smoke", *options]
     environment = os.environ | {"PYTHONPATH": str(house)}
     return subprocess.Popen(
         command, cwd=house, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -240,3 +240,33 @@ def test_a_failing_notebook_fails_the_batch_and_says_where(house):
     output = run.communicate(timeout=120)[0]
     assert run.returncode != 0
     assert "failed in cell [5]: CompanionError: the data are not here" in output, output
+
+
+def test_a_fresh_batch_computes_everything_anew_goes_on_after_a_kill_and_replaces_the_results_at_the_end(house):
+    batch.execute("smoke", "00_toy")
+    before, log = published(house), house / "runs/smoke/log"
+    assert log.read_text().count("start") == 3
+    write_yaml(house, n=4, trouble="error")
+    stopped = start_batch(house, "--fresh")
+    output = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode != 0 and "A fresh run of smoke begins" in output
+    assert published(house) == before, "a fresh run that fails leaves what was published"
+    fresh_log = house / "runs/fresh/smoke/log"
+    assert fresh_log.read_text().count("start") == 4, "published rows were taken for new ones"
+    write_yaml(house, n=4)
+    output = start_batch(house, "--fresh").communicate(timeout=120)[0]
+    assert "The fresh run of smoke" in output and "goes on" in output
+    assert "00_squares_4.svg" in published(house) and "00_squares_3.svg" not in published(house)
+    assert log.read_text().count("start") == 4, "a finished trial of the interrupted run was computed again"
+    assert not list((house / "runs/fresh").iterdir()) and len(list((house / "runs/smoke/trials").rglob("*.json"))) == 4
+
+
+def test_prints_are_joined_however_they_arrived(tmp_path):
+    def cell(*pieces):
+        outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]
+        code = new_code_cell("print()", outputs=outputs)
+        nbformat.write(new_notebook(cells=[code]), tmp_path / "a.ipynb")
+        return batch._cleaned(tmp_path / "a.ipynb")
+
+    whole = cell(("stdout", "a\nb\n"))
+    assert cell(("stdout", "a\n"), ("stderr", "12 s left"), ("stdout", "b\n")) == whole

@@ -136,3 +136,11 @@ def test_the_band_holds_whole_distribution_functions_at_its_level():
         steps = np.arange(n + 1) / n
         hits += max((steps[1:] - values).max(), (values - steps[:-1]).max()) <= claims.dkw_half_width(n)
     assert hits / 400 > 0.93
+
+
+@pytest.mark.parametrize(("relation", "tolerance"), [(">", 0.0), ("<", 0.0), ("=", 0.5)])
+def test_a_rules_words_give_back_its_bounds_and_other_words_are_refused(relation, tolerance):
+    rule = claims.Rule("P", "S", "A > 3 (within 2).", "gain, = 0 or more", relation, -0.25, "0", tolerance)
+    assert claims.bounds(str(rule)) == (relation, -0.25, tolerance)
+    with pytest.raises(ValueError, match="is no rule"):
+        claims.bounds("It holds.")
