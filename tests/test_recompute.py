@@ -1,4 +1,6 @@
-"""Committed rows are what the code of this checkout computes: two rows of every published study, drawn by their keys.
+"""Committed rows are what this checkout's code computes, and the other results are what it makes of these rows.
+
+Two rows of every published study are computed again, drawn by their keys.
 
 Keys are hashes, so the two smallest among the eligible rows are a random draw that follows from the rows alone.
 Eligible is what takes at most `RECOMPUTE` seconds (4; "all" for every row) by the rows' own measurement, together with
@@ -12,6 +14,9 @@ last bit. On others a training drifts apart, so the comparison is statistical: h
 import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -185,3 +190,22 @@ def test_two_rows_of_a_published_study_are_computed_again(file, place, record_pr
         if arithmetic() == REFERENCE:
             assert not differences(row, stored.loc[key]), f"{study.name} {specs[key]}"
         assert drift(row, stored.loc[key]) <= DRIFT, f"{study.name} {specs[key]}"
+
+
+@pytest.mark.parametrize("notebook", [file.stem for file in sorted((root() / "runs/laptop").glob("*.ipynb"))])
+def test_results_are_remade_byte_for_byte_where_neither_data_nor_weights_are(notebook, tmp_path):
+    if notebook != "00_baselines" and ASKED != "all":
+        pytest.skip("takes about half a minute (RECOMPUTE=all)")
+    if arithmetic() != REFERENCE:
+        pytest.skip("this processor adds in another order than the one that made the published results")
+    for folder in ("lib", "notebooks", "runs/laptop", "runs/smoke"):
+        shutil.copytree(root() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "trials"))
+    shutil.copy(root() / "pyproject.toml", tmp_path)
+    (tmp_path / "empty").mkdir()
+    own = {"PYTHONPATH": str(tmp_path), "DATA_DIR": str(tmp_path / "empty"), "RUNS_DIR": "", "FIGURES_DIR": ""}
+    command = [sys.executable, "-m", "lib.batch", "execute", "laptop", notebook]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = [*(root() / "runs/laptop").glob(f"{notebook}.*"), *(root() / "figures/laptop").glob(f"{notebook[:2]}_*")]
+    changed = [one.name for one in files if (tmp_path / one.relative_to(root())).read_bytes() != one.read_bytes()]
+    assert not changed, "run `make figures PROFILE=laptop`"
