@@ -117,7 +117,8 @@ def needed(entry: dict) -> tuple[int | None, str]:
     if rule.verdict(low, high) == SUPPORTED:
         wanted = (1 - LEVEL) * entry["p"] / entry["p_holm"]
         factor = (stats.norm.isf(wanted / 2) / stats.norm.isf(entry["p"] / 2)) ** 2
-        return max(n + 1, math.ceil(n * factor)), "supported, the interval is beyond the threshold and p is not yet"
+        told = f"{SUPPORTED} (its interval is beyond the threshold, its corrected p is not small enough)"
+        return max(n + 1, math.ceil(n * factor)), told
     holds = rule.verdict(value, value) == SUPPORTED
     edges = [threshold - tolerance, threshold + tolerance] if relation == "=" else [threshold]
     factor = max(_ratio(value, low, high, edge) for edge in edges) ** 2

@@ -163,6 +163,18 @@ def drift(row: dict, stored: pd.Series) -> float:
     return float(np.median(np.abs(numbers[:, 0] - numbers[:, 1]) / size)) if len(numbers) else 0.0
 
 
+def test_a_result_that_differs_is_seen_and_one_that_drifts_a_little_is_told_from_one_that_does_not_fit():
+    row = {"loss": 0.5, "curve": [1.0, float("nan"), 3.0], "removed": 7, "none": None, "name": "a", "wrong": [1, 2]}
+    stored = pd.Series(row | {"curve": np.array([1.0, np.nan, 3.0]), "none": float("nan"), "other": 1})
+    assert not differences(row, stored) and drift(row, stored) == 0
+    assert differences(row | {"loss": np.nextafter(0.5, 1), "curve": [1.0, 3.0, 3.0]}, stored) == ["loss", "curve"]
+    assert differences(row | {"gone": 1.0}, stored) == ["gone"]
+    little = {"loss": 0.505, "curve": [1.01, float("nan"), 3.01], "removed": 7, "name": "a", "wrong": [1, 2, 5]}
+    assert 0 < drift(little, stored) <= DRIFT
+    assert drift(little | {"loss": 0.9, "curve": [2.0, 1.0, 5.0], "removed": 9}, stored) > DRIFT
+    assert drift(row | {"name": "b"}, stored) == float("inf")
+
+
 def test_every_published_study_is_known_here():
     assert FILES and {file.stem for file in FILES} <= set(studies(root()))
 
