@@ -15,8 +15,8 @@ export PATH := $(abspath $(ENV))/bin:$(PATH)
 .PHONY: figures status test lint notebooks readme compare lab bench clean help
 .DEFAULT_GOAL := help
 
-figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, executed notebooks, figures
-	@$(PYTHON) -m lib.batch figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(SNAKEMAKE)
+figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures; FRESH=1 computes all anew
+	@$(PYTHON) -m lib.batch figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(if $(filter-out 0,$(FRESH)),fresh=1) $(SNAKEMAKE)
 
 status: $(STAMP)  ## how far PROFILE is: trials done, failed and left, time spent and still to go
 	@$(PYTHON) -m lib.status "$$PROFILE"
@@ -44,8 +44,8 @@ lab: $(STAMP)  ## open JupyterLab
 bench: $(STAMP)  ## measure speed claims, each as a ratio in one run
 	@$(PYTHON) -m tests.bench
 
-clean:  ## forget smoke and local results, trial stores and build files; never what is committed
-	@rm -rf .build .snakemake figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
+clean:  ## forget smoke, local and unfinished fresh results, trial stores and build files; never what is committed
+	@rm -rf .build .snakemake figures/smoke figures/local figures/fresh runs/local runs/fresh runs/*/trials .pytest_cache .ruff_cache
 	@find runs/smoke -type f ! -name '*.yaml' -delete
 
 help:  ## this list

@@ -30,9 +30,23 @@ wildcard_constraints:
     name="|".join(NOTEBOOKS),
 
 
+STAMPS = expand(f".build/{PROFILE}/{{name}}.done", name=NOTEBOOKS)
+
+
 rule all:
     input:
-        expand(f".build/{PROFILE}/{{name}}.done", name=NOTEBOOKS),
+        f".build/{PROFILE}/landed" if int(config.get("fresh", 0)) else STAMPS,
+
+
+rule land:
+    # A fresh run replaces what is published when all of it has succeeded, and not a notebook at a time.
+    input:
+        STAMPS,
+    output:
+        touch(f".build/{PROFILE}/landed"),
+    localrule: True
+    shell:
+        f"{sys.executable} -m lib.batch land {PROFILE}"
 
 
 rule shard:

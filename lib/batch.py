@@ -1,6 +1,6 @@
 """One notebook run by papermill and published whole; a profile's batch, on this machine or on a cluster.
 
-python -m lib.batch figures PROFILE [shards=N] [cell_seconds=N] [snakemake options]
+python -m lib.batch figures PROFILE [shards=N] [cell_seconds=N] [fresh=1] [snakemake options]
                                         the whole profile (what `make figures` calls)
 python -m lib.batch execute PROFILE NOTEBOOK [shard=I/N] [cell_seconds=N]
                                         one notebook, or one share of its trials (what the Snakefile calls)
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib import provenance
+from lib import fresh, provenance
 from lib.locks import locked
 from lib.parameters import check_profile, checked, default_parameters, notebook_names, profile_parameters, profiles
 from lib.provenance import CompanionError, command, figures_dir, no_room, root, runs_dir, unknown, write_atomically
@@ -184,8 +184,19 @@ def _cleaned(path: Path) -> str:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return nbformat.writes(notebook) + "\n"
+
+
+def _joined(outputs: list) -> list:
+    """Outputs with consecutive prints in one piece: in how many they arrive depends on time."""
+    joined: list = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _publish(stage: Path, target: Path, prefix: str) -> None:
@@ -227,10 +238,11 @@ def _end_with_batch() -> None:
 def figures(profile: str, options: list[str]) -> None:
     """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
 
-    options: first settings of the batch, `shards=N` and `cell_seconds=N`, then snakemake's own options.
+    options: first settings of the batch, `shards=N`, `cell_seconds=N` and `fresh=1` (compute everything again, in an
+        empty store), then snakemake's own options.
     """
     check_profile(profile)
-    settings, options = _settings(options, {"shards": 1, "cell_seconds": CELL_SECONDS})
+    settings, options = _settings(options, {"shards": 1, "cell_seconds": CELL_SECONDS, "fresh": 0})
     lock = root() / ".build" / "lock"
     lock.parent.mkdir(exist_ok=True)
     handle = lock.open("a+")
@@ -240,6 +252,7 @@ def figures(profile: str, options: list[str]) -> None:
         sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
         raise CompanionError(sentence) from None
     os.set_inheritable(handle.fileno(), True)
+    os.environ |= fresh.begin(profile) if settings["fresh"] else {}
     # What an earlier batch asked for and where it failed is no longer how far the profile is.
     for path in (*(runs_dir() / profile / "trials").glob("*/asked"), *(root() / ".build" / profile).glob("*/failed")):
         path.unlink()
@@ -272,6 +285,8 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["figures", profile, *options]:
             figures(profile, options)
+        case ["land", profile]:
+            fresh.land(profile, check_profile(profile))
         case ["execute", profile, name, *words]:
             _end_with_batch()
             shard = words.pop(0).removeprefix("shard=") if words and words[0].startswith("shard=") else ""

@@ -4,6 +4,7 @@ A rule is data that exists before the rows do. A verdict is computed from the ru
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,17 @@ class Rule:
         if near and p_holm is not None and p_holm > 1 - LEVEL:
             return INCONCLUSIVE
         return SUPPORTED if near else NOT_SUPPORTED if far else INCONCLUSIVE
+
+
+def bounds(rule: str) -> tuple[str, float, float]:
+    """Relation, threshold and tolerance of a rule as a claims file words it (`str(Rule)`).
+
+    Raises ValueError for a text that no rule writes.
+    """
+    found = re.search(r" ([<>=]) (\S+)(?: \(within (\S+)\))?\.$", rule)
+    if not found:
+        raise ValueError(f"{rule!r} is no rule: it does not end in a relation and a threshold.")
+    return found[1], float(found[2]), float(found[3] or 0)
 
 
 @dataclass

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lib.locks import locked
-from lib.provenance import CompanionError, write_atomically
+from lib.provenance import PREFIX, CompanionError, write_atomically
 
 
 def _canonical_value(value: object) -> object:
@@ -139,9 +140,17 @@ class Store:
             return {"version": None, "processes": 1, "keys": []}
 
     def known(self) -> pa.Table:
-        """Every known row: the union of loose, compacted and published trials, the newest first."""
+        """Every known row: the union of published, loose and compacted trials; what is published counts first.
+
+        A store may be older than what was published since, by somebody else; but a published failure gives way to a row
+        of the store, where it may have been tried again.
+        """
         # Loose files are listed before the compacted file is read, so that a compaction in between hides nothing.
-        return _union([_table(self._loose()), self._compacted(), self._published()])
+        stored, published = [_table(self._loose()), self._compacted()], self._published()
+        if not published.num_rows:
+            return _union(stored)
+        failed = pc.equal(published["status"], "failed")
+        return _union([published.filter(pc.invert(failed)), *stored, published.filter(failed)])
 
     def compact(self) -> None:
         """Move the loose rows into one parquet file, under a lock: 100,000 single files take seconds to read."""
@@ -160,7 +169,16 @@ class Store:
         return sum(1 for _ in self.trials.glob("*.json"))
 
     def publish(self, rows: pd.DataFrame, folder: Path) -> None:
-        """Write rows as `folder/<study>.parquet`, from which figures and claims can be remade."""
+        """Write rows as `folder/<study>.parquet`, from which figures and claims can be remade.
+
+        Columns stand in the order of `study.Study.rows`, also those that a notebook added: published rows that are read
+        and published again are the same bytes.
+        """
+        fixed = ["status", "reason", "key", "spec"]
+        names = list(rows)
+        spec, results = names[: names.index("status")], sorted(set(names[names.index("status") :]) - set(fixed))
+        results.sort(key=lambda name: name.startswith(PREFIX))
+        rows = rows[[*spec, *fixed[:2], *results, *fixed[2:]]]
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
         write_atomically(folder / self.published.name, _parquet(table))
 

@@ -1,6 +1,6 @@
-"""What published results say, as tables: claims and costs in the README, and how two runs differ.
+"""What published results say, as tables: claims, costs and what is open in the README, and how two runs differ.
 
-python -m lib.summary readme          write both tables into README.md
+python -m lib.summary readme          write the tables into README.md
 python -m lib.summary compare A B     verdicts and statistics that differ between two folders of results
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from lib import batch, settling
 from lib.provenance import PREFIX, CompanionError, command, root, write_atomically
 
 PUBLISHED = ("laptop", "gpu")  # profiles whose results are committed, in the order of the tables
@@ -58,32 +59,63 @@ def claims_tables() -> str:
 
 
 def costs_table() -> str:
-    """Seconds of computing, peak memory of a process and size on disk of every published notebook, as Markdown."""
+    """Time, peak memory of a process and size on disk of every published notebook, as Markdown.
+
+    Wall time is estimated: the seconds of all trials over the processes that run side by side, at least the longest.
+    """
     lines = [
-        "| profile | notebook | trials | computing | peak memory | on disk | device |",
-        "|---|---|---|---|---|---|---|",
+        "| profile | notebook | trials | wall time, about | computing | memory of a process | on disk | device |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for profile in PUBLISHED:
+        wall = spent = size = 0.0
         for notebook in claims_of(root() / "runs" / profile):
-            seconds, memory, trials, devices = 0.0, 0.0, 0, set()
+            seconds, memory, devices = [], 0.0, set()
             for file in sorted((root() / "runs" / profile).glob(f"{notebook}.*.parquet")):
                 columns = [f"{PREFIX}{name}" for name in ("seconds", "memory_mb", "device")]
                 table = pq.read_table(file, columns=columns).to_pydict()
-                trials += len(table[columns[0]])
-                seconds += sum(table[columns[0]])
+                seconds += table[columns[0]]
                 memory = max([memory, *table[columns[1]]])
                 devices |= set(table[columns[2]])
             files = [*(root() / "runs" / profile).glob(f"{notebook}.*")]
             files += (root() / "figures" / profile).glob(f"{notebook[:2]}_*")
-            size = sum(file.stat().st_size for file in files) / 2**20
-            cells = (profile, f"`{notebook}`", f"{trials:,}", f"{seconds / 60:.0f} min", f"{memory / 1024:.1f} GiB")
-            lines.append("| " + " | ".join((*cells, f"{size:.1f} MiB", ", ".join(sorted(devices)))) + " |")
+            megabytes = sum(file.stat().st_size for file in files) / 2**20
+            longest = max([sum(seconds) / batch.profile_parameters(profile, notebook)["workers"], *seconds])
+            wall, spent, size = wall + longest, spent + sum(seconds), size + megabytes
+            cells = (
+                profile,
+                f"`{notebook}`",
+                f"{len(seconds):,}",
+                f"{longest / 60:.0f} min",
+                f"{sum(seconds) / 60:.0f} min",
+            )
+            cells += (f"{memory / 1024:.1f} GiB", f"{megabytes:.1f} MiB", ", ".join(sorted(devices)))
+            lines.append("| " + " | ".join(cells) + " |")
+        if spent:
+            cells = (
+                f"**{profile}**",
+                "all",
+                "",
+                f"{wall / 3600:.1f} h",
+                f"{spent / 3600:.1f} h",
+                "",
+                f"{size:.1f} MiB",
+                "",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def open_tables() -> str:
+    """How many claims are decided, and what would settle the others (`settling`), as Markdown."""
+    folders = {profile: root() / "runs" / profile for profile in PUBLISHED}
+    results = {profile: found for profile, folder in folders.items() if (found := claims_of(folder))}
+    return settling.counts_table(results) + "\n" + settling.open_table(results, folders)
+
+
 def with_tables(text: str) -> str:
-    """A README with both tables between their marks made anew. Raises CompanionError if a mark is missing."""
-    for name, made in (("claims", claims_tables()), ("costs", costs_table())):
+    """A README with the tables between their marks made anew. Raises CompanionError if a mark is missing."""
+    for name, made in (("claims", claims_tables()), ("costs", costs_table()), ("open", open_tables())):
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if text.count(start) != 1 or text.count(end) != 1:
             raise CompanionError(f"README.md needs the marks {start.strip()} and {end} once each: put them back.")

@@ -27,3 +27,11 @@ def house(tmp_path, monkeypatch):
         monkeypatch.setenv(f"COMPANION_{variable}", "")
     monkeypatch.setenv("PYTHONPATH", "")  # restored afterwards: executing a notebook puts the root on it
     return tmp_path
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which share of the published rows `test_recompute` stands for."""
+    passed = terminalreporter.getreports("passed")
+    told = [value for report in passed for name, value in report.user_properties if name == "recomputed"]
+    if told:
+        terminalreporter.write_line("Rows computed again: " + "; ".join(told))

@@ -5,6 +5,7 @@ import signal
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from lib import batch
 from lib.locks import locked
@@ -91,3 +92,32 @@ def test_a_failing_notebook_fails_the_batch_and_says_where(house):
     assert start_batch(house).wait(600) != 0
     output = (house / "batch.log").read_text()
     assert "failed in cell [5]: CompanionError: the data are not here" in output, output
+
+
+def test_a_fresh_batch_computes_everything_anew_goes_on_after_a_kill_and_replaces_the_results_at_the_end(house):
+    batch.execute("smoke", "00_toy")
+    before, log = published(house), house / "runs/smoke/log"
+    assert log.read_text().count("start") == 3
+    write_yaml(house, n=4, trouble="error")
+    assert start_batch(house, "fresh=1").wait(600) != 0
+    assert "A fresh run of smoke begins" in (house / "batch.log").read_text()
+    assert published(house) == before, "a fresh run that fails leaves what was published"
+    fresh_log = house / "runs/fresh/smoke/log"
+    assert fresh_log.read_text().count("start") == 4, "published rows were taken for new ones"
+    write_yaml(house, n=4)
+    output = finished(start_batch(house, "fresh=1"), house)
+    assert "The fresh run of smoke" in output and "goes on" in output
+    assert "00_squares_4.svg" in published(house) and "00_squares_3.svg" not in published(house)
+    assert log.read_text().count("start") == 4, "a finished trial of the interrupted run was computed again"
+    assert not list((house / "runs/fresh").iterdir()) and len(list((house / "runs/smoke/trials").rglob("*.json"))) == 4
+
+
+def test_prints_are_joined_however_they_arrived(tmp_path):
+    def cell(*pieces):
+        outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]
+        code = new_code_cell("print()", outputs=outputs)
+        nbformat.write(new_notebook(cells=[code]), tmp_path / "a.ipynb")
+        return batch._cleaned(tmp_path / "a.ipynb")
+
+    whole = cell(("stdout", "a\nb\n"))
+    assert cell(("stdout", "a\n"), ("stderr", "12 s left"), ("stdout", "b\n")) == whole

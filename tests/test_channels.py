@@ -245,6 +245,28 @@ def test_l1_keeps_the_filters_that_torch_prunings_plain_l1_norm_keeps():
     assert all(torch.equal(value, theirs[name]) for name, value in ours.state_dict().items())
 
 
+def test_torch_prunings_default_is_not_the_l1_norm_of_filters():
+    model = models.build("resnet20", shortcut="B")
+    conv = model.layer1[0].conv1
+    kept = conv.weight.abs().sum((1, 2, 3)).topk(8).indices.sort().values
+    wanted = conv.weight.detach().clone()[kept]
+    options = {"pruning_ratio_dict": {conv: 0.5}, "pruning_ratio": 0.0, "ignored_layers": [model.fc]}
+    tp.pruner.BasePruner(
+        model, torch.zeros(1, 3, 32, 32), importance=tp.importance.MagnitudeImportance(), **options
+    ).step()
+    assert model.layer1[0].conv1.weight.shape == wanted.shape
+    assert not torch.equal(model.layer1[0].conv1.weight, wanted)
+
+
+@pytest.mark.parametrize(("width", "ratio", "kept"), [(100, 0.9, 9), (32, 0.97, 32), (10, 0.9, 10)])
+def test_torch_pruning_rounds_down_in_floating_point_and_skips_a_layer_that_would_be_emptied(width, ratio, kept):
+    model = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3))
+    importance = tp.importance.MagnitudeImportance(p=1, normalizer=None, group_reduction="first")
+    options = {"pruning_ratio_dict": {model[0]: ratio}, "pruning_ratio": 0.0, "ignored_layers": [model[2]]}
+    tp.pruner.BasePruner(model, torch.zeros(1, 3, 8, 8), importance=importance, **options).step()
+    assert model[0].out_channels == kept
+
+
 @pytest.mark.parametrize(("criterion", "power"), (("l1", 1), ("l2", 2)))
 def test_a_streams_score_is_the_norm_over_all_layers_that_write_it(criterion, power):
     model = models.build("resnet20", shortcut="B")

@@ -162,3 +162,11 @@ def test_a_paired_gain_counts_seeds_and_images():
     assert found["gain"] == pytest.approx(a[0, :40].sum() / 400) and 0 < found["low"] < found["gain"] < found["high"]
     error = np.sqrt(found["gain"] * (1 - found["gain"]) / 400)  # only images vary: a binomial standard error
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.2) and found["p"] == 1 / 501
+
+
+@pytest.mark.parametrize(("relation", "tolerance"), [(">", 0.0), ("<", 0.0), ("=", 0.5)])
+def test_a_rules_words_give_back_its_bounds_and_other_words_are_refused(relation, tolerance):
+    rule = claims.Rule("P", "S", "A > 3 (within 2).", "gain, = 0 or more", relation, -0.25, "0", tolerance)
+    assert claims.bounds(str(rule)) == (relation, -0.25, tolerance)
+    with pytest.raises(ValueError, match="is no rule"):
+        claims.bounds("It holds.")

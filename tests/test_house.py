@@ -6,7 +6,7 @@ import subprocess
 
 import yaml
 
-from lib import batch
+from lib import batch, data, weights
 from lib.provenance import root
 
 README = (root() / "README.md").read_text()
@@ -62,9 +62,20 @@ def test_the_readme_names_every_notebook_and_every_committed_profile():
                 assert f"runs/{profile}/{name}.ipynb" in README
 
 
-def test_the_readme_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#\s]+)\)", README):
-        assert target.startswith("http") or (root() / target).exists(), target
+def test_links_and_pictures_of_every_page_exist():
+    pages = sorted(root().glob("*.md"))
+    assert {"CONTRIBUTING.md", "DATA.md", "ERRATA.md", "README.md"} <= {page.name for page in pages}
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+            assert target.startswith("http") or (root() / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_on_data_names_every_data_set_and_every_source_of_weights():
+    page = (root() / "DATA.md").read_text()
+    for name in data.DATASETS:
+        assert name.replace("-", "").upper() in page.replace("-", "").upper(), name
+    for *_, address in weights.AUTHORS.values():
+        assert "/".join(address.split("/")[:2]) in page
 
 
 def test_the_makefile_explains_its_commands():

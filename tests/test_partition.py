@@ -146,6 +146,28 @@ def test_the_boundary_of_the_maximum_norm_is_a_square_on_two_diagonals():
     assert np.linalg.norm(np.diff(found.boundary, axis=1), axis=2).sum() == pytest.approx(8)
 
 
+def test_the_line_that_the_released_toy_draws_in_red_is_not_the_decision_boundary():
+    network = mlp(2, 8, 2, rng=np.random.default_rng(3))
+    raised = mlp(2, 8, 2, rng=np.random.default_rng(3))
+    points = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0)).double() * 4 - 2
+    before = network(points)
+    raised[2].bias.data -= before[:, 0].median().detach()  # both outputs: no decision changes
+    after = raised(points)
+    assert (before.argmax(1) == after.argmax(1)).all()
+    moved = (before[:, 0] > 0) != (after[:, 0] > 0)  # sides of the zero set of output 0 alone
+    assert moved.double().mean() > 0.1
+    boundaries = [partition.split(one, BOX).boundary for one in (network, raised)]
+    assert np.allclose(*boundaries, atol=1e-9)
+
+
+@pytest.mark.parametrize(("points", "seen"), [(20, 123), (100, 205)])
+def test_codes_on_a_grid_count_too_few_regions(points, seen):
+    network = mlp(2, 16, 16, 1, rng=np.random.default_rng(0))
+    axis = torch.linspace(-2, 2, points, dtype=torch.float64)
+    codes = relu_codes(network, torch.cartesian_prod(axis, axis))
+    assert len(np.unique(codes, axis=0)) == seen < len(partition.split(network, BOX)) == 233
+
+
 def test_a_boundary_along_an_edge_of_the_partition_is_not_lost():
     network = cross([(1, 0), (-1, 0)], [1, -1])
     assert np.linalg.norm(np.diff(partition.split(network, BOX).boundary, axis=1), axis=2).sum() == pytest.approx(4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib import channels, spaces
+from lib import channels, models, spaces
 from lib import spaces_published as published
 
 
@@ -31,3 +31,9 @@ def test_published_results_scatter_around_one():
     assert table["uniform 0.5x", "resnet50"] == pytest.approx(0.951, abs=0.001)
     assert table["ABCPruner", "vgg16"] == pytest.approx(2.33, abs=0.02)
     assert table["ABCPruner", "resnet110"] == pytest.approx(1.07, abs=0.01)
+
+
+def test_the_resnet50_of_62_million_operations_is_no_mildly_pruned_one_of_cifar_shape():
+    stem, cifar = (models.count_macs(models.build("resnet50", form=f), (1, 3, 32, 32)) for f in ("imagenet", "cifar"))
+    assert (stem, cifar) == (83_431_424, 1_297_829_888)
+    assert 62.23e6 / stem == pytest.approx(0.746, abs=1e-3) and 62.23e6 / cifar < 0.05

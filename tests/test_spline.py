@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import models, spline
+from lib import data, models, spline
 from lib.provenance import CompanionError
 from lib.study import generator
 from tests.test_partition import mlp
@@ -116,6 +116,27 @@ def test_the_canvas_is_a_square_and_no_convex_mix():
     probes = spline.canvas(a, b, 3)
     assert probes.shape == (9, 1, 2, 2)
     assert probes[:, 0, 0, 0].tolist() == [0, 15, 30, 1, 16, 31, 2, 17, 32]
+
+
+def test_a_canvas_of_augmented_test_images_moves_the_codes_of_a_network_that_stands_still():
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=generator(0, "images"))
+    model = models.build("resnet8")
+    noise = generator(0, "noise")
+
+    def codes(pictures):
+        return spline.activation_codes(model, spline.canvas(*(pictures.float() / 255), 4))
+
+    fixed = spline.code_distance(codes(images), codes(images)).mean()
+    drawn = spline.code_distance(*(codes(data.augment(images, noise)) for _ in range(2))).mean()
+    assert fixed == 0 and drawn > 0.01
+
+
+def test_distances_scaled_to_the_largest_seen_do_not_tell_a_moving_network_from_one_at_rest():
+    moving = chain([0.3, 0.2, 0.1, 0.05, 0.02, 0.01])
+    resting = moving / 1000
+    scaled = [(one - one.min()) / (one.max() - one.min()) for one in (moving, resting)]
+    assert np.allclose(*scaled)
+    assert spline.early_bird_epoch(moving) != spline.early_bird_epoch(resting) == 3
 
 
 def test_distance_matrix_and_weightings():

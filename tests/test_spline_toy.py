@@ -20,6 +20,16 @@ def test_the_data_are_an_x_with_a_split_for_each_seed():
     assert torch.equal(points, toy.draw(0)[0])
 
 
+def test_a_new_split_of_the_same_points_tests_a_network_on_points_it_was_trained_on():
+    stream, seen = generator(0, "splits"), torch.zeros(toy.POINTS, dtype=torch.bool)
+    shares = []
+    for _ in range(10):  # the released code goes on training one network over such runs
+        order = torch.randperm(toy.POINTS, generator=stream)
+        shares.append(seen[order[: toy.TEST]].double().mean().item())
+        seen[order[toy.TEST :]] = True
+    assert shares[0] == 0 and shares[1] == pytest.approx(0.8, abs=0.06) and min(shares[3:]) > 0.97
+
+
 def test_a_batch_trains_as_each_network_alone_does_with_autograd():
     points, labels, _, _ = toy.draw(0)
     batch = toy.initial(WIDTHS, 3, generator(0, "i"))

@@ -46,6 +46,25 @@ def test_what_is_known_is_the_union_of_loose_compacted_and_published(tmp_path):
     assert study.rows([{"x": x} for x in (3, 2, 1)])["square"].tolist() == [9, 4, 1]
 
 
+def test_published_rows_count_before_stored_ones_unless_they_failed(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    specs = [{"x": 1}, {"x": 2}]
+    published = study.run(specs).assign(square=[100, 200], status=["done", "failed"])
+    study.publish(published, tmp_path)
+    assert study.rows(specs)["square"].tolist() == [100, 4]
+
+
+def test_published_rows_read_and_published_again_are_the_same_bytes_with_a_notebooks_own_columns(tmp_path):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    specs = [{"x": 1}, {"x": 2}]
+    study.publish(study.run(specs).assign(case="a", made_up=1.0), tmp_path)
+    first = study.store.published.read_bytes()
+    for path in study.store.trials.glob("*.json"):
+        path.unlink()
+    study.publish(study.run(specs).assign(case="a"), tmp_path)
+    assert study.store.published.read_bytes() == first
+
+
 def test_many_loose_rows_are_compacted_and_nothing_changes(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     specs = [{"x": x} for x in range(250)]
