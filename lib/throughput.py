@@ -8,6 +8,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -44,6 +46,17 @@ def placed(model: nn.Module, device: str) -> nn.Module:
     return model
 
 
+@contextmanager
+def repeatable(device: str) -> Iterator[None]:
+    """cuDNN chooses kernels that give the same numbers each time; nothing changes on the CPU."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = before or on_cuda(device)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def autocast(device: str) -> torch.autocast:
     """bfloat16 on CUDA, nothing elsewhere."""
     return torch.autocast("cuda", torch.bfloat16, enabled=on_cuda(device))
@@ -52,10 +65,10 @@ def autocast(device: str) -> torch.autocast:
 class Backward:
     """Forward and backward pass of one batch after another: leaves gradients in the parameters, returns the loss.
 
-    A batch that does not fit in the device's memory is split into micro-batches whose gradients add up, from then on.
-    BatchNorm then sees the parts alone, so the row says so (`made_micro_batches`).
+    A batch that does not fit in the device's memory is split into `parts` whose gradients add up, from then on.
+    BatchNorm then sees the parts alone, which must not stay unsaid: `training.fit` writes it into the row.
 
-    strategy: of STRATEGIES. parts: micro-batches of a batch.
+    strategy: of STRATEGIES. smoothing: of the labels.
     """
 
     def __init__(self, model: nn.Module, strategy: str = "plain", device: str = "cpu", smoothing: float = 0.0):
@@ -77,7 +90,6 @@ class Backward:
             self.recording, self.parts = None, 2 * self.parts
             self.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            provenance.note("micro_batches", self.parts)
 
     def _replayed(self, inputs: Tensor, labels: Tensor) -> Tensor:
         if self.recording is None:
@@ -181,6 +193,8 @@ def milliseconds(
         _wait(device)
     except RuntimeError as error:
         print(f"Strategy {strategy} fails for {type(model).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return math.inf, math.inf
+    if step.parts > 1:  # it has not timed what it was asked to
         return math.inf, math.inf
     return 1e3 * (time.perf_counter() - begin) / TIMED, begin - start
 

@@ -13,7 +13,7 @@ from lib import data, memory, provenance
 from lib.data import Data, Split
 from lib.provenance import unknown
 from lib.study import generator, quiet, seed_from
-from lib.throughput import Backward, autocast, chosen, on_cuda, placed
+from lib.throughput import Backward, autocast, chosen, on_cuda, placed, repeatable
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 
@@ -52,7 +52,8 @@ def fit(
     """Train in place with SGD and Nesterov momentum; the last epoch counts, never the best one.
 
     On the CPU in float32; on CUDA in bfloat16 by the strategy that `throughput.chosen` finds fastest, with kernels that
-    give the same numbers each time. Data stay on the device, and the host waits for it once an epoch.
+    give the same numbers each time. Data stay on the device, and the host waits for it once an epoch. A batch that does
+    not fit there is split, and the row says into how many (`made_micro_batches`).
 
     Args:
         dataset: its training split is fitted, its validation split measured after each epoch.
@@ -70,8 +71,7 @@ def fit(
     rate = scheduler(schedule, optimizer, steps)
     order, noise = generator(seed, "order", device=device), generator(seed, "augmentation", device=device)
     history = []
-    same = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=cuda, allow_tf32=True)
-    with torch.random.fork_rng(enabled=True), same:
+    with torch.random.fork_rng(enabled=True), repeatable(device):
         step = Backward(model, _strategy(model, dataset, batch_size, steps, device), device)
         torch.manual_seed(seed_from(seed, "dropout"))
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
@@ -85,6 +85,8 @@ def fit(
                 rate.step()
                 total += loss.float() * len(labels)
             train_loss = total.item() / len(dataset.train)
+            if step.parts > 1:
+                provenance.note("micro_batches", step.parts)
             if not torch.isfinite(total):
                 raise Diverged(f"the training loss became {train_loss} in epoch {epoch}; lower lr")
             measured = evaluate(model, dataset.validation, dataset, device=device)

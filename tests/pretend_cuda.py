@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from lib import data
+from lib import data, training
 
 DEVICE = torch.device("cuda:0")
 aten = torch.ops.aten
@@ -104,6 +104,8 @@ class _Pretending(TorchFunctionMode):
             return _to(*args, **kwargs)
         if function == torch.Tensor.data.__set__ and isinstance(args[0], DeviceTensor):
             args[0].host = args[1].host
+        if name == "one_hot" and isinstance(args[0], DeviceTensor):  # makes a constant where the wrapped tensor lies
+            return DeviceTensor(function(args[0].host, *args[1:], **kwargs))
         if name.startswith("new_") and isinstance(args[0], DeviceTensor) and kwargs.get("device") is not None:
             kwargs.pop("device")
         if is_cuda(kwargs.get("device")):
@@ -219,14 +221,22 @@ def _no_grad(own):
 
 
 @contextmanager
-def pretended(monkeypatch) -> Iterator[Counter]:
-    """Inside, device="cuda" is the pretended GPU; yields the counts of what made the host wait."""
+def pretended(monkeypatch, half: bool = True) -> Iterator[Counter]:
+    """Inside, device="cuda" is the pretended GPU; yields the counts of what made the host wait.
+
+    half: bfloat16 where a GPU would use it. Random numbers are those of the CPU, so without it results are the CPU's.
+    """
     autocast = torch.autocast
     monkeypatch.setattr(torch, "Generator", _Generator)
     monkeypatch.setattr(torch.nn.Module, "_apply", _apply)
     monkeypatch.setattr(torch.inference_mode, "__enter__", _no_grad)  # wrapped tensors know no inference mode
     monkeypatch.setattr(torch.inference_mode, "__exit__", lambda own, *_: torch._C._set_grad_enabled(own.before))
-    monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu", *a, **k))
+
+    def on_the_host(kind, dtype=torch.bfloat16, enabled=True):
+        return autocast("cpu", dtype, enabled=enabled and half)
+
+    monkeypatch.setattr(torch, "autocast", on_the_host)
+    monkeypatch.setattr(training, "chosen", lambda *_: "eager")
     for name, value in {"get_device_name": "Pretended GPU", "max_memory_allocated": 0, "reset_peak_memory_stats": None,
                         "synchronize": None, "mem_get_info": (2**33, 2**34), "empty_cache": None}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
