@@ -2,7 +2,11 @@
 
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch import nn
 
 from lib import models, provenance, throughput
 from lib.provenance import CompanionError
+from tests.bench import throughput as bench
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -147,6 +152,28 @@ def test_a_placed_model_keeps_its_tensors_when_it_is_placed_again():
 def test_peaks_are_those_of_the_data_sheets(monkeypatch, name, rate):
     monkeypatch.setattr(provenance, "device_name", lambda device: name)
     assert throughput.peak_rate("cuda") == rate
+
+
+def test_what_the_benchmark_measures_on_a_gpu_is_measured_here_on_a_small_scale(monkeypatch):
+    for name, value in {
+        "READERS": 0,
+        "ProcessPoolExecutor": lambda processes, _: ThreadPoolExecutor(processes),
+        "get_context": lambda _: SimpleNamespace(Manager=lambda: nullcontext(threading)),
+        "BATCH": {"resnet20": 8}, "IMAGES": {"resnet20": 16}, "SIDE_BY_SIDE": (1,), "WARM": 1, "RUNS": 2, "EPOCHS": 1
+    }.items():  # fmt: skip
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench.speed_run, "speed_run", lambda *_: {"test_accuracy": 0.9, "made_run_seconds": 2.0})
+    lines = list(bench.measured("cpu", strategies=("plain",)))
+    assert [line.unit for line in lines] == ["images/s"] * 3 + [
+        "%",
+        "x",
+        "images/s",
+        "x",
+        "%",
+        "s (training and evaluation)",
+    ]
+    assert all(line.value > 0 for line in lines if line.unit in ("images/s", "x"))
+    assert lines[-2].value == pytest.approx(90) and lines[-1].value == 2
 
 
 @GPU
