@@ -165,9 +165,16 @@ def _gram_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, values, product / values.clamp(min=torch.finfo(values.dtype).tiny)[:, None]
 
 
-def spectrum(kernel: Tensor, cut: str) -> Tensor:
-    """The singular values across a cut, (N,) descending, in float64. Raises ValueError as `cut_svd`."""
-    return torch.linalg.svdvals(unfold(checked(kernel), cut))
+def spectrum(kernel: Tensor, cut: str, gram: bool = False) -> Tensor:
+    """The singular values across a cut, (N,) descending, in float64; `gram` as in `cut_svd`, with its exactness.
+
+    Raises ValueError as `cut_svd`.
+    """
+    matrix = unfold(checked(kernel), cut)
+    if not gram:
+        return torch.linalg.svdvals(matrix)
+    flat = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    return torch.linalg.eigvalsh(flat @ flat.mT).clamp(min=0).sqrt().flip(0)
 
 
 def weights(values: Tensor) -> Tensor:

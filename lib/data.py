@@ -103,8 +103,15 @@ def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int =
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """float32 (images / 255 - mean) / std by channel, for uint8 images (n, channels, height, width)."""
-    mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    mean, std = (_by_channel(tuple(values), images.device) for values in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Constants (channels, 1, 1) on a device, sent once: a copy from the host makes the host wait for a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def augment(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:

@@ -1,13 +1,15 @@
 """The dense networks that every notebook starts from: their specs, their trials, and where their weights are."""
 
+import json
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lib import data, models, training
+from lib import data, memory, models, training
 from lib import weights as weights_io
 from lib.data import Data
 from lib.store import canonical
@@ -16,6 +18,7 @@ from lib.study import Study, generator, seed_from
 DENSE = (
     "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
 ).split()
+BATCHES = ("batch_size", "retraining_batch", "retrain_batch")  # in the specs of this house
 
 
 def train_baseline(spec: dict, device: str, weights: Path) -> dict:
@@ -123,7 +126,7 @@ def cost_specs(specs: list[dict]) -> list[dict]:
 def untrained(spec: dict) -> nn.Module:
     """The architecture of a baseline's spec with arbitrary weights; needs neither its data nor its checkpoint."""
     shape = {name: data.DATASETS[spec["dataset"]][name] for name in ("classes", "channels", "size")}
-    return models.build(spec["network"], **_options(spec), **shape)
+    return models.build(models.architecture(spec["network"]), **_options(spec), **shape)
 
 
 def _options(spec: dict) -> dict:
@@ -146,7 +149,27 @@ def dense_spec(spec: dict) -> dict:
 
 def baselines(folder: Path) -> Study:
     """The study of dense networks of a profile; `folder` is `runs/<profile>`."""
-    return Study("00_baselines.networks", train_baseline, version=1, folder=folder)
+    return Study("00_baselines.networks", train_baseline, version=1, folder=folder, memory=training_mb)
+
+
+def training_mb(spec: dict) -> float:
+    """MiB that training a dense network needs on a GPU: the step (`memory.training_mb`), the data set, the process.
+
+    spec: as `train_baseline` takes it; what a trial prunes or fine-tunes needs no more.
+    """
+    spec = {"source": "trained"} | spec
+    return _training_mb(json.dumps(cost_specs([spec])[0], sort_keys=True), max(spec.get(name, 0) for name in BATCHES))
+
+
+@cache
+def _training_mb(text: str, batch_size: int) -> float:
+    spec = json.loads(text)
+    entry = data.DATASETS[spec["dataset"]]
+    shape = (entry["channels"], entry["size"], entry["size"])
+    with torch.device("meta"):
+        model = untrained(spec)
+    images = 2 * memory.IMAGES * entry["channels"] * entry["size"] ** 2 / 2**20  # once more while they are augmented
+    return memory.training_mb(model, (batch_size, *shape), half=True) + images + memory.CONTEXT_MB
 
 
 def samples(folder: Path) -> Study:
@@ -171,6 +194,6 @@ def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, 
     if spec["source"] == "public":
         model, (mean, std) = models.public(spec["network"], spec["dataset"])
         return model.to(device).eval(), replace(dataset, mean=mean, std=std)
-    model = build(spec, dataset)
+    model = build(spec | {"network": models.architecture(spec["network"])}, dataset)
     weights_io.load(model, baselines(folder).weights(spec, device))
     return model.to(device).eval(), dataset

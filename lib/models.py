@@ -13,6 +13,7 @@ from lib import weights
 from lib.data import Statistics
 from lib.provenance import CompanionError, unknown
 from lib.resnets import CifarResNet, PreActResNet
+from lib.speed_net import SpeedNet
 
 DEPTHS = (8, 20, 32, 56, 110)
 # The forms of each network and the smallest image side (pixels) that each takes. Smaller images would leave no
@@ -31,8 +32,17 @@ NETWORKS = {
     "alexnet": {"cifar": 27, "imagenet": 63},
     "mobilenet_v2": {"cifar": 9, "imagenet": 32},
     "vit_b_16": {"imagenet": 16},
+    "vit_tiny": {"cifar": 8},
+    "speed_net": {"cifar": 25},
 }
-FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16")  # and the ImageNet form of vgg16
+FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
+PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
+# What may follow a network's name, so that a list of names can tell the forms of one network apart.
+VARIANTS = {
+    "imagenet": "torchvision's own form, stem included",
+    "224": "that form behind an upsampling of the images to 224 pixels",
+    "pretrained": "the same, with torchvision's ImageNet weights and a new last layer",
+}
 
 
 def build(
@@ -49,6 +59,7 @@ def build(
 ) -> nn.Module:
     """A network of NETWORKS on the CPU; its weights follow from `seed` and leave the global random state alone.
 
+    name: of NETWORKS, or of one with a variant of VARIANTS behind it, such as "resnet50-imagenet".
     channels, size: of the square input images; size in pixels.
     form: `cifar` or `imagenet` (torchvision's own); by default `cifar` below 128 pixels, where the network has both.
     shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
@@ -56,19 +67,22 @@ def build(
     pretrained: torchvision's ImageNet weights, with a new last layer unless classes is 1000.
     Raises CompanionError for an unknown name or a combination that cannot be built or fetched.
     """
-    if name not in NETWORKS:
-        raise unknown("network", name, NETWORKS)
+    name, variant = split_name(name)
+    if variant in ("224", "pretrained"):
+        options = {"classes": classes, "channels": channels, "size": max(size, 224), "form": "imagenet"}
+        network = build(name, **options, width=width, pretrained=pretrained or variant == "pretrained", seed=seed)
+        upsample = nn.Upsample(size=224, mode="bilinear")
+        return network if size >= 224 else nn.Sequential(OrderedDict(upsample=upsample, network=network))
+    form = form or variant or None
     forms = NETWORKS[name]
     form = form or ("cifar" if "cifar" in forms and (size < 128 or len(forms) == 1) else "imagenet")
     if form not in forms:
         raise unknown(f"form of {name}", form, forms)
     if shortcut not in ("A", "B"):
         raise unknown("shortcut", shortcut, ("A", "B"))
-    if size < forms[form] or (name == "vit_b_16" and size % 16):
-        multiple = "a multiple of" if name == "vit_b_16" else "at least"
-        raise CompanionError(
-            f"{name} in its {form} form cannot take {size}-pixel images: their side must be {multiple} {forms[form]}."
-        )
+    if size < forms[form] or size % PATCH.get(name, 1):
+        needed = f"a multiple of {PATCH[name]}" if name in PATCH else f"at least {forms[form]}"
+        raise CompanionError(f"{name} in its {form} form cannot take {size}-pixel images: their side must be {needed}.")
     if form == "imagenet" and channels != 3:
         raise CompanionError(f"{name} in its imagenet form takes 3 channels and not {channels}: choose another form.")
     if width != 1 and (name in FIXED_WIDTH or (name == "vgg16" and form == "imagenet")):
@@ -90,6 +104,23 @@ def build(
         if hasattr(module, "inplace"):
             module.inplace = False  # a hook that keeps a layer's output must not see it overwritten by the next
     return model
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A name of NETWORKS and the variant behind it, or ""; CompanionError for a name or a variant that is unknown."""
+    network, _, variant = name.partition("-")
+    if network not in NETWORKS:
+        raise unknown("network", name, NETWORKS)
+    if variant and variant not in VARIANTS:
+        raise unknown(f"variant of {network}", variant, VARIANTS)
+    if variant and "imagenet" not in NETWORKS[network]:
+        raise unknown(f"form of {network}", "imagenet", NETWORKS[network])
+    return network, variant
+
+
+def architecture(name: str) -> str:
+    """The name of the same network without the weights that its own name asks for."""
+    return name.removesuffix("-pretrained") + "-224" * name.endswith("-pretrained")
 
 
 def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
@@ -175,6 +206,10 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
     elif name in ("resnet18", "resnet50"):
         model = _imagenet(name, classes)
         model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
+    elif name == "vit_tiny":
+        return _vit_tiny(classes, channels, size)
+    elif name == "speed_net":
+        return SpeedNet(classes, channels, width)
     elif name == "mobilenet_v2":
         model = _imagenet(name, classes, width=width)
         model.features[0][0] = nn.Conv2d(channels, model.features[0][0].out_channels, 3, 1, 1, bias=False)
@@ -204,6 +239,15 @@ def _convolutions(inputs: int, plan: list) -> list[nn.Module]:
 def _plain(features: list[nn.Module], classifier: nn.Module) -> nn.Sequential:
     stages = {"features": nn.Sequential(*features), "flatten": nn.Flatten(), "classifier": classifier}
     return nn.Sequential(OrderedDict(stages))
+
+
+def _vit_tiny(classes: int, channels: int, size: int) -> nn.Module:
+    """ViT-Ti (Touvron et al. 2021: 12 layers of width 192, 3 heads) on patches of 4 pixels, torchvision's own init."""
+    plan = {"num_layers": 12, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768, "num_classes": classes}
+    model = torchvision.models.VisionTransformer(image_size=size, patch_size=PATCH["vit_tiny"], **plan)
+    if channels != 3:
+        model.conv_proj = nn.Conv2d(channels, 192, PATCH["vit_tiny"], PATCH["vit_tiny"])
+    return model
 
 
 def _alexnet(classes: int, channels: int, size: int) -> nn.Sequential:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from lib import batch_norm, data, dense_networks, factorisation, sweep, training, truncation
 from lib.data import Data, Split
-from lib.dense_networks import dense_spec
+from lib.dense_networks import dense_spec, training_mb
 from lib.study import Study, generator
 from lib.truncation_trials import STUDY, part
 
@@ -33,7 +32,9 @@ def plans(folder: Path, baselines: Path) -> Study:
 
 def recoveries(folder: Path, baselines: Path) -> Study:
     """The study of truncated networks retrained."""
-    return Study(f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=1, folder=folder)
+    return Study(
+        f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=1, folder=folder, memory=training_mb
+    )
 
 
 def truncated(kernel: Tensor, form: str, ranks: Sequence[int]) -> Tensor:
@@ -162,7 +163,7 @@ def loss_barrier(model: nn.Module, other: nn.Module, dataset: Data, images: Spli
     Every point gets statistics of its own (`reestimate_batch_norm`). The gap is ln(classes) minus the loss of `model`.
     Source: paper 2's "same minimum" reading, as linear mode connectivity; the statistic is this companion's.
     """
-    start, end = (parameters_to_vector(one.parameters()).detach() for one in (model, other))
+    start, end = (torch.cat([p.detach().flatten() for p in one.parameters()]) for one in (model, other))
     between, losses = deepcopy(model), []
     for place in PATH:
         nn.utils.vector_to_parameters(torch.lerp(start, end, place), between.parameters())

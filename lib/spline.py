@@ -59,8 +59,8 @@ def activation_codes(model: nn.Module, probes: Tensor, batch_size: int = 100) ->
         def hook(_, __, output: Tensor) -> None:
             if not output.isfinite().all():
                 raise CompanionError(f"Layer {name} is not finite on the probes: the training diverged, lower lr.")
-            positive = (output.flatten(1) > 0).cpu().numpy()
-            packed = np.packbits(positive, axis=1)
+            positive = output.flatten(1) > 0
+            packed = packed_bits(positive).cpu().numpy()
             packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
             bits.setdefault(name, []).append((positive.shape[1], packed))
 
@@ -83,6 +83,22 @@ def activation_codes(model: nn.Module, probes: Tensor, batch_size: int = 100) ->
     seen = [name for name in names if name in bits]
     words = tuple(np.concatenate([packed for _, packed in bits[name]]) for name in seen)
     return Codes(tuple(seen), tuple(bits[name][0][0] for name in seen), words)
+
+
+def packed_bits(bits: Tensor) -> Tensor:
+    """Rows of bits, 8 to a byte, the first one highest, as `numpy.packbits`: (n, units) -> uint8 (n, bytes).
+
+    On a GPU it is packed there, so that an eighth of the bytes cross to the host.
+    """
+    if not bits.is_cuda:
+        return torch.from_numpy(np.packbits(bits.numpy(), axis=1))
+    return _packed(bits)
+
+
+def _packed(bits: Tensor) -> Tensor:
+    padded = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+    places = 7 - torch.arange(8, device=bits.device)
+    return (padded.long() << places).sum(2).to(torch.uint8)
 
 
 def code_distance(a: Codes, b: Codes) -> np.ndarray:

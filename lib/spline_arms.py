@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lib import data
 from lib import spline_selection as selection
 from lib.data import Data
+from lib.dense_networks import training_mb
 from lib.provenance import CompanionError, unknown
 from lib.spline_flops import forward_flops, training_flops
 from lib.spline_trials import accuracy, loaded, snapshot, train
@@ -22,7 +23,9 @@ PRETRAINING = 0.25  # share of the operations that layerwise pretraining may use
 
 def tickets(folder: Path) -> Study:
     """The study of pruned networks that are trained; `folder` is `runs/<profile>`."""
-    return Study("04_spline_early_bird.tickets", partial(ticket, folder=folder), version=1, folder=folder)
+    return Study(
+        "04_spline_early_bird.tickets", partial(ticket, folder=folder), version=1, folder=folder, memory=training_mb
+    )
 
 
 def ticket(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:

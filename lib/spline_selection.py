@@ -18,7 +18,7 @@ SCOPES = ("layerwise", "global")
 
 @dataclass(frozen=True)
 class Layer:
-    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64, one row a node.
+    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row a node.
 
     name, reader: of the layers that write and read the nodes; norm: name of the BatchNorm between them, or "".
     """
@@ -54,7 +54,7 @@ def layers(model: nn.Module, size: int = 32) -> list[Layer]:
         weights, biases = spline.folded(modules[writer], modules[norm] if norm else None)
         scale = modules[norm].weight.detach().double().abs() if norm else weights.norm(dim=1)
         outgoing = _by_node(modules[reader].weight.detach().double(), len(biases)).transpose(0, 1).flatten(1)
-        found.append(Layer(writer, reader, norm, weights, biases, outgoing, scale))
+        found.append(Layer(writer, reader, norm, *(tensor.cpu() for tensor in (weights, biases, outgoing, scale))))
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lib import data, dense_networks, partition, spline, training
 from lib import spline_selection as selection
 from lib.data import Data, Split
+from lib.dense_networks import training_mb
 from lib.provenance import write_atomically
 from lib.study import Study, generator, seed_from
 
@@ -22,7 +23,7 @@ WATCHED = 100  # images on which losses are watched during training; no decision
 
 def searches(folder: Path) -> Study:
     """The study of trainings whose codes are kept; `folder` is `runs/<profile>`."""
-    return Study("04_spline_early_bird.searches", search, version=1, folder=folder)
+    return Study("04_spline_early_bird.searches", search, version=1, folder=folder, memory=training_mb)
 
 
 def oneshots(folder: Path) -> Study:

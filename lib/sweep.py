@@ -83,7 +83,7 @@ class LayerSweep:
         """Outputs (kernels, images, classes) for normalised images (n, channels, height, width).
 
         kernels: each (OUT, IN, KH, KW) of the layer's shape, in the model's dtype and on its device. together: so many
-        at once; by default what suits the device.
+        at once; by default what suits the device, and fewer where its memory does not suffice.
         """
         together = together or TOGETHER[images.device.type]
         interpreter = fx.Interpreter(self.graph)
@@ -92,8 +92,15 @@ class LayerSweep:
         kept = {node: interpreter.env[node] for node in self.kept}
         if not all(isinstance(value, Tensor) for value in kept.values()):
             together = 1  # a number that counts images would be wrong for several copies of them
-        groups = [kernels[first : first + together] for first in range(0, len(kernels), together)]
-        return torch.cat([self._rest(interpreter, kept, group).unflatten(0, (len(group), -1)) for group in groups])
+        while True:
+            groups = [kernels[first : first + together] for first in range(0, len(kernels), together)]
+            try:
+                outputs = [self._rest(interpreter, kept, group).unflatten(0, (len(group), -1)) for group in groups]
+                return torch.cat(outputs)
+            except torch.OutOfMemoryError:
+                if together == 1:
+                    raise
+            together //= 2
 
     def _rest(self, interpreter: fx.Interpreter, kept: dict, kernels: Sequence[Tensor]) -> Tensor:
         inputs = kept[self.node.args[0]]

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 from tqdm.auto import tqdm
 
-from lib import data
+from lib import data, memory, provenance
 from lib.data import Data, Split
 from lib.provenance import unknown
 from lib.study import generator, quiet, seed_from
+from lib.throughput import Backward, autocast, chosen, on_cuda, placed, repeatable
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 
@@ -33,15 +34,6 @@ def scheduler(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LRSche
     raise unknown("schedule", name, SCHEDULES)
 
 
-def _placed(model: nn.Module, device: str) -> nn.Module:
-    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
-    return model.to(device, memory_format=layout)
-
-
-def _autocast(device: str) -> torch.autocast:
-    return torch.autocast("cuda", torch.bfloat16, enabled=torch.device(device).type == "cuda")
-
-
 def fit(
     model: nn.Module,
     dataset: Data,
@@ -59,7 +51,9 @@ def fit(
 ) -> list[dict]:
     """Train in place with SGD and Nesterov momentum; the last epoch counts, never the best one.
 
-    On CUDA in bfloat16 and channels-last, on the CPU in float32. Data stay on the device.
+    On the CPU in float32; on CUDA in bfloat16 by the strategy that `throughput.chosen` finds fastest, with kernels that
+    give the same numbers each time. Data stay on the device, and the host waits for it once an epoch. A batch that does
+    not fit there is split, and the row says into how many (`made_micro_batches`).
 
     Args:
         dataset: its training split is fitted, its validation split measured after each epoch.
@@ -70,13 +64,15 @@ def fit(
 
     Raises: Diverged, with the epoch; CompanionError for an unknown schedule.
     """
-    model = _placed(model, device)
-    steps_per_epoch = -(-len(dataset.train) // batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-    rate = scheduler(schedule, optimizer, epochs * steps_per_epoch)
+    model, cuda = placed(model, device), on_cuda(device)
+    steps = epochs * -(-len(dataset.train) // batch_size)
+    options = {"weight_decay": weight_decay, "nesterov": momentum > 0} | ({"fused": True} if cuda else {})
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, **options)
+    rate = scheduler(schedule, optimizer, steps)
     order, noise = generator(seed, "order", device=device), generator(seed, "augmentation", device=device)
     history = []
-    with torch.random.fork_rng(enabled=True):
+    with torch.random.fork_rng(enabled=True), repeatable(device):
+        step = Backward(model, _strategy(model, dataset, batch_size, steps, device), device)
         torch.manual_seed(seed_from(seed, "dropout"))
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
             model.train()
@@ -84,14 +80,13 @@ def fit(
             for images, labels in data.batches(dataset.train, batch_size, order):
                 if augment:
                     images = data.augment(images, noise, padding=dataset.padding, flip=dataset.flip)
-                with _autocast(device):
-                    loss = F.cross_entropy(model(data.normalise(images, dataset.mean, dataset.std)), labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss = step(data.normalise(images, dataset.mean, dataset.std), labels)
                 optimizer.step()
                 rate.step()
-                total += loss.detach().float() * len(labels)
+                total += loss.float() * len(labels)
             train_loss = total.item() / len(dataset.train)
+            if step.parts > 1:
+                provenance.note("micro_batches", step.parts)
             if not torch.isfinite(total):
                 raise Diverged(f"the training loss became {train_loss} in epoch {epoch}; lower lr")
             measured = evaluate(model, dataset.validation, dataset, device=device)
@@ -101,15 +96,31 @@ def fit(
     return history
 
 
+def _strategy(model: nn.Module, dataset: Data, batch_size: int, steps: int, device: str) -> str:
+    if not on_cuda(device):
+        return "plain"
+    images, labels = dataset.train.images[:batch_size], dataset.train.labels[:batch_size]
+    name = chosen(model, data.normalise(images, dataset.mean, dataset.std), labels, steps, device)
+    provenance.note("strategy", name)
+    return name
+
+
 @torch.inference_mode()
 def logits(
     model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu"
 ) -> Iterator[torch.Tensor]:
-    """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch."""
-    model = _placed(model, device).eval()
+    """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch.
+
+    A batch that does not fit in the device's memory is halved, which changes no output.
+    """
+    model = placed(model, device).eval()
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with autocast(device):
+            return model(data.normalise(images, dataset.mean, dataset.std)).float()
+
     for images, _ in data.batches(split, batch_size):
-        with _autocast(device):
-            yield model(data.normalise(images, dataset.mean, dataset.std)).float()
+        yield memory.halving(forward, images)
 
 
 def evaluate(model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu") -> dict:
@@ -124,15 +135,15 @@ def evaluate(model: nn.Module, split: Split, dataset: Data, batch_size: int = 50
 @torch.inference_mode()
 def latency_ms(model: nn.Module, shape: tuple[int, ...], device: str = "cpu", repeats: int = 20) -> float:
     """Median milliseconds of one forward pass on an input of this shape (batch first), after three warm-up passes."""
-    model = _placed(model, device).eval()
+    model = placed(model, device).eval()
     images = torch.zeros(shape, device=device)
-    cuda = torch.device(device).type == "cuda"
+    cuda = on_cuda(device)
     seconds = []
     for repeat in range(repeats + 3):
         if cuda:
             torch.cuda.synchronize(device)
         start = time.perf_counter()
-        with _autocast(device):
+        with autocast(device):
             model(images)
         if cuda:
             torch.cuda.synchronize(device)

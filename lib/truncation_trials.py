@@ -87,7 +87,8 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, baselines: P
     """
     model, dataset = dense_networks.baseline(dense_spec(spec), baselines, device)
     layer = model.get_submodule(spec["layer"])
-    kernel = sweep.kernel(layer).cpu()
+    kernel = sweep.kernel(layer)
+    values = partial(spectrum, gram=kernel.is_cuda)
     size = sweep.input_sizes(model, (1, dataset.channels, dataset.size, dataset.size))[spec["layer"]]
     usage = _usage(layer, size)
     row = {"shape": list(kernel.shape), "map": size[0], "usage": usage.mean().item(), "norm": kernel.norm().item()}
@@ -96,14 +97,14 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, baselines: P
     stream = generator(spec.get("seed", 0), "random kernels", spec["layer"])
     noise = [controls.gaussian_like(kernel, stream) for _ in range(RANDOM_DRAWS)]
     for cut in applicable_cuts(kernel.shape):
-        real, drawn = weights(spectrum(kernel, cut)), torch.stack([weights(spectrum(one, cut)) for one in noise])
+        real, drawn = weights(values(kernel, cut)), torch.stack([weights(values(one, cut)) for one in noise])
         entropies = torch.special.entr(drawn).sum(1)
         row |= {f"weights_{cut}": real, f"random_{cut}": drawn.mean(0)}
-        values = (cut, torch.special.entr(real).sum(), entropies.mean(), entropies.std(), entropies.min())
+        found = (cut, torch.special.entr(real).sum(), entropies.mean(), entropies.std(), entropies.min())
         half = len(real) // 2 or 1
-        values += (real[half:].sum().sqrt(), drawn[:, half:].sum(1).sqrt().mean())
+        found += (real[half:].sum().sqrt(), drawn[:, half:].sum(1).sqrt().mean())
         names = "cut entropy random_entropy random_entropy_sd random_entropy_lowest half_error random_half_error"
-        for name, value in zip(names.split(), values, strict=True):
+        for name, value in zip(names.split(), found, strict=True):
             row[name].append(value if isinstance(value, str) else value.item())
     return row
 

@@ -135,7 +135,11 @@ def test_one_step_gives_finite_outputs_and_a_gradient_everywhere(name, form):
     loss = nn.functional.cross_entropy(output, torch.tensor([1, 2]))
     assert output.shape == (2, 10) and torch.isfinite(loss)
     loss.backward()
-    assert all(weights.grad is not None and torch.isfinite(weights.grad).all() for weights in model.parameters())
+    assert all(
+        weights.grad is not None and torch.isfinite(weights.grad).all()
+        for weights in model.parameters()
+        if weights.requires_grad
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,3 +204,35 @@ def test_wrong_argument_is_one_sentence_that_names_the_remedy(name, options, mes
     with pytest.raises(CompanionError, match=re.escape(message)) as caught:
         models.build(name, **options)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "macs", "parameters"),
+    [  # torchvision's tables at 224 pixels, with 10 classes in place of 1,000
+        ("resnet50-224", 4_089_184_256 - 990 * 2048, 25_557_032 - 990 * 2049),
+        ("resnet50-imagenet", 83_431_424, 23_528_522),
+        ("vit_b_16-224", None, 86_567_656 - 990 * 769),
+        ("vit_tiny", None, 5_362_762),
+    ],
+)
+def test_variants_of_a_network_are_told_apart_by_name(name, macs, parameters):
+    model = build_shape(name)
+    assert models.count_parameters(model) == parameters
+    assert macs in (None, models.count_macs(model, (1, 3, 32, 32)))
+    assert model(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+def test_an_upsampled_network_is_the_network_of_the_upsampled_images():
+    model = models.build("resnet18-224", seed=3).eval()
+    inner = models.build("resnet18", form="imagenet", size=224, seed=3).eval()
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    larger = nn.functional.interpolate(images, size=(224, 224), mode="bilinear")
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), inner(larger))
+
+
+def test_the_architecture_of_a_pretrained_network_needs_no_weights():
+    assert models.architecture("vgg16-pretrained") == "vgg16-224" and models.architecture("vgg16") == "vgg16"
+    for name, message in (("vgg16-384", "variant"), ("resnet20-imagenet", "known are cifar"), ("vgg-224", "vgg16")):
+        with pytest.raises(CompanionError, match=message):
+            models.build(name)

@@ -58,3 +58,13 @@ def test_the_table_adds_seconds_and_names_every_device():
     table = provenance.table({"00_t.s": rows})["00_t.s"]
     assert table["trials"] == 2 and table["failed"] == 1 and table["seconds of computing"] == 3.5
     assert table["device"] == "x, y" and table["peak memory (MiB)"] == 30
+
+
+def test_notes_become_columns_of_the_innermost_block_alone():
+    provenance.note("nowhere", 1)
+    with provenance.made() as outer:
+        provenance.note("strategy", "graph")
+        with provenance.made() as inner:
+            provenance.note("micro_batches", 2)
+    assert outer["made_strategy"] == "graph" and "made_micro_batches" not in outer and "made_nowhere" not in outer
+    assert inner["made_micro_batches"] == 2 and "made_strategy" not in inner

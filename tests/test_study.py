@@ -204,3 +204,14 @@ def test_running_trials_leaves_the_global_random_state_alone(tmp_path):
     before = torch.get_rng_state()
     Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}])
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("free_gib", "workers"), [(100, 6), (10, 2), (1, 1)])
+def test_a_gpu_runs_as_many_trials_side_by_side_as_its_memory_holds(tmp_path, monkeypatch, capsys, free_gib, workers):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gib * 2**30, 2**37))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    study = Study("00_toy.memory", toy_trials.square, 1, tmp_path, memory=lambda spec: 1024.0 * spec["x"])
+    todo = [{"x": x} for x in (1, 2, 4)]  # the largest decides: 4 GiB
+    assert study._affordable(todo, 6, "cuda") == workers
+    assert f"about 4.0 GiB a trial, {free_gib}.0 GiB free, {workers} side by side" in capsys.readouterr().err
+    assert study._affordable(todo, 6, "cpu") == 6 and study._affordable([], 6, "cuda") == 6

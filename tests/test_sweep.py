@@ -170,6 +170,26 @@ def test_errors_loss_and_divergence_equal_those_of_whole_networks(digits, batch_
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
+def test_fewer_kernels_are_run_side_by_side_where_memory_does_not_suffice(monkeypatch):
+    model = models.build("digits_cnn", channels=1, size=8, width=0.25).eval()
+    kernels, images = variants(model, "features.3", 7), gaussian(3, 1, 8, 8).float()
+    layer, sizes = sweep.LayerSweep(model, "features.3"), []
+    expected, rest = layer(images, kernels, together=1), sweep.LayerSweep._rest
+
+    def scarce(own, interpreter, kept, group):
+        sizes.append(len(group))
+        if len(group) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return rest(own, interpreter, kept, group)
+
+    monkeypatch.setattr(sweep.LayerSweep, "_rest", scarce)
+    torch.testing.assert_close(layer(images, kernels, together=8), expected)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    monkeypatch.setattr(sweep.LayerSweep, "_rest", lambda *_: scarce(*_[:3], [0] * 3))
+    with pytest.raises(torch.OutOfMemoryError):
+        layer(images, kernels, together=1)
+
+
 @pytest.mark.parametrize("layer", ("bn1", "layer1", "layer2.0.bn2"))
 def test_a_layer_without_a_kernel_is_refused_in_one_sentence(layer):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, models, training
+from lib import data, models, provenance, training
 from lib.provenance import CompanionError
 
 
@@ -103,3 +103,37 @@ def test_the_statistics_of_a_public_checkpoint_are_its_own(digits):
     assert (
         training.evaluate(model, digits.test, changed)["loss"] != training.evaluate(model, digits.test, digits)["loss"]
     )
+
+
+def test_a_batch_that_does_not_fit_is_trained_on_in_parts_and_the_row_says_so(digits, monkeypatch):
+    whole, expected = fitted(digits, epochs=1)
+
+    class Scarce(type(whole)):
+        def forward(self, images):
+            if self.training and len(images) > 30:
+                raise torch.OutOfMemoryError("no memory")
+            return super().forward(images)
+
+    model = models.build("mlp", channels=1, size=8)
+    model.__class__ = Scarce
+    with provenance.made() as row:
+        history = training.fit(model, digits, epochs=1, seed=0, batch_size=50)
+    assert row["made_micro_batches"] == 2 and "made_strategy" not in row
+    assert history[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-5)
+    for a, b in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_halves_a_batch_that_does_not_fit(digits, monkeypatch):
+    model, _ = fitted(digits)
+    expected = training.evaluate(model, digits.test, digits)
+    forward = model.forward
+
+    def scarce(images):
+        if len(images) > 40:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(images)
+
+    monkeypatch.setattr(model, "forward", scarce)
+    found = training.evaluate(model, digits.test, digits)
+    assert found["wrong"] == expected["wrong"] and found["loss"] == pytest.approx(expected["loss"], rel=1e-6)

@@ -4,11 +4,11 @@ import sys
 import torch
 
 from lib import provenance
-from tests.bench import batch, channels, house, latent, partition, truncation
+from tests.bench import batch, channels, house, latent, partition, throughput, truncation
 
 BENCHMARKS = {
     benchmark.__name__: benchmark
-    for module in (house, batch, latent, truncation, channels, partition)
+    for module in (house, batch, latent, truncation, channels, partition, throughput)
     for benchmark in module.BENCHMARKS
 }
 

@@ -1,5 +1,6 @@
 """Trials that benchmarks time; worker processes import them from here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,12 @@ def random_cifar(images: int) -> Data:
 
     mean, std = STATISTICS["cifar10"]
     return Data("random", split(images), split(10), split(10), mean=mean, std=std, **DATASETS["cifar10"])
+
+
+def on_device(dataset: Data, device: str) -> Data:
+    """The same data set on another device."""
+    parts = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    return replace(dataset, **{name: Split(s.images.to(device), s.labels.to(device)) for name, s in parts.items()})
 
 
 def train_resnet20(spec: dict, device: str, weights: Path) -> dict:

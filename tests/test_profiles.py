@@ -1,0 +1,206 @@
+"""The profiles for GPUs name networks, layers and data sets that exist, at the size and memory that they plan with."""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+
+from lib import (
+    batch,
+    data,
+    dense_networks,
+    latent_trials,
+    models,
+    spaces,
+    spaces_imagenet,
+    spaces_trials,
+    spline,
+    spline_selection,
+    sweep,
+    throughput,
+    weights,
+)
+from lib.provenance import root
+
+PROFILES = ("gpu", "paper")
+DEVICE_GIB = 120  # of the 139 of an H200
+# Parameters with 10 classes. The papers' specifications and torchvision's tables of models (with another last layer);
+# by hand from the layer tables: alexnet, preresnet101 (tests/test_models.py), vit_tiny: 12 x (12 x 192^2 + 13 x 192),
+# patches 192 x 49, one token, 65 positions, a norm, a head.
+PARAMETERS = {
+    "linear": 3072 * 10 + 10,
+    "mlp": 3073 * 128 + 129 * 128 + 129 * 10,
+    "vanilla_cnn": 2_605_194 + 960,
+    "resnet8": 269_722 - 2 * 2 * (9 * (16**2 + 32**2 + 64**2) + 2 * (16 + 32 + 64)),
+    "resnet20": 269_722,
+    "resnet56": 853_018,
+    "resnet18": 11_173_962,
+    "resnet50": 23_520_842,
+    "resnet50-imagenet": 23_528_522,
+    "vgg16": 14_724_042,
+    "alexnet": 23_357_514,
+    "preresnet101": 1_054_106,
+    "vit_tiny": 12 * (12 * 192**2 + 13 * 192) + 192 * 49 + 192 + 65 * 192 + 2 * 192 + 193 * 10,
+    "resnet50-pretrained": 25_557_032 - 990 * 2049,
+    "vgg16-pretrained": 138_357_544 - 990 * 4097,
+    "alexnet-pretrained": 61_100_840 - 990 * 4097,
+    "vit_b_16-pretrained": 86_567_656 - 990 * 769,
+}
+
+
+@cache
+def parameters(profile: str, number: str) -> dict:
+    name = next(name for name in batch.notebook_names() if name.startswith(number))
+    return batch.profile_parameters(profile, name)
+
+
+def split(names: list[str]) -> list[tuple[str, str]]:
+    return [tuple(name.split("/")) for name in names]
+
+
+def baselines(profile: str) -> list[dict]:
+    return dense_networks.baseline_specs(parameters(profile, "00"))
+
+
+def named(profile: str) -> set[tuple[str, str]]:
+    """(network, data set) of every file of a profile."""
+    found = {(spec["network"], spec["dataset"]) for spec in baselines(profile)}
+    for number in ("01", "02"):
+        found |= set(split(parameters(profile, number)["public"]))
+    three, four = parameters(profile, "03"), parameters(profile, "04")
+    found |= set(split([three["main"], *three["transfer"], *three["transfer_quick"]]))
+    return found | {(network, four["dataset"]) for network in four["networks"]}
+
+
+ALL = sorted(set().union(*map(named, PROFILES)))
+NETWORKS = sorted({network for network, _ in ALL})
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_file_tells_its_cost_and_whether_it_has_run(profile):
+    for name in batch.notebook_names():
+        first = (root() / "runs" / profile / f"{name}.yaml").read_text().splitlines()[0]
+        assert first.startswith("# ") and first.endswith(".")
+        told = re.search(r"about ([\d.]+) (minutes on one H200|H200-hours)", first)
+        assert told, first
+        assert profile == "paper" or (told[2].startswith("minutes") and float(told[1]) <= 30)
+        assert ("not run yet" in first) != (root() / "runs" / profile / f"{name}.claims.json").exists(), name
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_has_its_known_number_of_parameters(network):
+    with torch.device("meta"):
+        assert models.count_parameters(models.build(models.architecture(network))) == PARAMETERS[network]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_takes_one_batch(network):
+    base, variant = models.split_name(network)
+    reduced = {"form": "imagenet", "size": 64} if variant in ("224", "pretrained") else {"form": variant or None}
+    model = models.build(base, classes=100, **reduced)
+    side = reduced.get("size", 32)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    if models.count_parameters(model) > 3e7:
+        with torch.no_grad():
+            assert model(images).shape == (2, 100)
+        return
+    loss = throughput.Backward(model.train())(images, torch.tensor([3, 97]))
+    assert 0 < loss < 60
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("dataset", sorted({dataset for _, dataset in ALL}))
+def test_every_data_set_has_the_shape_that_networks_are_built_for(dataset):
+    entry = data.DATASETS[dataset]
+    if not (data.data_dir() / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]).exists():
+        pytest.skip(f"{dataset} is not here")
+    loaded = data.load(dataset, limit=10)
+    assert loaded.test.images.shape == (10_000, 3, entry["size"], entry["size"])
+    assert len(loaded.test.labels.unique()) == entry["classes"] and len(loaded.validation) == 5000
+
+
+def test_the_memory_estimates_are_in_order_and_fit_the_device():
+    needs = {}
+    for profile in PROFILES:
+        for spec in baselines(profile):
+            if spec["source"] == "trained":
+                key = spec["network"], spec["batch_size"]
+                needs[key] = dense_networks.training_mb(spec) / 1024
+    assert all(1 < need < DEVICE_GIB for need in needs.values()), needs
+    gpu = [needs[name, 256] for name in ("linear", "resnet8", "resnet20", "resnet18", "resnet50")]
+    assert gpu == sorted(gpu) and gpu[-1] > 2 * gpu[0]
+    assert needs["resnet50-pretrained", 128] > 2 * needs["resnet50", 128] > 4 * needs["resnet50-imagenet", 256] / 3
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_notebooks_find_their_networks_among_the_baselines(profile):
+    own = {(spec["network"], spec["seed"]) for spec in baselines(profile) if spec["source"] == "trained"}
+    one, two = parameters(profile, "01"), parameters(profile, "02")
+    assert {(network, seed) for network in one["trained"] for seed in range(one["trials"])} <= own
+    assert {(network, seed) for network in two["trained"] for seed in range(two["seeds"])} <= own
+    assert set(one["layer_networks"]) <= {*one["trained"], *one["public"]}
+    for names in ("controlled", "formed", "whole"):
+        assert set(two[names]) <= {*two["trained"], *two["public"]}, names
+    cases = {f"{network}/{parameters(profile, '00')['dataset']}" for network in two["trained"]} | set(two["public"])
+    assert set(two["steps"]) <= cases and all(step % 2 for step, _ in two["steps"].values()) and two["part_step"] % 2
+    three = parameters(profile, "03")
+    assert three["source"] == "trained" or set(split([three["main"], *three["transfer"]])) <= set(weights.PUBLIC)
+    assert ("resnet8", 0) in own or three["source"] == "public"
+    four = parameters(profile, "04")
+    assert set(four["full"]) <= set(four["networks"]) and len(four["widths"]) == len(four["networks"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_numbers_that_belong_together_fit(profile):
+    one, three, four = (parameters(profile, number) for number in ("01", "03", "04"))
+    assert set(one["fractions"]) <= set(one["grid"])
+    assert three["contest_share"] in three["shares"]
+    assert three["validation_images"] + max(three["test_images"], three["contest_test_images"]) <= 10_000
+    assert three["retrained"] + 2 <= three["initial"] and three["repeated"] <= three["retrained"]
+    assert four["epochs"] % 4 == 0 and four["side"] ** 2 <= four["test_images"]
+    assert {"merged", "magnitude", "random"} <= set(four["criteria"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_claims_that_a_profile_is_sized_for_exist(profile):
+    for name in batch.notebook_names():
+        source = (root() / "notebooks" / f"{name}.ipynb").read_text()
+        for claim in batch.profile_parameters(profile, name)["decides"]:
+            assert f'\\"{claim}\\"' in source, claim
+
+
+@pytest.mark.parametrize("network", sorted({n for p in PROFILES for n in parameters(p, "02")["trained"]}))
+def test_the_layers_of_paper_2_are_swept_in_every_network(network):
+    spec = {"network": network, "dataset": "cifar10"}
+    with torch.device("meta"):
+        names = sweep.layer_names(dense_networks.untrained(spec))
+    assert len(names) > 3
+    base, variant = models.split_name(network)
+    model, last = models.build(base, form="imagenet" if variant else None), names[-1].removeprefix("network.")
+    layer, kernel = sweep.LayerSweep(model, last), sweep.kernel(model.get_submodule(last))
+    assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel]).shape == (2, 2, 10)
+
+
+@pytest.mark.parametrize("network", sorted({n for p in PROFILES for n in parameters(p, "01")["trained"]}))
+def test_the_hidden_layers_of_paper_1_exist(network):
+    with torch.device("meta"):
+        model = dense_networks.untrained({"network": network, "dataset": "cifar10"})
+    found = latent_trials.hidden_layers(model, 4)
+    assert len(found) == 4 and models.head_name(model) not in found
+
+
+def test_the_regimes_of_paper_3_can_be_reached():
+    for profile in PROFILES:
+        three = parameters(profile, "03")
+        network, dataset = three["main"].split("/")
+        groups = spaces_trials.prunable({"source": three["source"], "network": network, "dataset": dataset})
+        for share in (*three["shares"], *three["levels"]):
+            assert 0 < spaces.uniform_ratio(groups, spaces.Regime(share)) < 1
+    assert len(spaces_imagenet.groups()) == 37
+
+
+@pytest.mark.parametrize("network", sorted({n for p in PROFILES for n in parameters(p, "04")["networks"]}))
+def test_the_nodes_and_codes_of_paper_4_are_found(network):
+    model = models.build(network, classes=100)
+    assert len(spline_selection.layers(model)) >= 8 and len(spline.coded_layers(model)) >= 13
