@@ -112,8 +112,12 @@ def competing_plans(
     table: its truncations (`truncation_analysis.points`). spectra: its rows. ranking: tolerance by cut.
     "tolerance": least rise of the loss, measured layer by layer. "error": least squared relative error, without data.
     "uniform" and "worst cut": equal shares on the cut that tolerates most, and on the one that tolerates least. All
-    spend the budget as far as whole ranks allow.
+    spend the budget as far as whole ranks allow. Raises ValueError for a layer without truncations.
     """
+    if missing := set(spectra["layer"]) - set(table["layer"]):
+        raise ValueError(
+            f"A plan needs every layer swept, and {len(missing)} were not: take the network out of `steps`."
+        )
     table = table.assign(squared_error=table["relative_error"] ** 2)
     total = sum(math.prod(shape) for shape in spectra["shape"])
     for budget in budgets:

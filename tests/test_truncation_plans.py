@@ -98,3 +98,5 @@ def test_competing_plans_keep_to_the_budget_and_differ(kernels, spectra):
         assert sum(sizes) <= 0.4 * 3 * dense
     assert set(found["uniform"]["forms"]) == {"OUT.KH"} and set(found["worst cut"]["forms"]) == {"OUT"}
     assert found["tolerance"] != found["error"]
+    with pytest.raises(ValueError, match=r"^[^\n]*1 were not[^\n]*\.$"):
+        next(plans.competing_plans(table[table["layer"] != "layer1"], spectra, ranking, [0.4]))
