@@ -142,11 +142,14 @@ def _check_names(parameter: str, value: object, source: str) -> None:
     if parameter != "dataset" and not any(fnmatch(parameter, name) for name in NETWORKS.split()):
         return
     from lib.data import DATASETS
-    from lib.models import NETWORKS as KNOWN
+    from lib.models import split_name
 
-    for leaf in _leaves(value):
-        network, slash, dataset = str(leaf).partition("/") if parameter != "dataset" else ("", "/", leaf)
-        if network and network not in KNOWN:
-            raise unknown(f"network in {source}: {parameter}:", network, KNOWN)
+    for leaf in (leaf for leaf in _leaves(value) if isinstance(leaf, str)):
+        network, slash, dataset = leaf.partition("/") if parameter != "dataset" else ("", "/", leaf)
+        try:
+            if network:
+                split_name(network)
+        except CompanionError as error:
+            raise CompanionError(f"{source}: {parameter}: {error}") from None
         if slash and dataset not in DATASETS:
             raise unknown(f"data set in {source}: {parameter}:", dataset, DATASETS)

@@ -33,7 +33,7 @@ def plans(folder: Path, baselines: Path) -> Study:
 def recoveries(folder: Path, baselines: Path) -> Study:
     """The study of truncated networks retrained."""
     return Study(
-        f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=1, folder=folder, memory=training_mb
+        f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=2, folder=folder, memory=training_mb
     )
 
 
@@ -119,21 +119,23 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
         apply_plan(other, spec)
     record = [training.evaluate(other, images, dataset, device=device)]
     row = {"dense_wrong": len(training.evaluate(model, images, dataset, device=device)["wrong"])}
-    order = torch.randperm(len(dataset.train), generator=generator(spec["retrain_seed"], "retraining images"))
-    some = order[: spec["retrain_images"]].to(dataset.train.labels.device)
     few = Split(images.images[:100], images.labels[:100])  # `fit` wants some; the record below has its own
-    seen = replace(dataset, train=Split(dataset.train.images[some], dataset.train.labels[some]), validation=few)
+    first = replace(dataset, train=epoch_images(dataset, spec, 0), validation=few)
     if spec["arm"] == "batch norm":
-        reestimate_batch_norm(other, seen)
+        reestimate_batch_norm(other, first)
         record.append(training.evaluate(other, images, dataset, device=device))
     else:
         if spec["arm"] == "factorised":
             factorise_plan(other, spec)
+        seen = replace(first, train=epoch_images(dataset, spec, 0))
 
-        def after_epoch(_: int, trained: nn.Module) -> None:
+        def after_epoch(done: int, trained: nn.Module) -> None:
             if spec["arm"] == "projected":
                 apply_plan(trained, spec)
             record.append(training.evaluate(trained, images, dataset, device=device))
+            fresh = epoch_images(dataset, spec, done)
+            seen.train.images.copy_(fresh.images)
+            seen.train.labels.copy_(fresh.labels)
 
         options = {"lr": spec["retrain_lr"], "batch_size": spec["retrain_batch"], "seed": spec["retrain_seed"]}
         augment = dataset.flip  # digits are not augmented
@@ -147,8 +149,22 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
         again = deepcopy(other)
         apply_plan(again, spec)
         row["refilled"] = _distance(other, again, spec["layers"])
-        row["barrier"] = loss_barrier(model, other, seen, images, device)
+        row["barrier"] = loss_barrier(model, other, first, images, device)
     return row
+
+
+def epoch_images(dataset: Data, spec: dict, epoch: int) -> Split:
+    """The `retrain_images` training images of an epoch, from 0: the next piece of a random order of the training split.
+
+    No image comes again before the whole pieces of an order are spent; then another order begins. The same for every
+    arm; drawn by `retrain_seed`.
+    """
+    whole = len(dataset.train)
+    count = min(spec["retrain_images"], whole)
+    lap, piece = divmod(epoch, whole // count)
+    order = torch.randperm(whole, generator=generator(spec["retrain_seed"], "retraining images", lap))
+    some = order[piece * count : (piece + 1) * count].to(dataset.train.labels.device)
+    return Split(dataset.train.images[some], dataset.train.labels[some])
 
 
 def reestimate_batch_norm(model: nn.Module, dataset: Data, batches: int = 200) -> None:

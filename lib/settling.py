@@ -29,9 +29,9 @@ BASIS = {
     **dict.fromkeys("P2.5c P2.6 P2.E1".split(), ("controls", "")),
     **dict.fromkeys("P2.7 P2.10 P2.E2".split(), ("forms", "")),
     **dict.fromkeys(
-        ["P2.3", "P2.4"], ("recoveries", "arm != 'untruncated' and form_name not in ['tolerance', 'uniform']")
+        ["P2.3", "P2.4"], ("recoveries", "arm != 'untruncated' and form_name not in ['tolerance', 'uniform', 'error']")
     ),
-    "P2.11": ("recoveries", "form_name in ['tolerance', 'uniform']"),
+    "P2.11": ("recoveries", "form_name in ['tolerance', 'uniform', 'error']"),
     "P3.T0": ("recipes", "space == 'initial' and mode == 'finetune' and retraining in [1, 2]"),
     "P3.T8": ("recipes", "mode in ['rewind', 'scratch']"),
     **dict.fromkeys("P3.1 P3.3 P3.4 P3.5 P3.11".split(), ("recipes", "space == 'designed' and mode == 'finetune'")),

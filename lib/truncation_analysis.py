@@ -1,5 +1,6 @@
-"""The statistics of paper 2 on rows: tolerances, what goes with them, comparisons at equal error."""
+"""The statistics of paper 2 on rows: points, comparisons at equal error, forms, recoveries, latencies."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,8 +9,8 @@ import pandas as pd
 
 from lib import agreement, claims
 from lib.cuts import CUTS
+from lib.truncation_tolerance import numbered
 
-ALLOWED = 1.0  # points of accuracy that a harmless truncation may cost
 CHANNEL, SPATIAL = ("OUT", "IN"), ("KH", "KW")
 LISTS = "method cut rank target draw relative_error norm_loss effective_norm_loss wrong wrong_even lost gained loss kl"
 RESAMPLES = 1000
@@ -47,49 +48,6 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def first_crossing(error: Sequence[float], drop: Sequence[float], allowed: float = ALLOWED) -> tuple[float, bool]:
-    """The relative error at which the accuracy first drops by `allowed` points, and whether it never does.
-
-    error, drop: of one layer and cut, any order; between two ranks the drop is taken as linear, from 0 at no error. A
-    pair that never drops so far is censored at its largest error. Source: the tolerance of paper 2's claims as this
-    companion declares it.
-    """
-    order = np.argsort(error, kind="stable")
-    errors, drops = np.append(0, np.asarray(error)[order]), np.append(0, np.asarray(drop)[order])
-    beyond = np.flatnonzero(drops > allowed)
-    if not len(beyond):
-        return float(errors[-1]), True
-    k = beyond[0]
-    share = (allowed - drops[k - 1]) / (drops[k] - drops[k - 1])
-    return float(errors[k - 1] + share * (errors[k] - errors[k - 1])), False
-
-
-def tolerances(table: pd.DataFrame, allowed: float = ALLOWED) -> pd.DataFrame:
-    """One row a layer and cut: `tolerance` (relative error) and `censored` of `first_crossing`, the same as a loss of
-    norm `tolerated_norm`, the largest loss of norm that the cut can reach `largest_norm`, and whether the layer is
-    `idle`: zeroing its kernel costs at most `allowed` points.
-    """
-    key = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth", "n"]
-    idle = table[table["method"] == "zero"].set_index(["case", "seed", "layer"])["drop"] <= allowed
-    found = []
-    for labels, one in table[table["method"] == "cut"].groupby([*key, "cut"], sort=False):
-        tolerance, censored = first_crossing(one["relative_error"], one["drop"], allowed)
-        row = dict(zip([*key, "cut"], labels, strict=True)) | {"tolerance": tolerance, "censored": censored}
-        row["tolerated_norm"] = 1 - math.sqrt(max(0, 1 - tolerance**2))
-        row["largest_norm"] = one["norm_loss"].max()
-        row["idle"] = bool(idle[row["case"], row["seed"], row["layer"]])
-        found.append(row)
-    return pd.DataFrame(found)
-
-
-def lowest_ranks(table: pd.DataFrame, allowed: float = ALLOWED) -> pd.DataFrame:
-    """One row a layer and cut: the lowest rank above which no rank drops by more than `allowed`; none, no row."""
-    key = ["case", "network", "dataset", "seed", "layer", "cut"]
-    cut = table[table["method"] == "cut"].sort_values("rank", ascending=False)
-    harmless = (cut["drop"] <= allowed).groupby([cut[name] for name in key], sort=False).cummin()
-    return cut[harmless].groupby(key, sort=False).last().reset_index()
-
-
 def over_layers(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], seed: int = 0) -> dict:
     """A statistic of a table with its percentile bootstrap interval, where layers are drawn with all their rows.
 
@@ -105,46 +63,10 @@ def over_layers(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float],
     return {"value": float(statistic(table)), "low": float(low), "high": float(high), "n": len(groups)}
 
 
-def share_tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> float:
-    """Share of layers and cuts that tolerate at least so much; an idle layer is no evidence and counts against."""
-    return float(((table[column] >= least) & ~table["idle"]).mean())
-
-
-def share_with_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -> float:
-    """Share of layers with at least so many cuts that tolerate a relative error of `least`; 1x1 kernels left out."""
-    several = table[~table["shape"].str.endswith("x1x1")]
-    good = (several["tolerance"] >= least) & ~several["idle"]
-    if several.empty:
-        return math.nan
-    pairs = pd.Series(_strata(several, ["case", "seed", "layer", "cut"]))
-    copies = pairs.groupby(pairs).cumcount().to_numpy()  # a layer drawn twice counts twice
-    units = _strata(several.assign(copy=copies), ["case", "seed", "layer", "copy"])
-    return float((np.bincount(units, good) >= cuts).mean())
-
-
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
     """Spearman's correlation of two columns within strata, pooled (`agreement.rank_correlation`)."""
-    labels = _strata(table, strata)
+    labels = numbered(table, strata)
     return agreement.rank_correlation(table[x].to_numpy(), table[y].to_numpy(), labels)
-
-
-def within_p(table: pd.DataFrame, x: str, y: str, *strata: str, seed: int = 0) -> float:
-    """One-sided permutation p of `within`, exchanging y within strata."""
-    labels = _strata(table, strata)
-
-    def statistic(exchanged: np.ndarray) -> float:
-        return agreement.rank_correlation(table[x], exchanged, labels)
-
-    return agreement.permutation_p(statistic, table[y], labels, seed=seed)
-
-
-def _strata(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Rows that agree in all columns get one number, in order of appearance; a bootstrap asks for it often."""
-    codes = np.zeros(len(table), dtype=int)
-    for column in columns:
-        one = pd.factorize(table[column])[0]
-        codes = codes * (one.max(initial=0) + 1) + one
-    return pd.factorize(codes)[0]
 
 
 def at_equal_error(table: pd.DataFrame, first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
@@ -200,18 +122,57 @@ def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
     return (even + odd) / 2
 
 
-def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], n: int) -> dict:
-    """Accuracy of the first minus the second in points, mean over pairs of runs on the same n images.
+def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], n: int, seed: int = 0) -> dict:
+    """Accuracy of the first minus the second in points, mean over pairs of retrainings, on the same n images.
 
-    first, second: for each pair the indices of the wrong images. The interval is normal, over images.
+    first, second: for each pair the indices of the wrong images.
+
+    Returns: `value`; `low` and `high` of a bootstrap that draws pairs and images, each independently; `n`, the pairs. A
+        single pair has no variation of its own, and its interval holds that of the images only.
     """
-    scores = np.zeros(n)
-    for a, b in zip(first, second, strict=True):
-        scores[list(b)] += 1 / len(first)
-        scores[list(a)] -= 1 / len(first)
-    half = 1.96 * scores.std(ddof=1) / math.sqrt(n)
-    value = float(100 * scores.mean())
-    return {"value": value, "low": value - 100 * half, "high": value + 100 * half, "n": n}
+    scores = np.zeros((len(first), n))
+    for row, a, b in zip(scores, first, second, strict=True):
+        row[list(b)] += 100
+        row[list(a)] -= 100
+    low, high = agreement.nested_interval(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=seed)
+    return {"value": float(scores.mean()), "low": low, "high": high, "n": len(first)}
+
+
+def weakest(found: Sequence[dict]) -> dict:
+    """The least of several statistics that must all exceed a threshold: least value, least low, least high, least n.
+
+    That its lower end exceeds the threshold has at most the error of one of them (intersection-union test).
+    """
+    return {name: min(one[name] for one in found) for name in ("value", "low", "high", "n")}
+
+
+def sign_flip_p(differences: Sequence[float], seed: int = 0, draws: int = 4095) -> float:
+    """Two-sided p of a mean of paired differences, whose signs are exchangeable if there is no effect.
+
+    All flips are counted up to 12 differences, `draws` random ones beyond.
+    """
+    values = np.asarray(differences, dtype=float)
+    if exact := len(values) <= 12:
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(draws, len(values)))
+    reached = np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)
+    return float(reached.mean() if exact else (1 + reached.sum()) / (1 + draws))
+
+
+def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFrame:
+    """Drop of each control minus that of the truncations (`beside_controls`), a row a control.
+
+    Columns as `over_layers`, `p` (`sign_flip_p` over layers) and `p_holm`, corrected over the controls. With no effect
+    of the correlations every expected value is 0.
+    """
+    table = {}
+    for name in controls:
+        both = drops.dropna(subset=[name, "graded"])
+        found = over_layers(both, lambda t, c=name: (t[c] - t["graded"]).mean())
+        table[name] = found | {"p": sign_flip_p(both[name] - both["graded"])}
+    rows = pd.DataFrame(table).T.astype({"n": int})
+    return rows.assign(p_holm=claims.holm(rows["p"]))
 
 
 def recovery_gaps(rows: pd.DataFrame, margin: float, few: int) -> pd.DataFrame:
@@ -268,20 +229,6 @@ def train_tolerances(table: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFra
     made = [[(row.case, row.seed, row.layer, cut) for cut in train_cuts(row.cut)] for row in trains.itertuples()]
     trains["tolerance"] = [np.mean([limit.get(key, np.nan) for key in keys]) for keys in made]
     return trains.assign(kept=-trains["drop"]).dropna(subset="tolerance")
-
-
-def read_again(
-    chosen: pd.DataFrame, read: pd.DataFrame, tolerated: pd.DataFrame, allowed: float = ALLOWED
-) -> pd.DataFrame:
-    """Chosen truncations (`lowest_ranks`) with the drop on other images, `drop_read`, and whether it is `harmless`.
-
-    read: `points` of those. `tolerance` is the relative error of a harmless one, and 0 of another.
-    """
-    key = ["case", "seed", "layer", "cut"]
-    other = read[read["method"] == "cut"].set_index(key)["drop"].rename("drop_read")
-    both = chosen.join(other, on=key, how="inner").merge(tolerated[[*key, "idle"]], on=key)
-    both["harmless"] = both["drop_read"] <= allowed
-    return both.assign(tolerance=both["relative_error"].where(both["harmless"], 0.0))
 
 
 def latency_shares(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The figures of paper 2: each function draws one from tables and returns it with the numbers behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,14 +8,53 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from lib import claims
 from lib.cuts import CUTS
 from lib.figures import NULL, PALETTE
-from lib.truncation_analysis import ALLOWED
+from lib.truncation_tolerance import ALLOWED
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light
-COLOURS = dict(zip(CUTS, PALETTE, strict=False))
+BLUE, ORANGE, RED, GREY, PURPLE, BROWN, RUST, KHAKI, SLATE, CYAN = PALETTE
+# One colour and marker a form in every figure: channel cuts are circles, pixel cuts squares, pair cuts triangles.
+LOOKS = {"OUT": (BLUE, "o"), "IN": (CYAN, "o"), "KH": (RED, "s"), "KW": (ORANGE, "s")}
+LOOKS |= {"OUT.IN": (PURPLE, "^"), "OUT.KH": (SLATE, "^"), "OUT.KW": (KHAKI, "^")}
+LOOKS |= {"OUT+IN": (BROWN, "D"), "OUT+KW": (RUST, "D"), "KH+KW": (GREY, "D")}
+LOOKS |= {
+    "tucker2": (BROWN, "P"),
+    "tucker": (RUST, "P"),
+    "tt": (GREY, "X"),
+    "cp": ("black", "v"),
+    "dense": ("black", "+"),
+}
+ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
+ARMS |= {"batch norm": (PURPLE, "s")}
 COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
 Drawn = tuple[Figure, pd.DataFrame]
+
+
+def _look(form: str) -> dict:
+    colour, marker = LOOKS[form]
+    return {"color": colour, "marker": marker, "linestyle": "--" if "+" in form else "-", "markersize": 4}
+
+
+def _in_order(forms: Iterable[str]) -> list[str]:
+    """Forms as LOOKS lists them, so that legends do not depend on what came first."""
+    present = set(forms)
+    return [form for form in LOOKS if form in present]
+
+
+def _mean_over_layers(points: pd.DataFrame) -> dict:
+    """Mean drop over layers, half of its 95 % interval (Student's t; NaN for one layer), and their number."""
+    drops = points.groupby(["case", "seed", "layer"])["drop"].mean()
+    half = claims.mean_interval(drops)[1] - drops.mean() if len(drops) > 1 else np.nan
+    return {"drop": drops.mean(), "half": half, "layers": len(drops), "relative_error": points["relative_error"].mean()}
+
+
+def _in_points(axis: plt.Axes) -> None:
+    """An axis of accuracy on which both the allowance of one point and a collapse can be read."""
+    axis.set_yscale("symlog", linthresh=2 * ALLOWED, linscale=1)
+    axis.set_yticks([2, 1, 0, -1, -2, -5, -10, -20, -50], ["2", "1", "0", "-1", "-2", "-5", "-10", "-20", "-50"])
+    axis.minorticks_off()
 
 
 def _cut_panels(height: float = 5.4, **options) -> tuple[Figure, dict, plt.Axes]:
@@ -56,7 +95,10 @@ def spectra(rows: pd.DataFrame, layers: int = 4) -> Drawn:
 
 
 def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
-    """Change of accuracy against norm loss, one layer truncated at a time, a panel a cut; points of one network."""
+    """Change of accuracy against norm loss, one layer truncated at a time, a panel a cut; points of one network.
+
+    The axis of accuracy is linear up to two points and logarithmic beyond.
+    """
     figure, panels, corner = _cut_panels(5.8, sharey=True)
     numbers = points[points["method"] == "cut"]
     for (cut, _), one in numbers.groupby(["cut", "layer"], sort=False):
@@ -66,6 +108,7 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
     for cut, axis in panels.items():
         axis.axhline(-ALLOWED, **NULL)
         axis.set(xlim=(0, 1))
+        _in_points(axis)
         axis.set_title(cut, y=1.12)
         convert = (lambda d: np.sqrt(np.clip(1 - (1 - d) ** 2, 0, 1)), lambda e: 1 - np.sqrt(np.clip(1 - e**2, 0, 1)))
         upper = axis.secondary_xaxis("top", functions=convert)
@@ -96,92 +139,110 @@ def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
 
 
 def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
-    """Mean tolerance over trainings against the layer, a line a cut, a panel a case."""
+    """Mean tolerance over trainings against the layer, a line a cut, a panel a case; hollow: a lower bound."""
     cases = list(dict.fromkeys(tolerated["case"]))
     figure, axes = plt.subplots(1, len(cases), figsize=(1.5 + 2.9 * len(cases), 3.4), sharey=True, squeeze=False)
     for axis, case in zip(axes.flat, cases, strict=True):
         here = tolerated[tolerated["case"] == case]
-        for cut, one in here.groupby("cut", sort=False):
-            means = one.groupby("place")["tolerance"].mean()
-            axis.plot(means.index, means, ".-", color=COLOURS[cut], label=cut, linewidth=1)
+        for cut in _in_order(here["cut"]):
+            one = here[here["cut"] == cut].groupby("place").agg({"tolerance": "mean", "censored": "max"})
+            axis.plot(one.index, one["tolerance"], **_look(cut), label=cut, linewidth=1)
+            bounds = one[one["censored"]]
+            axis.plot(bounds.index, bounds["tolerance"], **_look(cut) | {"linestyle": "", "markerfacecolor": "white"})
         shapes = here.drop_duplicates("place").sort_values("place").set_index("place")["shape"]
         for place in shapes.index[shapes != shapes.shift()][1:]:
             axis.axvline(place - 0.5, color="0.8", zorder=0)
         axis.set(title=case, xlabel="layer, from the input", ylim=(0, 1.02))
         axis.title.set_fontsize(9)
     axes[0, 0].set_ylabel("tolerance (relative error)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    legend = figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", title="hollow: at least")
+    legend.get_title().set_fontsize(8)
     return figure, tolerated
 
 
 def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
-    """Mean change of accuracy against relative error for both readings of two-mode; bars: standard errors."""
-    figure, axis = plt.subplots(figsize=(7, 4))
+    """Mean change of accuracy over layers against relative error, for both readings of two-mode; bars: 95 % intervals.
+
+    A mean of fewer than three layers is left out.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4))
     numbers = []
     pairs = points[points["method"].isin(["cut", "joint2"]) & points["cut"].str.contains(r"[.+]")]
-    for (cut, one), colour in zip(pairs.groupby("cut", sort=False), PALETTE, strict=False):
+    for form in _in_order(pairs["cut"]):
+        one = pairs[pairs["cut"] == form]
         groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
-        line = groups.agg(
-            relative_error=("relative_error", "mean"), drop=("drop", "mean"), sem=("drop", "sem"), n=("drop", "size")
-        )
-        line = line[line["n"] >= 3]
-        style = {"color": colour, "linestyle": "-" if "." in cut else "--", "marker": ".", "label": cut}
-        axis.errorbar(line["relative_error"], -line["drop"], line["sem"], **style)
-        numbers.append(line.assign(cut=cut))
+        line = pd.DataFrame([_mean_over_layers(group) for _, group in groups])
+        line = line[line["layers"] >= 3]
+        axis.errorbar(line["relative_error"], -line["drop"], line["half"], **_look(form), elinewidth=0.8, label=form)
+        numbers.append(line.assign(cut=form))
+    _in_points(axis)
     axis.set(xlabel="relative error ε of the kernel", ylabel="change of accuracy (points)")
-    figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2")
+    figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2\nbars: 95 %")
     return figure, pd.concat(numbers)
 
 
 def controls(points: pd.DataFrame, names: dict[str, str]) -> Drawn:
-    """Mean change of accuracy of truncations and controls at equal relative error; bars: standard errors over layers.
+    """Mean change of accuracy of truncations and controls at equal relative error; bars: 95 % intervals over layers.
 
     points: of `truncation_trials.controlled`. names: methods with their text, in order.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4))
     numbers = []
     for k, (method, text) in enumerate(names.items()):
-        one = points[points["method"] == method].groupby(["case", "seed", "layer", "target"])["drop"].mean()
-        line = one.groupby("target").agg(["mean", "sem", "size"])
-        moved = line.index + 0.006 * (k - len(names) / 2)  # side by side, not on top of each other
-        axis.errorbar(moved, -line["mean"], line["sem"], color=PALETTE[k], marker="o", markersize=4, label=text)
-        numbers.append(line.reset_index().assign(method=text))
-    axis.set(xlabel="relative error ε", ylabel="change of accuracy (points)", xticks=line.index)
-    figure.legend(loc="outside right")
-    return figure, pd.concat(numbers)
+        groups = points[points["method"] == method].groupby("target")
+        line = pd.DataFrame([{"target": error} | _mean_over_layers(one) for error, one in groups])
+        moved = line["target"] + 0.01 * (k - len(names) / 2)  # side by side, not on top of each other
+        style = {"color": PALETTE[k], "marker": "o", "markersize": 4, "elinewidth": 0.8}
+        axis.errorbar(moved, -line["drop"], line["half"], **style, label=text)
+        numbers.append(line.assign(method=text))
+    table = pd.concat(numbers)
+    axis.set(xlabel="relative error ε", ylabel="change of accuracy (points)", xticks=table["target"].unique())
+    figure.legend(loc="outside right", title="bars: 95 %")
+    return figure, table
 
 
 def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
-    """Tolerance against the entropy that a kernel has less than a random one, a panel a cut, coloured by depth."""
+    """Tolerance against the entropy that a kernel has less than a random one, a panel a cut, coloured by depth.
+
+    Hollow points are lower bounds.
+    """
     figure, panels, corner = _cut_panels(sharey=True)
     for cut, one in joined.groupby("cut", sort=False):
-        panels[cut].scatter(one["excess"], one["tolerance"], c=DEPTH(0.9 * one["depth"]), s=14)
+        shades = DEPTH(0.9 * one["depth"])
+        inside = np.where(one["censored"].to_numpy()[:, None], 1.0, shades)
+        panels[cut].scatter(one["excess"], one["tolerance"], color=inside, edgecolors=shades, linewidths=1, s=14)
         panels[cut].set(ylim=(0, 1.02))
     _depth_bar(figure, corner)
     figure.supxlabel("entropy below that of a random kernel (nats)")
-    figure.supylabel("tolerance (relative error)")
+    figure.supylabel("tolerance (relative error; hollow: at least)")
     return figure, joined
 
 
-def forms(means: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
-    """Change of accuracy of every form at equal parameters, and the same against its relative error.
+def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
+    """Mean change of accuracy over layers of every form at equal parameters, and against its mean relative error.
 
-    means: `form`, `target` (the budget), `drop`, `sem`, `relative_error`.
+    points: of `truncation_trials.forms`; all starts of CP and all orders of a tensor train are averaged within a layer.
+    Bars: 95 % intervals over layers. Hollow symbols: the last budget.
     """
+    shown = points[~points["method"].isin(["dense", "as cp"])].copy()
+    shown["form"] = shown["method"].replace({"cp, not converged": "cp"}).where(shown["method"] != "cut", shown["cut"])
+    groups = shown.groupby(["form", "target"], sort=False)
+    means = pd.DataFrame([{"form": f, "target": t} | _mean_over_layers(one) for (f, t), one in groups])
     order = means[means["target"] == budgets[-1]].sort_values("drop")["form"].tolist()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for budget, colour in zip(budgets, PALETTE, strict=False):
-        one = means[means["target"] == budget].set_index("form").reindex(order)
-        label = f"{budget:.0%} of the parameters"
-        axes[0].errorbar(range(len(order)), -one["drop"], one["sem"], fmt="o", color=colour, label=label)
-        axes[1].errorbar(one["relative_error"], -one["drop"], one["sem"], fmt="o", color=colour)
-    for k, (form, row) in enumerate(one.sort_values("relative_error").iterrows()):
-        offset = (3, 5 if k % 2 else -10)  # neighbours on different sides
-        axes[1].annotate(form, (row["relative_error"], -row["drop"]), offset, textcoords="offset points", fontsize=7)
-    axes[0].set_xticks(range(len(order)), order, rotation=60)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for form in _in_order(means["form"]):
+        for k, budget in enumerate(budgets):
+            one = means[(means["form"] == form) & (means["target"] == budget)]
+            hollow = {"markerfacecolor": "white"} if k == len(budgets) - 1 else {"label": form}
+            style = _look(form) | {"linestyle": "", "markersize": 6, "elinewidth": 0.8} | hollow
+            place = [order.index(form) + 0.3 * k] if form in order else []
+            axes[0].errorbar(place, -one["drop"][: len(place)], one["half"][: len(place)], **style)
+            axes[1].errorbar(one["relative_error"], -one["drop"], one["half"], **style)
+    axes[0].set_xticks(range(len(order)), order, rotation=60, ha="right", rotation_mode="anchor")
     axes[0].set(ylabel="change of accuracy (points)", title="at equal parameters")
     axes[1].set(xlabel="mean relative error ε", title="the same by the error that they make")
-    axes[0].legend(loc="lower left")
+    kept = f"filled: {budgets[0]:.0%}\nhollow: {budgets[-1]:.0%} of the\nparameters\nbars: 95 %"
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=kept)
     return figure, means
 
 
@@ -192,11 +253,11 @@ def all_layers(table: pd.DataFrame) -> Drawn:
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     means = table.groupby(["form_name", "target"], sort=False)[["relative_error", "drop", "kept"]].mean().reset_index()
-    for (form, one), colour in zip(means.groupby("form_name", sort=False), PALETTE, strict=False):
-        style = {"color": colour, "linestyle": "--" if "+" in form else "-", "marker": ".", "label": form}
-        axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **style)
+    for form in _in_order(means["form_name"]):
+        one = means[means["form_name"] == form]
+        axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **_look(form), label=form)
         if form in COUNTED:
-            axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **style)
+            axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **_look(form))
     axes[0].set(xlabel="relative error of all kernels together", ylabel="change of accuracy (points)")
     axes[1].set(xlabel="share of the network's parameters, factorised")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
@@ -207,20 +268,24 @@ def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
     """Accuracy by epoch of retraining, a line an arm, a panel a truncation, mean over trainings; dotted: `few` epochs.
 
     rows: `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
+    Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0.
     """
     panels = list(rows[rows["arm"] != "untruncated"].groupby(["form_name", "target"], sort=False).groups)
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 1.75 * len(panels), 3.6), sharey=True, squeeze=False)
-    colours = dict(zip(dict.fromkeys(rows["arm"]), PALETTE, strict=False))
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 1.95 * len(panels), 3.8), sharey=True, squeeze=False)
     numbers = []
     for axis, (form, error) in zip(axes.flat, panels, strict=True):
         here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
-        for arm, one in rows[here].groupby("arm", sort=False):
-            line = np.mean(one["accuracy"].tolist(), axis=0)
-            axis.plot(range(len(line)), line, marker="s" if arm == "batch norm" else ".", color=colours[arm], label=arm)
+        for arm in [name for name in ARMS if name in set(rows["arm"])]:
+            line = np.mean(rows.loc[here & (rows["arm"] == arm), "accuracy"].tolist(), axis=0)
+            line = line[1:] if arm == "batch norm" else line
+            colour, marker = ARMS[arm]
+            style = {"color": colour, "marker": marker, "linestyle": "--" if arm == "dense" else "-"}
+            axis.plot(range(len(line)), line, **style, zorder=3 if arm == "dense" else 2, label=arm)
             labels = {"arm": arm, "form": form, "target": error}
             numbers.append(pd.DataFrame({"epoch": range(len(line)), "accuracy": line} | labels))
         axis.axvline(few, **NULL)
         axis.set_title(f"{form}\nε = {error:g}", fontsize=9)
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
     axes[0, 0].set_ylabel("accuracy (%)")
     figure.supxlabel("epoch of retraining")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
@@ -234,11 +299,13 @@ def latencies(table: pd.DataFrame) -> Drawn:
     """
     kernels = list(dict.fromkeys(table["kernel"]))
     figure, axes = plt.subplots(1, len(kernels), figsize=(1.4 + 3.8 * len(kernels), 3.8), sharey=True, squeeze=False)
-    colours = dict(zip(dict.fromkeys(table["form"]), PALETTE, strict=False))
     for axis, kernel in zip(axes.flat, kernels, strict=True):
         axis.plot([0, 1], [0, 1], **NULL)
-        for form, one in table[table["kernel"] == kernel].groupby("form", sort=False):
-            axis.plot(one["macs_share"], one["made_latency_share"], "o", color=colours[form], label=form)
+        here = table[table["kernel"] == kernel]
+        for form in _in_order(here["form"]):
+            one = here[here["form"] == form]
+            style = _look(form) | {"linestyle": "", "markersize": 6}
+            axis.plot(one["macs_share"], one["made_latency_share"], **style, label=form)
         axis.set(title=kernel, xlabel="MACs, share of the dense layer", xlim=(0, 1.05))
     axes[0, 0].set_ylabel("measured time, share of the dense layer")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")

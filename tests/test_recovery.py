@@ -216,3 +216,39 @@ def test_retraining_repeats_exactly_and_leaves_the_stored_network_alone(folder, 
 def test_an_unknown_arm_is_refused_in_one_sentence(folder):
     with pytest.raises(Exception, match=r"^[^\n]+'frozen'[^\n]*\.$"):
         recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", folder / "none", baselines=folder)
+
+
+def test_epochs_show_images_that_were_not_seen_before_until_all_were():
+    dataset = data.load("digits")
+    spec = {"retrain_images": 300, "retrain_seed": 0}
+    whole, laps = len(dataset.train), len(dataset.train) // 300
+    places = {image.numpy().tobytes(): k for k, image in enumerate(dataset.train.images)}
+    assert len(places) == whole
+    epochs = []
+    for epoch in range(laps + 1):
+        split = recovery.epoch_images(dataset, spec, epoch)
+        epochs.append([places[image.numpy().tobytes()] for image in split.images])
+        assert torch.equal(split.labels, dataset.train.labels[epochs[-1]])
+    assert len({place for one in epochs[:laps] for place in one}) == 300 * laps
+    assert len(set(epochs[laps])) == 300 and epochs[laps] != epochs[0]
+    again = recovery.epoch_images(dataset, spec, 1)
+    assert torch.equal(again.images, dataset.train.images[epochs[1]])
+    other = recovery.epoch_images(dataset, spec | {"retrain_seed": 1}, 1)
+    assert not torch.equal(other.images, again.images)
+    assert len(recovery.epoch_images(dataset, spec | {"retrain_images": 10**6}, 3)) == whole
+
+
+def test_every_epoch_of_retraining_is_fitted_on_its_own_images(folder, monkeypatch):
+    shown = []
+
+    def fit(model, dataset, *, epochs, after_epoch, **_):
+        for epoch in range(1, epochs + 1):
+            shown.append(dataset.train.images.clone())
+            after_epoch(epoch, model)
+
+    monkeypatch.setattr(recovery.training, "fit", fit)
+    recovery.retrain(SPEC | {"arm": "dense"}, "cpu", folder / "none", baselines=folder)
+    dataset = dense_networks.baseline(DENSE, folder)[1]
+    expected = [recovery.epoch_images(dataset, SPEC, epoch).images for epoch in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(shown, expected, strict=True))
+    assert not torch.equal(*expected)

@@ -1,7 +1,6 @@
 """Paper 2's statistics give what they say on tables whose answers are known."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -43,73 +42,10 @@ def test_a_failed_trial_is_left_out():
     assert set(analysis.points(rows)["layer"]) == {"a"}
 
 
-def test_tolerance_lies_where_the_line_between_two_ranks_crosses_one_point():
-    assert analysis.first_crossing([0.8, 0.4], [3.0, 0.0]) == (pytest.approx(0.4 + 0.4 / 3), False)
-    assert analysis.first_crossing([0.5], [2.0]) == (pytest.approx(0.25), False)
-
-
-def test_a_pair_that_never_drops_is_censored_at_its_largest_error():
-    assert analysis.first_crossing([0.3, 0.7, 0.5], [0.2, 1.0, -1.0]) == (0.7, True)
-
-
-def test_the_first_crossing_counts_even_if_accuracy_comes_back():
-    tolerance, censored = analysis.first_crossing([0.2, 0.4, 0.6], [0.0, 2.0, 0.0])
-    assert (tolerance, censored) == (pytest.approx(0.3), False)
-
-
-def test_tolerances_name_idle_layers_and_what_a_cut_can_lose():
-    rows = [row("a"), row("idle", wrong=[10, 12, 10, 10, 10])]
-    found = analysis.tolerances(analysis.points(pd.DataFrame(rows))).set_index(["layer", "cut"])
-    assert not found.loc[("a", "OUT"), "idle"] and found.loc[("idle", "OUT"), "idle"]
-    assert found.loc[("a", "OUT"), "tolerance"] == pytest.approx(0.44)
-    assert found.loc[("a", "KH"), "censored"] and found.loc[("a", "KH"), "tolerance"] == pytest.approx(0.6)
-    assert found.loc[("a", "KH"), "largest_norm"] == pytest.approx(0.2)
-    assert found.loc[("a", "KH"), "tolerated_norm"] == pytest.approx(0.2)
-
-
-def test_the_lowest_harmless_rank_has_only_harmless_ranks_above_it():
-    entries = [("OUT", 8, 0.0), ("OUT", 4, 2.0), ("OUT", 2, 0.5), ("IN", 8, 1.0), ("IN", 4, 0.0), ("KH", 2, 1.1)]
-    keys = {"case": "c", "network": "n", "dataset": "d", "seed": 0, "layer": "a", "method": "cut"}
-    table = pd.DataFrame([keys | {"cut": c, "rank": r, "drop": d} for c, r, d in entries])
-    found = analysis.lowest_ranks(table).set_index("cut")["rank"].to_dict()
-    assert found == {"OUT": 8, "IN": 4}
-
-
-def tolerated(values, idle=False):
-    cells = product("abcd", ("OUT", "IN", "KH"))
-    table = [
-        {"case": "c", "seed": 0, "layer": layer, "cut": cut, "shape": "8x8x3x3", "tolerance": value, "idle": idle}
-        for (layer, cut), value in zip(cells, values, strict=True)
-    ]
-    return pd.DataFrame(table)
-
-
-def test_shares_count_pairs_and_layers_and_idle_layers_against():
-    table = tolerated([0.6, 0.6, 0.1] * 2 + [0.6, 0.1, 0.1] * 2)
-    assert analysis.share_tolerating(table) == 0.5
-    assert analysis.share_with_several(table) == 0.5
-    assert analysis.share_tolerating(table.assign(idle=True)) == 0
-    assert math.isnan(analysis.share_with_several(table.assign(shape="8x8x1x1")))
-
-
-def test_intervals_draw_layers_with_all_their_cuts():
-    same = analysis.over_layers(tolerated([0.6, 0.6, 0.1] * 4), analysis.share_tolerating)
-    assert same == {"value": pytest.approx(2 / 3), "low": pytest.approx(2 / 3), "high": pytest.approx(2 / 3), "n": 4}
-    mixed = analysis.over_layers(tolerated([0.6] * 6 + [0.1] * 6), analysis.share_tolerating)
-    assert mixed["value"] == 0.5 and mixed["low"] == 0 and mixed["high"] == 1
-    assert mixed == analysis.over_layers(tolerated([0.6] * 6 + [0.1] * 6), analysis.share_tolerating)
-
-
-def test_several_cuts_of_a_layer_that_is_drawn_twice_are_not_added_up():
-    one = tolerated([0.6, 0.1, 0.1] * 4)
-    assert analysis.share_with_several(pd.concat([one, one])) == 0
-
-
 def test_correlation_within_a_stratum_ignores_what_strata_have_in_common():
     table = pd.DataFrame({"x": [1, 2, 3, 11, 12, 13], "y": [3, 2, 1, 13, 12, 11], "s": [0, 0, 0, 1, 1, 1]})
     assert analysis.within(table, "x", "y") > 0
     assert analysis.within(table, "x", "y", "s") == pytest.approx(-1)
-    assert analysis.within_p(table, "x", "y", "s") > 0.9
 
 
 def test_equal_error_compares_only_where_both_groups_reach_it():
@@ -134,13 +70,6 @@ def test_the_best_of_noise_is_no_better_than_the_mean_of_it():
     even, odd = random.normal(size=(2, 200, 20))
     table = pd.DataFrame({"k": np.repeat(range(200), 20), "drop_even": even.ravel(), "drop_odd": odd.ravel()})
     assert abs(analysis.cross_fitted(table, ["k"]).mean()) < 0.2  # the plain best would be about -1.9
-
-
-def test_paired_difference_and_interval_equal_mcnemar():
-    found = analysis.paired_interval([[0, 1, 2]], [[2, 3, 4, 5, 6]], n=100)
-    assert found["value"] == pytest.approx(2.0) and found["n"] == 100
-    deviation = np.std([1] * 4 + [-1] * 2 + [0] * 94, ddof=1)
-    assert found["high"] - found["value"] == pytest.approx(100 * 1.96 * deviation / 10)
 
 
 def test_recovery_is_measured_against_the_untruncated_control_of_the_same_seed():
@@ -189,20 +118,44 @@ def test_trains_get_the_mean_tolerance_of_the_cuts_they_make():
     assert found["tolerance"].tolist() == pytest.approx([0.4])
 
 
-def test_chosen_ranks_are_judged_by_other_images():
-    keys = {"case": "c", "seed": 0, "layer": "a"}
-    chosen = pd.DataFrame([keys | {"cut": c, "rank": 2, "drop": 0.0, "relative_error": 0.6} for c in ("OUT", "IN")])
-    read = pd.DataFrame([keys | {"method": "cut", "cut": c, "drop": d} for c, d in (("OUT", 0.5), ("IN", 1.5))])
-    limits = pd.DataFrame([keys | {"cut": c, "idle": False} for c in ("OUT", "IN")])
-    found = analysis.read_again(chosen, read, limits).set_index("cut")
-    assert found["harmless"].to_dict() == {"OUT": True, "IN": False}
-    assert found["tolerance"].to_dict() == {"OUT": 0.6, "IN": 0.0}
-    assert found["drop_read"].to_dict() == {"OUT": 0.5, "IN": 1.5}
-
-
 def test_latency_is_a_share_of_the_dense_kernel_and_what_does_not_fit_is_left_out():
     rows = [("dense", 100, 2.0), ("OUT", 50, 1.5), ("KH", 0, 0.0)]
     table = pd.DataFrame(rows, columns=["form", "macs", "made_latency_ms"]).assign(map=8, share=0.5, parameters=9)
     found = analysis.latency_shares(table.assign(shape=[[4, 4, 3, 3]] * 3))
     assert found["form"].tolist() == ["dense", "OUT"]
     assert found["macs_share"].tolist() == [1, 0.5] and found["made_latency_share"].tolist() == [1, 0.75]
+
+
+def test_a_paired_difference_of_one_retraining_varies_with_its_images():
+    found = analysis.paired_interval([[0, 1, 2]], [[2, 3, 4, 5, 6]], n=100)
+    assert found["value"] == pytest.approx(2.0) and found["n"] == 1
+    deviation = 100 * np.std([1] * 4 + [-1] * 2 + [0] * 94) / 10
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+
+
+def test_a_paired_difference_of_retrainings_that_disagree_is_less_certain():
+    same = analysis.paired_interval([[0]] * 4, [[1, 2]] * 4, n=200)
+    other = analysis.paired_interval([[0], list(range(20))] * 2, [[1, 2], []] * 2, n=200)
+    assert same["value"] == 0.5 and same["n"] == other["n"] == 4
+    assert other["high"] - other["low"] > 2 * (same["high"] - same["low"])
+
+
+def test_the_weakest_of_several_must_exceed_alone():
+    found = [{"value": 2, "low": 1, "high": 3, "n": 9}, {"value": 1.5, "low": 1.2, "high": 5, "n": 7}]
+    assert analysis.weakest(found) == {"value": 1.5, "low": 1, "high": 3, "n": 7}
+
+
+def test_sign_flips_are_counted_exactly_for_few_and_drawn_for_many():
+    assert analysis.sign_flip_p([1, 2, 3]) == 2 / 8
+    assert analysis.sign_flip_p([1, -1]) == 1
+    assert analysis.sign_flip_p(np.ones(30)) == pytest.approx(1 / 4096)
+    assert analysis.sign_flip_p([1, -1] * 15) == pytest.approx(1)
+
+
+def test_controls_are_judged_layer_by_layer_and_corrected_together():
+    layers = {"case": "c", "seed": 0, "layer": list("abcdef"), "graded": [1.0, 2, 3, 4, 5, 6]}
+    drops = pd.DataFrame(layers).assign(noise=lambda t: t["graded"] + 2, shrunk=[2.0, 1, 4, 3, 6, np.nan])
+    found = analysis.against_controls(drops, ["noise", "shrunk"])
+    assert found.loc["noise", ["value", "low", "high"]].tolist() == [2, 2, 2]
+    assert found["n"].tolist() == [6, 5] and found.loc["shrunk", "value"] == pytest.approx(0.2)
+    assert found.loc["noise", "p"] == pytest.approx(2 / 64) and found.loc["noise", "p_holm"] == pytest.approx(4 / 64)

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from lib import truncation_figures as draw
 from lib.cuts import CUTS
@@ -47,18 +48,36 @@ def test_controls_have_one_line_each_with_means_over_layers():
     figure, numbers = draw.controls(
         points(["graded", "noise"], ["OUT", "IN"]), {"graded": "truncated", "noise": "noise"}
     )
-    assert numbers.groupby("method")["mean"].apply(list).loc["noise"] == pytest.approx([3.5, 6.5, 9.5])
-    assert set(numbers["size"]) == {4}
+    assert numbers.groupby("method")["drop"].apply(list).loc["noise"] == pytest.approx([3.5, 6.5, 9.5])
+    assert set(numbers["layers"]) == {4}
+
+
+def test_bars_are_students_intervals_over_layers():
+    figure, numbers = draw.controls(points(["noise"], ["OUT", "IN"]), {"noise": "noise"})
+    half = stats.t.ppf(0.975, 3) * np.std([0, 1, 2, 3], ddof=1) / 2
+    assert numbers["half"].tolist() == pytest.approx([half] * 3)
 
 
 def test_maps_and_depth_have_a_panel_a_case():
     cells = [(case, k, cut) for case in ("a / x", "b / x") for k in range(3) for cut in CUTS]
     table = pd.DataFrame(cells, columns=["case", "place", "cut"]).assign(tolerance=0.5, shape="8x8x3x3", n=100)
+    table["censored"] = table["cut"] == "OUT"
     table["layer"] = "layer" + table["place"].astype(str)
     figure, _ = draw.tolerance_maps(table)
     assert [image.get_array().shape for axis in figure.axes for image in axis.images][:2] == [(3, 7), (3, 7)]
     figure, _ = draw.tolerance_by_depth(table)
-    assert [len(lines(axis)) for axis in figure.axes] == [7, 7]
+    assert [len(lines(axis)) for axis in figure.axes] == [7 + 1, 7 + 1]  # and the bounds of OUT, hollow
+
+
+def test_a_form_has_one_look_in_every_figure_and_legends_one_order():
+    assert len(set(draw.LOOKS.values())) == len(draw.LOOKS) and set(CUTS) < set(draw.LOOKS)
+    table = points(["cut"], CUTS, errors=(0.5,)).assign(tolerance=0.5, shape="8x8x3x3", censored=False)
+    table["form_name"], table["kept"] = table["cut"], 0.5
+    for backwards in (table, table[::-1]):
+        for figure in (draw.tolerance_by_depth(backwards)[0], draw.all_layers(backwards)[0]):
+            handles = dict(zip(*figure.axes[0].get_legend_handles_labels()[::-1], strict=True))
+            assert list(handles) == list(CUTS)
+            assert all(handle.get_color() == draw.LOOKS[cut][0] for cut, handle in handles.items())
 
 
 def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
@@ -72,16 +91,20 @@ def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
 
 
 def test_entropy_panels_hold_every_pair():
-    table = points(["cut"], CUTS, errors=(0.5,)).assign(excess=0.1, tolerance=0.4)
+    table = points(["cut"], CUTS, errors=(0.5,)).assign(excess=0.1, tolerance=0.4, censored=False)
     figure, numbers = draw.tolerance_by_entropy(table)
     assert sum(len(c.get_offsets()) for axis in figure.axes[:7] for c in axis.collections) == len(numbers) == 28
 
 
 def test_forms_are_ordered_by_what_they_keep_at_the_last_budget():
-    entries = [("OUT", 0.5, 1.0), ("cp", 0.5, 0.5), ("OUT", 0.25, 3.0), ("cp", 0.25, 5.0)]
-    table = pd.DataFrame(entries, columns=["form", "target", "drop"]).assign(sem=0.1, relative_error=0.5)
-    figure, _ = draw.forms(table, [0.5, 0.25])
+    entries = [("cut", "OUT", 0.5, 1.0), ("cp", "", 0.5, 0.5), ("cut", "OUT", 0.25, 3.0)]
+    entries += [("cp", "", 0.25, 4.0), ("cp, not converged", "", 0.25, 6.0), ("as cp", "OUT", 0.25, 0.0)]
+    table = pd.DataFrame(entries, columns=["method", "cut", "target", "drop"]).assign(case="c", seed=0)
+    table = pd.concat([table.assign(layer=name, relative_error=0.5) for name in "ab"])
+    figure, numbers = draw.forms(table, [0.5, 0.25])
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["OUT", "cp"]
+    assert numbers.set_index(["form", "target"])["drop"].to_dict()["cp", 0.25] == 5
+    assert set(numbers["layers"]) == {2}
 
 
 def test_parameters_of_whole_networks_are_shown_only_where_they_are_counted():
@@ -95,9 +118,14 @@ def test_parameters_of_whole_networks_are_shown_only_where_they_are_counted():
 def test_the_untruncated_control_is_in_every_panel():
     rows = [{"arm": "untruncated", "accuracy": np.full(4, 90.0)}]
     rows += [{"arm": "dense", "form_name": f, "target": 0.5, "accuracy": np.arange(4.0)} for f in ("OUT", "IN")]
+    rows += [
+        {"arm": "batch norm", "form_name": f, "target": 0.5, "accuracy": np.array([1.0, 50.0])} for f in ("OUT", "IN")
+    ]
     figure, numbers = draw.recoveries(pd.DataFrame(rows), 3)
     assert [len(lines(axis)) for axis in figure.axes] == [2, 2]
-    assert numbers.groupby(["form", "arm"]).size().tolist() == [4] * 4
+    sizes = numbers.groupby("arm").size()
+    assert (sizes["dense"], sizes["untruncated"], sizes["batch norm"]) == (8, 8, 2)
+    assert numbers.loc[numbers["arm"] == "batch norm", ["epoch", "accuracy"]].values.tolist() == [[0, 50]] * 2
 
 
 def test_latency_panels_show_what_macs_promise():

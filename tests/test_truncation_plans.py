@@ -37,10 +37,24 @@ def test_plan_leaves_layers_dense_where_the_cut_does_not_apply(spectra):
     assert plans.plan_at_share(spectra, "KH", 0.9)["layers"] == ["layer0", "layer2"]
 
 
-def test_plan_at_a_share_stays_within_it(spectra):
+def test_plan_at_a_share_spends_the_budget_as_far_as_whole_ranks_allow(spectra):
     plan = plans.plan_at_share(spectra, "OUT", 0.4)
     sizes = [factorisation.parameters((8, 6, 3, 3), "OUT", rank) for (rank,) in plan["ranks"]]
-    assert all(size <= 0.4 * 8 * 6 * 9 for size in sizes)
+    one = factorisation.parameters((8, 6, 3, 3), "OUT", 1)
+    budget = 0.4 * 3 * 8 * 6 * 9
+    assert budget - one < sum(sizes) <= budget
+    assert sorted((rank for (rank,) in plan["ranks"]), reverse=True) == [rank for (rank,) in plan["ranks"]]
+    assert plans.kept_share(spectra, plan) == pytest.approx(sum(sizes) / (3 * 8 * 6 * 9))
+
+
+def test_no_rank_is_raised_beyond_what_saves_parameters(spectra):
+    for (rank,) in plans.plan_at_share(spectra, "OUT.KH", 0.99)["ranks"]:
+        assert factorisation.parameters((8, 6, 3, 3), "OUT.KH", rank) < 8 * 6 * 9
+
+
+def test_a_layer_outside_a_plan_keeps_all_its_parameters(spectra):
+    plan = {"layers": ["layer1"], "forms": ["KH"], "ranks": [[1]]}
+    assert plans.kept_share(spectra, plan) == pytest.approx((2 * 432 + 3 + 8 * 6 * 3) / (3 * 432))
 
 
 def test_cheapest_plan_spends_where_it_costs_least():
@@ -52,6 +66,15 @@ def test_cheapest_plan_spends_where_it_costs_least():
     plan = plans.cheapest_plan(table, "rise", dense + 200)
     assert plan == {"layers": ["b"], "forms": ["OUT"], "ranks": [[1]]}
     assert plans.cheapest_plan(table, "rise", 2 * dense) == plan | {"ranks": [[4]]}  # smaller and free
+
+
+def test_cheapest_plan_spends_what_a_price_leaves_over():
+    # By one price per parameter both layers move together; the budget has room for one more step of one of them.
+    entries = [(n, r, v) for n in "ab" for r, v in ((1, 8.0), (3, 2.0), (5, 0.0))]
+    table = pd.DataFrame([{"layer": n, "cut": "OUT", "rank": r, "rise": v} for n, r, v in entries])
+    table = table.assign(shape="8x8x3x3", method="cut")
+    plan = plans.cheapest_plan(table, "rise", 80 * 8)
+    assert sorted(rank for (rank,) in plan["ranks"]) == [3, 5]
 
 
 def test_competing_plans_keep_to_the_budget_and_differ(kernels, spectra):
@@ -75,3 +98,5 @@ def test_competing_plans_keep_to_the_budget_and_differ(kernels, spectra):
         assert sum(sizes) <= 0.4 * 3 * dense
     assert set(found["uniform"]["forms"]) == {"OUT.KH"} and set(found["worst cut"]["forms"]) == {"OUT"}
     assert found["tolerance"] != found["error"]
+    with pytest.raises(ValueError, match=r"^[^\n]*1 were not[^\n]*\.$"):
+        next(plans.competing_plans(table[table["layer"] != "layer1"], spectra, ranking, [0.4]))

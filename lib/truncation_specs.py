@@ -1,0 +1,61 @@
+"""Which networks, layers and images paper 2 looks at: lists of specs from the names in a profile's parameters."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from lib import dense_networks, sweep
+
+LARGER = {"dataset": "digits16", "width": 0.25}  # how networks for larger images are trained on digits
+
+
+def dense_specs(
+    names: Iterable[str], known: Sequence[dict], enlarged: Sequence[str] = (), seeds: int = 1
+) -> list[dict]:
+    """Specs of dense networks: one of each checkpoint ("network/dataset"), `seeds` of each that is trained here.
+
+    known: baselines of the profile (`dense_networks.baseline_specs`). enlarged: names that are trained on digits of 16
+    pixels instead, as LARGER says and otherwise like the others. Raises ValueError for a network that is in neither.
+    """
+    trained = [spec for spec in known if spec["source"] == "trained" and "labels" not in spec]
+    specs = []
+    for name in names:
+        if "/" in name:
+            network, dataset = name.split("/")
+            specs.append({"source": "public", "network": network, "dataset": dataset})
+            continue
+        found = [spec for spec in trained if spec["network"] == name and spec["seed"] < seeds]
+        if name in enlarged:
+            found = [trained[0] | LARGER | {"network": name, "seed": seed} for seed in range(seeds)]
+        if len(found) < seeds:
+            raise ValueError(f"{name} is trained {len(found)} times by 00_baselines, not {seeds} times: ask for fewer.")
+        specs += found
+    return specs
+
+
+def layer_specs(dense: Iterable[dict], step: int = 1, **options) -> list[dict]:
+    """A spec for every `step`-th layer before the head of each dense network, with the options of a trial."""
+    return [
+        spec | {"layer": layer} | options
+        for spec in dense
+        for layer in sweep.layer_names(dense_networks.untrained(spec))[::step]
+    ]
+
+
+def report_specs(dense: Iterable[dict], chosen: pd.DataFrame, **options) -> list[dict]:
+    """A spec for every layer of each dense network that truncates it to its chosen ranks, and to nothing else.
+
+    chosen: `truncation_tolerance.lowest_ranks` of these networks.
+    """
+    specs = []
+    for spec in dense:
+        for layer, one in of_network(chosen, spec).groupby("layer", sort=False):
+            ranks = {"layer": layer, "cuts": one["cut"].tolist(), "ranks": one["rank"].tolist()}
+            specs.append(spec | ranks | options)
+    return specs
+
+
+def of_network(rows: pd.DataFrame, spec: dict) -> pd.DataFrame:
+    """The named rows (`truncation_analysis.named`) of one dense network."""
+    same = (rows["network"] == spec["network"]) & (rows["dataset"] == spec["dataset"])
+    return rows[same & (rows["seed"] == spec.get("seed", 0))]
