@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import models, provenance
+from lib.locks import locked
 from lib.provenance import unknown
-from lib.store import locked
 
 # plain: float32. eager: bfloat16, channels last in memory. graph: the same, recorded once as a CUDA graph and replayed.
 # compile: the same through torch.compile, then recorded.
