@@ -78,9 +78,9 @@ def bounds(rule: str) -> tuple[str, float, float]:
 
     Raises ValueError for a text that no rule writes.
     """
-    found = re.search(r" ([<>=]) (\S+)(?: \(within (\S+)\))?\.$", rule)
+    found = re.search(r" ([<>=]) (\S+?)(?: \(within (\S+)\))?\.(?: Open if .*)?$", rule)
     if not found:
-        raise ValueError(f"{rule!r} is no rule: it does not end in a relation and a threshold.")
+        raise ValueError(f"{rule!r} is no rule: it does not name a relation and a threshold at its end.")
     return found[1], float(found[2]), float(found[3] or 0)
 
 

@@ -1,6 +1,7 @@
 """Verdicts follow from rules and intervals; intervals and corrections agree with independent computations."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,5 +169,6 @@ def test_a_paired_gain_counts_seeds_and_images():
 def test_a_rules_words_give_back_its_bounds_and_other_words_are_refused(relation, tolerance):
     rule = claims.Rule("P", "S", "A > 3 (within 2).", "gain, = 0 or more", relation, -0.25, "0", tolerance)
     assert claims.bounds(str(rule)) == (relation, -0.25, tolerance)
+    assert claims.bounds(str(replace(rule, open_if="it is > 9."))) == (relation, -0.25, tolerance)
     with pytest.raises(ValueError, match="is no rule"):
         claims.bounds("It holds.")

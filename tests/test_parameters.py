@@ -90,7 +90,7 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(house, changes, sen
         ("steps: {a: [-1, 2]}", "steps is out of range with -1"),
         (
             "networks: [resnet21]",
-            "Unknown network in runs/smoke/00_toy.yaml: networks: 'resnet21' .did you mean resnet",
+            "runs/smoke/00_toy.yaml: networks: Unknown network 'resnet21' .did you mean resnet",
         ),
         ("null_network: mpl", "did you mean mlp"),
         ("dataset: cifar11", "Unknown data set in .*'cifar11' .did you mean cifar10"),
