@@ -41,7 +41,6 @@ TROUBLE = """
 if trouble == "error": raise CompanionError("the data are not here: fetch them.")
 if trouble == "bug": raise ZeroDivisionError("division by zero")
 if trouble == "death": os._exit(9)
-if trouble == "hang": time.sleep(600)
 """
 # Two studies, of which the second asks for trials that the rows of the first decide.
 POPULATION_PARAMETERS = 'profile = "smoke"  # a comment\nn = 40\nworkers = 1'
