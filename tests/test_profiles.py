@@ -143,7 +143,7 @@ def test_notebooks_find_their_networks_among_the_baselines(profile):
     for names in ("controlled", "formed", "whole"):
         assert set(two[names]) <= {*two["trained"], *two["public"]}, names
     cases = {f"{network}/{parameters(profile, '00')['dataset']}" for network in two["trained"]} | set(two["public"])
-    assert set(two["steps"]) <= cases and all(step % 2 for step, _ in two["steps"].values()) and two["part_step"] % 2
+    assert set(two["steps"]) <= cases and all(step % 2 for step in two["steps"].values()) and two["part_step"] % 2
     three = parameters(profile, "03")
     assert three["source"] == "trained" or set(split([three["main"], *three["transfer"]])) <= set(weights.PUBLIC)
     assert ("resnet8", 0) in own or three["source"] == "public"
