@@ -104,6 +104,8 @@ def cluster(tmp_path_factory):
         assert idle, "\n".join(path.read_text()[-1000:] for path in folder.glob("*.[lo][ou][gt]"))
         yield folder
     finally:
+        slurm("scancel", "--user=root")  # of this cluster alone; a test that failed may have left jobs
+        wait_for(lambda: not slurm("squeue", "--noheader"), 30)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
