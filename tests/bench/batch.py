@@ -13,16 +13,14 @@ from pathlib import Path
 from lib.provenance import root
 from tests.bench import Line
 
-NOTEBOOKS = ("00_baselines", "01_latent_kl")
-
 
 def checkout(folder: Path) -> None:
-    """A checkout of its own with these notebooks at smoke scale, so that no other batch is in its way."""
+    """A checkout of its own with the smoke profile, so that no other batch is in its way."""
     for name in ("lib", "notebooks", "Snakefile", "pyproject.toml"):
         (folder / name).symlink_to(root() / name)
     (folder / "runs/smoke").mkdir(parents=True)
-    for name in NOTEBOOKS:
-        shutil.copy(root() / f"runs/smoke/{name}.yaml", folder / "runs/smoke")
+    for path in (root() / "runs/smoke").glob("*.yaml"):
+        shutil.copy(path, folder / "runs/smoke")
 
 
 def overhead() -> Iterator[Line]:
@@ -35,8 +33,9 @@ def overhead() -> Iterator[Line]:
             start = time.perf_counter()
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
             seconds = time.perf_counter() - start
-            inside = sum(map(float, re.findall(r"its cells took ([\d.]+) s", done.stdout)))
-            yield Line(f"{len(NOTEBOOKS)} smoke notebooks, {store} store: their cells", inside, "s")
+            cells = [float(seconds) for seconds in re.findall(r"its cells took ([\d.]+) s", done.stdout)]
+            inside = sum(cells)
+            yield Line(f"{len(cells)} smoke notebooks, {store} store: their cells", inside, "s")
             yield Line("   the batch beside them", seconds - inside, "s")
             if store == "empty":
                 yield Line("   the batch beside them, of the cells' time", 100 * (seconds / inside - 1), "%", "<", 10)
