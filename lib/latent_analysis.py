@@ -122,11 +122,12 @@ def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
 
 
 def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> dict:
-    """Agreement of t-AP3 and PD in order: pairs below a t-AP3 minus pairs above it; the interval is over pairs.
+    """Agreement of t-AP3 and PD in order: pairs below a t-AP3 minus pairs above it.
 
     Pairs share a method or a fraction, not both; a pair is below (above) in an epoch if both of its t-AP3 are. Pairs
-    across the border are left out: they lie far apart, and agree more wherever the border is.
-    squared: the column of squared distances of group means.
+    across the border are left out: they lie far apart, and agree more wherever the border is. The interval is over
+    configurations, which are drawn, and not over their pairs, which overlap; draws without a pair on both sides do not
+    count. squared: the column of squared distances of group means.
     """
     mean = rows[rows["epoch"] > 0].groupby([*KEY, "epoch"])[[squared, "pd"]].mean().unstack("epoch")
     weights = rows.groupby("case")["weights"].first()
@@ -141,15 +142,17 @@ def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> di
     below, above = (kl[i] < border) & (kl[j] < border), (kl[i] >= border) & (kl[j] >= border)
 
     def part(chosen: np.ndarray, units: np.ndarray) -> float:
-        return alike[units][chosen[units]].mean() if chosen[units].any() else np.nan
+        times = np.bincount(units, minlength=len(index))
+        weight = (times[i] * times[j])[:, None] * chosen
+        return (weight * alike).sum() / weight.sum() if weight.any() else np.nan
 
-    every = np.arange(len(pairs))
+    every = np.arange(len(index))
     shares = {"below": below.mean(), "above": above.mean()}
     shares |= {"agree below": part(below, every), "agree above": part(above, every)}
     value, low, high = shares["agree below"] - shares["agree above"], np.nan, np.nan
     if np.isfinite(value):
-        low, high = nested_interval(lambda _, u: part(below, u) - part(above, u), 1, len(pairs), seed=4)
-    return shares | {"value": value, "low": low, "high": high, "n": len(pairs)}
+        low, high = nested_interval(lambda _, u: part(below, u) - part(above, u), 1, len(index), seed=4)
+    return shares | {"value": value, "low": low, "high": high, "n": len(index)}
 
 
 def order_at_equal_ap2(blocks: pd.DataFrame, column: str) -> dict:

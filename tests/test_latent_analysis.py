@@ -57,6 +57,15 @@ def test_a_border_shows_only_if_agreement_ends_there():
     assert np.isnan(analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1e9)["value"])
 
 
+def test_the_interval_of_the_border_counts_configurations_and_not_their_pairs():
+    random = np.random.default_rng(3)
+    noise = {key: random.random() for key in range(1000)}
+    found = analysis.border_contrast(record(lambda ap2, epoch: noise[int(1000 * ap2) % 1000]), "r2", border=1.0)
+    configurations = len(record(lambda ap2, epoch: ap2).groupby(["case", "fraction", "method"]))
+    assert found["n"] == configurations
+    assert found["low"] < 0 < found["high"] and found["low"] <= found["value"] <= found["high"]
+
+
 def test_order_at_equal_ap2_ignores_what_blocks_have_in_common():
     random = np.random.default_rng(1)
     blocks = pd.DataFrame({"block": np.repeat([f"b{i}" for i in range(30)], 8), "level": np.repeat(np.arange(30), 8)})
