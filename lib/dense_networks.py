@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from lib import data, memory, models, training
 from lib import weights as weights_io
 from lib.data import Data
+from lib.provenance import CompanionError
 from lib.store import canonical
 from lib.study import Study, generator, seed_from
 
@@ -94,7 +96,7 @@ def show_data(spec: dict, device: str, weights: Path) -> dict:
 
 
 def baseline_specs(parameters: dict) -> list[dict]:
-    """The trials of `00_baselines` as its parameters name them; other notebooks pick their networks from here.
+    """The trials of `00_baselines` as its parameters name them; other notebooks pick theirs by `find_baseline`.
 
     Args:
         parameters: of `00_baselines` in some profile (`batch.profile_parameters`).
@@ -108,6 +110,12 @@ def baseline_specs(parameters: dict) -> list[dict]:
         for network in parameters["networks"]
         for seed in range(parameters["seeds"])
     ]
+    pairs = (name.split("/") for name in parameters["elsewhere"])
+    trained += [
+        common | {"network": network, "seed": seed, "dataset": dataset}
+        for network, dataset in pairs
+        for seed in range(parameters["seeds"])
+    ]
     null = [
         common | {"network": parameters["null_network"], "seed": seed, "labels": "shuffled"}
         for seed in range(parameters["null_seeds"])
@@ -115,6 +123,28 @@ def baseline_specs(parameters: dict) -> list[dict]:
     pairs = (name.split("/") for name in parameters["public"])
     public = [{"source": "public", "network": network, "dataset": dataset} for network, dataset in pairs]
     return trained + null + public
+
+
+def find_baseline(name: str, known: Sequence[dict], seed: int = 0) -> dict:
+    """The spec of a dense network by its name in a notebook's lists.
+
+    Args:
+        name: "network" for one that is trained on the profile's own data set; "network/dataset" for one that is trained
+            on that data set, and if there is none, for its authors' checkpoint, which has no seed.
+        known: `baseline_specs` of the profile.
+
+    Raises: CompanionError if nobody trains it with this seed.
+    """
+    network, slash, dataset = name.partition("/")
+    trained = [spec for spec in known if spec["source"] == "trained" and "labels" not in spec]
+    alike = [s for s in trained if s["network"] == network and s["dataset"] == (dataset or trained[0]["dataset"])]
+    if slash and not alike:
+        return {"source": "public", "network": network, "dataset": dataset}
+    for spec in alike:
+        if spec["seed"] == seed:
+            return spec
+    sentence = f"{name} is trained {len(alike)} times by 00_baselines, not {seed + 1} times: ask for fewer, or for more"
+    raise CompanionError(f"{sentence} there.")
 
 
 def cost_specs(specs: list[dict]) -> list[dict]:

@@ -28,7 +28,7 @@ WITHIN = {
     "0 or more": lambda value: value >= 0,
 }
 # Parameters that hold names: of a network, or of a network and a data set as "network/dataset".
-NETWORKS = "networks *_network *_networks trained enlarged public main transfer* controlled formed whole full"
+NETWORKS = "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"
 
 
 def notebook_names() -> list[str]:

@@ -14,22 +14,18 @@ def dense_specs(
 ) -> list[dict]:
     """Specs of dense networks: one of each checkpoint ("network/dataset"), `seeds` of each that is trained here.
 
-    known: baselines of the profile (`dense_networks.baseline_specs`). enlarged: names that are trained on digits of 16
-    pixels instead, as LARGER says and otherwise like the others. Raises ValueError for a network that is in neither.
+    Args:
+        known: baselines of the profile, among which `dense_networks.find_baseline` looks.
+        enlarged: names that are trained on digits of 16 pixels instead, as LARGER says and otherwise like the others.
     """
-    trained = [spec for spec in known if spec["source"] == "trained" and "labels" not in spec]
-    specs = []
+    specs: list[dict] = []
     for name in names:
-        if "/" in name:
-            network, dataset = name.split("/")
-            specs.append({"source": "public", "network": network, "dataset": dataset})
-            continue
-        found = [spec for spec in trained if spec["network"] == name and spec["seed"] < seeds]
         if name in enlarged:
-            found = [trained[0] | LARGER | {"network": name, "seed": seed} for seed in range(seeds)]
-        if len(found) < seeds:
-            raise ValueError(f"{name} is trained {len(found)} times by 00_baselines, not {seeds} times: ask for fewer.")
-        specs += found
+            specs += [known[0] | LARGER | {"network": name, "seed": seed} for seed in range(seeds)]
+            continue
+        first = dense_networks.find_baseline(name, known)
+        times = 1 if first["source"] == "public" else seeds
+        specs += [first, *(dense_networks.find_baseline(name, known, seed) for seed in range(1, times))]
     return specs
 
 

@@ -1,8 +1,10 @@
 """The dense networks: trained once, the same for every notebook, buildable in every profile."""
 
+import pytest
 import torch
 
 from lib import batch, dense_networks, training, weights
+from lib.provenance import CompanionError
 from lib.store import canonical
 
 SPEC = {"dataset": "digits", "network": "mlp", "source": "trained", "seed": 0, "epochs": 2, "lr": 0.1, "limit": 300}
@@ -40,6 +42,21 @@ def test_costs_count_and_time_a_network(tmp_path):
     public = dense_networks.cost_specs([{"dataset": "cifar100", "network": "resnet20", "source": "public"}])
     assert dense_networks.costs(tmp_path).run(public)["parameters"][0] == 278_324  # option B, as published
     assert 0 < rows["made_latency_1_ms"][0] < 1e3
+
+
+def test_a_network_is_found_by_its_name_and_its_data_set():
+    sizes = {"seeds": 2, "null_seeds": 1, "epochs": 3, "batch_size": 8, "lr": 0.1, "linear_lr": 0.1, "limit": 0}
+    lists = {"networks": ["mlp", "resnet8"], "elsewhere": ["mlp/digits16"], "public": ["resnet20/cifar10"]}
+    how = {"dataset": "digits", "schedule": "cosine", "augment": False, "null_network": "mlp"}
+    known = dense_networks.baseline_specs(sizes | lists | how)
+    assert len(known) == 2 * 3 + 1 + 1
+    found = [dense_networks.find_baseline(name, known, 1) for name in ("mlp", "mlp/digits", "mlp/digits16")]
+    assert [spec["dataset"] for spec in found] == ["digits", "digits", "digits16"]
+    assert all(spec["seed"] == 1 and "labels" not in spec for spec in found)
+    assert dense_networks.find_baseline("resnet20/cifar10", known, 1) == known[-1]
+    for name, seed in (("resnet56", 0), ("resnet8", 2), ("mlp/digits16", 2)):
+        with pytest.raises(CompanionError, match=rf"^{name}[^\n]*\.$"):
+            dense_networks.find_baseline(name, known, seed)
 
 
 def test_every_profile_names_baselines_that_can_be_built():

@@ -113,11 +113,14 @@ def test_every_network_takes_one_batch(network):
 @pytest.mark.parametrize("dataset", sorted({dataset for _, dataset in ALL}))
 def test_every_data_set_has_the_shape_that_networks_are_built_for(dataset):
     entry = data.DATASETS[dataset]
-    if not (data.data_dir() / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]).exists():
+    folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "tiny-imagenet": "tiny-imagenet-200"}
+    if not (data.data_dir() / folders[dataset]).exists():
         pytest.skip(f"{dataset} is not here")
-    loaded = data.load(dataset, limit=10)
-    assert loaded.test.images.shape == (10_000, 3, entry["size"], entry["size"])
-    assert len(loaded.test.labels.unique()) == entry["classes"] and len(loaded.validation) == 5000
+    loaded = data.load(dataset, limit=entry["classes"])
+    assert loaded.test.images.shape[1:] == (3, entry["size"], entry["size"]) and loaded.classes == entry["classes"]
+    if dataset != "tiny-imagenet":  # of which a part may be here
+        assert len(loaded.test) == 10_000 and len(loaded.validation) == 5000
+        assert len(loaded.test.labels.unique()) == entry["classes"]
 
 
 def test_the_memory_estimates_are_in_order_and_fit_the_device():
@@ -135,10 +138,12 @@ def test_the_memory_estimates_are_in_order_and_fit_the_device():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_notebooks_find_their_networks_among_the_baselines(profile):
-    own = {(spec["network"], spec["seed"]) for spec in baselines(profile) if spec["source"] == "trained"}
-    one, two = parameters(profile, "01"), parameters(profile, "02")
-    assert {(network, seed) for network in one["trained"] for seed in range(one["trials"])} <= own
-    assert {(network, seed) for network in two["trained"] for seed in range(two["seeds"])} <= own
+    known, one, two = baselines(profile), parameters(profile, "01"), parameters(profile, "02")
+    own = {(spec["network"], spec["seed"]) for spec in known if spec["source"] == "trained"}
+    for names, seeds in ((one["trained"], one["trials"]), (two["trained"], two["seeds"])):
+        for name in names:
+            found = [dense_networks.find_baseline(name, known, seed) for seed in range(seeds)]
+            assert {spec["source"] for spec in found} == {"trained"}, name
     assert set(one["layer_networks"]) <= {*one["trained"], *one["public"]}
     for names in ("controlled", "formed", "whole"):
         assert set(two[names]) <= {*two["trained"], *two["public"]}, names
@@ -182,7 +187,7 @@ def test_the_layers_of_paper_2_are_swept_in_every_network(network):
     assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel]).shape == (2, 2, 10)
 
 
-@pytest.mark.parametrize("network", sorted({n for p in PROFILES for n in parameters(p, "01")["trained"]}))
+@pytest.mark.parametrize("network", sorted({n.split("/")[0] for p in PROFILES for n in parameters(p, "01")["trained"]}))
 def test_the_hidden_layers_of_paper_1_exist(network):
     with torch.device("meta"):
         model = dense_networks.untrained({"network": network, "dataset": "cifar10"})

@@ -1,7 +1,6 @@
 """Names in a profile's parameters become the specs of its networks and layers."""
 
 import pandas as pd
-import pytest
 
 from lib import truncation_specs as specs
 
@@ -19,12 +18,6 @@ def test_a_checkpoint_is_one_network_and_a_trained_one_as_many_as_seeds():
 def test_enlarged_networks_are_trained_like_the_others_on_larger_digits():
     (found,) = specs.dense_specs(["vanilla_cnn"], KNOWN, ["vanilla_cnn"])
     assert found == COMMON | {"network": "vanilla_cnn", "seed": 0, "dataset": "digits16", "width": 0.25}
-
-
-@pytest.mark.parametrize(("name", "seeds"), [("resnet56", 1), ("resnet8", 4)])
-def test_a_network_that_nobody_trains_is_refused_in_one_sentence(name, seeds):
-    with pytest.raises(ValueError, match=rf"^{name}[^\n]*\.$"):
-        specs.dense_specs([name], KNOWN, seeds=seeds)
 
 
 def test_layers_are_taken_in_steps_with_their_options():
