@@ -3,8 +3,11 @@
 python -m lib.status PROFILE   (what `make status` calls)
 """
 
+from pathlib import Path
+
 import pyarrow.compute as pc
 
+from lib.fresh import FRESH
 from lib.parameters import check_profile
 from lib.provenance import PREFIX, command, root, runs_dir
 from lib.store import Store
@@ -40,27 +43,36 @@ def study_state(store: Store) -> dict:
     return {"done": len(known) - failed, "failed": failed, "left": left, "spent": spent, "still": still}
 
 
-def notebook_state(profile: str, name: str, studies: dict[str, dict]) -> str:
-    """One of: not started, begun, failed (with its cell and why), published."""
-    stages = root() / ".build" / profile
+def notebook_state(folder: Path, name: str, studies: dict[str, dict]) -> str:
+    """One of: not started, begun, failed (with its cell and why), published; `folder` is that of the profile's runs."""
+    stages = root() / ".build" / folder.name
     for failed in sorted([*stages.glob(f"{name}/failed"), *stages.glob(f"{name}.*-of-*/failed")]):
         return failed.read_text().partition("\n")[0][:80]
     if any(state["left"] for state in studies.values()):
         return "begun"
-    if (runs_dir() / profile / f"{name}.ipynb").exists():
+    if (folder / f"{name}.ipynb").exists():
         return "published"
     return "begun" if studies else "not started"
 
 
 def overview(profile: str) -> str:
-    """The table that `make status` prints."""
-    folder = runs_dir() / profile
+    """What `make status` prints: a table, and another one while a fresh run of the profile is not complete."""
+    beside = runs_dir() / FRESH
+    tables = [table(profile, runs_dir() / profile)]
+    if (beside / f"{profile}.json").exists():
+        tables.append(f"\nA fresh run of {profile}, which replaces the above when it is complete:\n")
+        tables.append(table(profile, beside / profile))
+    return "\n".join(tables)
+
+
+def table(profile: str, folder: Path) -> str:
+    """Notebooks of a profile and the studies that a folder of runs holds."""
     lines, total = [], 0.0
     for name in check_profile(profile):
         names = {path.stem for path in folder.glob(f"{name}.*.parquet")}
         names |= {path.name for path in (folder / "trials").glob(f"{name}.*") if path.is_dir()}
         studies = {study: study_state(Store(study, 0, folder)) for study in sorted(names)}
-        lines.append(f"{name:<30} {notebook_state(profile, name, studies)}")
+        lines.append(f"{name:<30} {notebook_state(folder, name, studies)}")
         for study, state in studies.items():
             still = "?" if state["still"] is None else duration(state["still"]) if state["left"] else ""
             total += state["still"] or 0.0

@@ -50,6 +50,19 @@ def test_a_fresh_clone_shows_the_published_rows(tmp_path):
     assert (state["done"], state["failed"], state["left"], state["still"]) == (2, 0, 0, 0.0)
 
 
+def test_a_fresh_run_that_is_not_complete_has_a_table_of_its_own(house, monkeypatch):
+    monkeypatch.setattr("lib.status.root", lambda: house)
+    populate(house)
+    fresh_runs = house / "runs/fresh"
+    study = Study("00_toy.squares", toy_trials.square, 1, fresh_runs / "smoke")
+    study.run([{"x": 1}, {"x": 2}])
+    assert "fresh" not in status.overview("smoke")
+    (fresh_runs / "smoke.json").write_text("{}")
+    published, _, beside = status.overview("smoke").partition("A fresh run of smoke")
+    assert "not started" in published and "squares" not in published
+    assert "begun" in beside and "squares                             2" in beside
+
+
 def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkeypatch):
     monkeypatch.setattr("lib.status.root", lambda: house)
     populate(house)
