@@ -110,6 +110,8 @@ def baseline_specs(parameters: dict) -> list[dict]:
         for network in parameters["networks"]
         for seed in range(parameters["seeds"])
     ]
+    if twice := sorted({*parameters["elsewhere"]} & {*parameters["public"]}):
+        raise CompanionError(f"{twice[0]} is in both public and elsewhere: other notebooks could not tell them apart.")
     pairs = (name.split("/") for name in parameters["elsewhere"])
     trained += [
         common | {"network": network, "seed": seed, "dataset": dataset}
@@ -130,15 +132,16 @@ def find_baseline(name: str, known: Sequence[dict], seed: int = 0) -> dict:
 
     Args:
         name: "network" for one that is trained on the profile's own data set; "network/dataset" for one that is trained
-            on that data set, and if there is none, for its authors' checkpoint, which has no seed.
+            `elsewhere`, and if there is none, for its authors' checkpoint, which has no seed.
         known: `baseline_specs` of the profile.
 
     Raises: CompanionError if nobody trains it with this seed.
     """
     network, slash, dataset = name.partition("/")
     trained = [spec for spec in known if spec["source"] == "trained" and "labels" not in spec]
-    alike = [s for s in trained if s["network"] == network and s["dataset"] == (dataset or trained[0]["dataset"])]
-    if slash and not alike:
+    own = trained[0]["dataset"]
+    alike = [s for s in trained if s["network"] == network and s["dataset"] == (dataset or own)]
+    if slash and (dataset == own or not alike):
         return {"source": "public", "network": network, "dataset": dataset}
     for spec in alike:
         if spec["seed"] == seed:

@@ -46,14 +46,18 @@ def test_costs_count_and_time_a_network(tmp_path):
 
 def test_a_network_is_found_by_its_name_and_its_data_set():
     sizes = {"seeds": 2, "null_seeds": 1, "epochs": 3, "batch_size": 8, "lr": 0.1, "linear_lr": 0.1, "limit": 0}
-    lists = {"networks": ["mlp", "resnet8"], "elsewhere": ["mlp/digits16"], "public": ["resnet20/cifar10"]}
+    lists = {"networks": ["mlp", "resnet8"], "elsewhere": ["mlp/digits16"], "public": ["resnet8/digits"]}
     how = {"dataset": "digits", "schedule": "cosine", "augment": False, "null_network": "mlp"}
     known = dense_networks.baseline_specs(sizes | lists | how)
     assert len(known) == 2 * 3 + 1 + 1
-    found = [dense_networks.find_baseline(name, known, 1) for name in ("mlp", "mlp/digits", "mlp/digits16")]
-    assert [spec["dataset"] for spec in found] == ["digits", "digits", "digits16"]
+    found = [dense_networks.find_baseline(name, known, 1) for name in ("mlp", "mlp/digits16")]
+    assert [spec["dataset"] for spec in found] == ["digits", "digits16"]
     assert all(spec["seed"] == 1 and "labels" not in spec for spec in found)
-    assert dense_networks.find_baseline("resnet20/cifar10", known, 1) == known[-1]
+    # A checkpoint of a network and data set that are trained here as well is told by the data set in its name.
+    assert dense_networks.find_baseline("resnet8/digits", known, 1) == known[-1]
+    assert dense_networks.find_baseline("resnet8", known)["source"] == "trained"
+    with pytest.raises(CompanionError, match="in both public and elsewhere"):
+        dense_networks.baseline_specs(sizes | lists | how | {"elsewhere": lists["public"]})
     for name, seed in (("resnet56", 0), ("resnet8", 2), ("mlp/digits16", 2)):
         with pytest.raises(CompanionError, match=rf"^{name}[^\n]*\.$"):
             dense_networks.find_baseline(name, known, seed)

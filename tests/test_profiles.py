@@ -144,6 +144,8 @@ def test_notebooks_find_their_networks_among_the_baselines(profile):
         for name in names:
             found = [dense_networks.find_baseline(name, known, seed) for seed in range(seeds)]
             assert {spec["source"] for spec in found} == {"trained"}, name
+    for name in (*one["public"], *two["public"]):
+        assert dense_networks.find_baseline(name, known)["source"] == "public", name
     assert set(one["layer_networks"]) <= {*one["trained"], *one["public"]}
     for names in ("controlled", "formed", "whole"):
         assert set(two[names]) <= {*two["trained"], *two["public"]}, names
