@@ -26,6 +26,7 @@ COLOURS = {  # one meaning, one colour, in every notebook
     "resnet56": PALETTE[4],
     "vgg16": PALETTE[3],
     "alexnet": PALETTE[5],
+    "alexnet-ungrouped": PALETTE[5],
     "preresnet101": PALETTE[6],
     "resnet18": PALETTE[7],
     "resnet50": PALETTE[9],

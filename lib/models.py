@@ -29,7 +29,7 @@ NETWORKS = {
     "resnet18": {"cifar": 9, "imagenet": 32},
     "resnet50": {"cifar": 9, "imagenet": 32},
     "vgg16": {"cifar": 32, "imagenet": 32},
-    "alexnet": {"cifar": 27, "imagenet": 63},
+    "alexnet": {"cifar": 27, "ungrouped": 27, "imagenet": 63},
     "mobilenet_v2": {"cifar": 9, "imagenet": 32},
     "vit_b_16": {"imagenet": 16},
     "vit_tiny": {"cifar": 8},
@@ -42,6 +42,7 @@ VARIANTS = {
     "imagenet": "torchvision's own form, stem included",
     "224": "that form behind an upsampling of the images to 224 pixels",
     "pretrained": "the same, with torchvision's ImageNet weights and a new last layer",
+    "ungrouped": "AlexNet for 32 pixels without its two groups, whose filters cannot be pruned one by one",
 }
 
 
@@ -61,7 +62,8 @@ def build(
 
     name: of NETWORKS, or of one with a variant of VARIANTS behind it, such as "resnet50-imagenet".
     channels, size: of the square input images; size in pixels.
-    form: `cifar` or `imagenet` (torchvision's own); by default `cifar` below 128 pixels, where the network has both.
+    form: `cifar`, `imagenet` (torchvision's own) or AlexNet's `ungrouped`; by default `cifar` below 128 pixels, where
+        the network has both.
     shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
     width: factor on every hidden layer's channels or units, for the networks outside FIXED_WIDTH.
     pretrained: torchvision's ImageNet weights, with a new last layer unless classes is 1000.
@@ -99,7 +101,7 @@ def build(
         elif form == "imagenet":
             model = _imagenet(name, classes, size, width)
         else:
-            model = _cifar(name, classes, channels, size, shortcut, width)
+            model = _cifar(name, classes, channels, size, shortcut, width, grouped=form != "ungrouped")
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # a hook that keeps a layer's output must not see it overwritten by the next
@@ -113,8 +115,9 @@ def split_name(name: str) -> tuple[str, str]:
         raise unknown("network", name, NETWORKS)
     if variant and variant not in VARIANTS:
         raise unknown(f"variant of {network}", variant, VARIANTS)
-    if variant and "imagenet" not in NETWORKS[network]:
-        raise unknown(f"form of {network}", "imagenet", NETWORKS[network])
+    form = variant if variant == "ungrouped" else "imagenet"
+    if variant and form not in NETWORKS[network]:
+        raise unknown(f"form of {network}", form, NETWORKS[network])
     return network, variant
 
 
@@ -169,7 +172,7 @@ def _pretrained(name: str, classes: int, size: int) -> nn.Module:
     return model
 
 
-def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float) -> nn.Module:
+def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float, grouped: bool) -> nn.Module:
     """The CIFAR forms, with He's initialisation of convolutions and PyTorch's own of linear layers."""
 
     def wide(*plan: int | str) -> list:
@@ -200,7 +203,7 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
         dense = (nn.Linear(broad * side**2, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, classes))
         model = _plain(layers, nn.Sequential(*dense))
     elif name == "alexnet":
-        model = _alexnet(classes, channels, size)
+        model = _alexnet(classes, channels, size, grouped)
     elif name == "preresnet101":
         model = PreActResNet(11, classes, channels, width)
     elif name in ("resnet18", "resnet50"):
@@ -250,11 +253,11 @@ def _vit_tiny(classes: int, channels: int, size: int) -> nn.Module:
     return model
 
 
-def _alexnet(classes: int, channels: int, size: int) -> nn.Sequential:
+def _alexnet(classes: int, channels: int, size: int, grouped: bool) -> nn.Sequential:
     """AlexNet as the released code of paper 4 shapes it for 32 pixels: BN, two groups, one pooling, no dropout."""
     features = [nn.Conv2d(channels, 96, 11, stride=4), nn.BatchNorm2d(96), nn.ReLU(), nn.MaxPool2d(3, 2)]
     for inputs, outputs, kernel, groups in ((96, 256, 5, 2), (256, 384, 3, 1), (384, 384, 3, 2), (384, 256, 3, 2)):
-        features.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups))
+        features.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups if grouped else 1))
         features += [nn.BatchNorm2d(outputs), nn.ReLU()]
     side = ((size - 11) // 4 + 1 - 3) // 2 + 1
     dense = (nn.Linear(256 * side**2, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, classes))

@@ -157,16 +157,21 @@ def twins(
         left[layer] -= 1
     for matrix in matrices:
         np.fill_diagonal(matrix, np.inf)
-    closest = [_closest(matrix) for matrix in matrices]
+    # The closest partner of each node; only nodes that lose theirs look for another one.
+    partners = [matrix.argmin(1) for matrix in matrices]
+    distances = [matrix.min(1) for matrix in matrices]
     while len(dropped) < total:
-        layer = min((k for k in range(len(found)) if left[k]), key=lambda k: closest[k][0])
-        _, a, b = closest[layer]
+        layer = min((k for k in range(len(found)) if left[k]), key=lambda k: distances[k].min())
+        matrix, partner, distance = matrices[layer], partners[layer], distances[layer]
+        a = int(distance.argmin())
+        b = int(partner[a])
         strength = [norms[layer][node] * np.linalg.norm(outgoing[layer][node]) for node in (a, b)]
         kept, gone = (a, b) if strength[0] >= strength[1] else (b, a)
         if merging:
             outgoing[layer][kept] += norms[layer][gone] / norms[layer][kept] * outgoing[layer][gone]
-        matrices[layer][gone], matrices[layer][:, gone] = np.inf, np.inf
-        closest[layer] = _closest(matrices[layer])
+        matrix[gone], matrix[:, gone], distance[gone] = np.inf, np.inf, np.inf
+        alone = np.flatnonzero(partner == gone)
+        partner[alone], distance[alone] = matrix[alone].argmin(1), matrix[alone].min(1)
         left[layer] -= 1
         dropped.append((layer, gone, kept))
     return dropped
@@ -214,9 +219,3 @@ def _absorb(model: nn.Module, found: Sequence[Layer], own: Layer, gone: int) -> 
 def _by_node(weight: Tensor, nodes: int) -> Tensor:
     """A reader's weight (outputs, nodes, entries): of a linear layer behind a flattened map several entries a node."""
     return weight.reshape(len(weight), nodes, -1)
-
-
-def _closest(matrix: np.ndarray) -> tuple[float, int, int]:
-    place = int(matrix.argmin())
-    a, b = divmod(place, len(matrix))
-    return float(matrix[a, b]), a, b

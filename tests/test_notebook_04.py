@@ -12,6 +12,7 @@ NAMED = {
     "vgg16": ({"width": 0.125}, 13, 12 + 1),
     "preresnet101": ({"width": 0.25}, 11 * 3 * 3 + 1, 11 * 3 * 2),
     "resnet18": ({}, 20, 8),
+    "alexnet-ungrouped": ({}, 5, 5 + 2),
     "resnet20": ({"width": 0.5}, 19, 9),
 }
 

@@ -144,3 +144,28 @@ def test_the_network_given_is_left_alone():
     selection.remove(model, 0.5, "merged", size=8)
     assert all((value == state[name]).all() for name, value in model.state_dict().items())
     assert channels.find(model, 8).dense.tolist() == [len(own) for own in selection.layers(model, 8)]
+
+
+@pytest.mark.parametrize("quota", [[7, 4], 12])
+def test_greedy_removal_takes_the_closest_pair_of_what_is_left_each_time(quota):
+    stream = torch.Generator().manual_seed(4)
+    found, scores = [], []
+    for nodes in (12, 9):
+        weights, outgoing = torch.randn(nodes, 3, generator=stream), torch.randn(nodes, 2, generator=stream)
+        parts = (weights, torch.zeros(nodes), outgoing, torch.ones(nodes))
+        found.append(selection.Layer("a", "b", "", *(part.double() for part in parts)))
+        rough = torch.randint(6, (nodes, nodes), generator=stream).double()  # with many ties
+        scores.append(rough + rough.T)
+    left = [set(range(len(layer))) for layer in found]
+    room = [len(layer) - 1 for layer in found] if isinstance(quota, int) else list(quota)
+    dropped = selection.twins(found, scores, quota)
+    assert len(dropped) == (quota if isinstance(quota, int) else sum(quota))
+    for layer, gone, kept in dropped:
+        pairs = {
+            k: min(float(scores[k][a, b]) for a in left[k] for b in left[k] if a != b) for k in (0, 1) if room[k] > 0
+        }
+        assert scores[layer][gone, kept] == pairs[layer] == min(pairs.values())
+        strength = [(found[layer].weights[n].norm() * found[layer].outgoing[n].norm()).item() for n in (kept, gone)]
+        assert strength[0] >= strength[1] and {gone, kept} <= left[layer]
+        left[layer].discard(gone)
+        room[layer] -= 1
