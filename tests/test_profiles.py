@@ -211,4 +211,8 @@ def test_the_regimes_of_paper_3_can_be_reached():
 @pytest.mark.parametrize("network", sorted({n for p in PROFILES for n in parameters(p, "04")["networks"]}))
 def test_the_nodes_and_codes_of_paper_4_are_found(network):
     model = models.build(network, classes=100)
-    assert len(spline_selection.layers(model)) >= 8 and len(spline.coded_layers(model)) >= 13
+    found = len(spline_selection.layers(model)), len(spline.coded_layers(model))
+    if network.startswith("alexnet"):
+        assert found == (5 + 2, 5)  # its wide linear layers are pruned and not coded
+    else:
+        assert found[0] >= 8 and found[1] >= 13
