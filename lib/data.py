@@ -16,17 +16,9 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.datasets.utils import check_integrity
 
+from lib.names import DATASETS
 from lib.provenance import CompanionError, data_dir, unknown
 
-# `padding` (pixels) and `flip` are what augmentation may do: a mirrored digit would be another sign.
-DATASETS = {
-    "digits": {"classes": 10, "channels": 1, "size": 8, "padding": 1, "flip": False},
-    "cifar10": {"classes": 10, "channels": 3, "size": 32, "padding": 4, "flip": True},
-    "cifar100": {"classes": 100, "channels": 3, "size": 32, "padding": 4, "flip": True},
-    "tiny-imagenet": {"classes": 200, "channels": 3, "size": 64, "padding": 8, "flip": True},
-    "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
-    "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
-}
 # Mean and standard deviation by channel of the training images in [0, 1] (digits: of all but the test images).
 STATISTICS = {
     "digits": ((0.3055,), (0.3759,)),

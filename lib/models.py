@@ -11,39 +11,13 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from lib import weights
 from lib.data import Statistics
+from lib.names import NETWORKS, split_name
 from lib.provenance import CompanionError, unknown
 from lib.resnets import CifarResNet, PreActResNet
 from lib.speed_net import SpeedNet
 
-DEPTHS = (8, 20, 32, 56, 110)
-# The forms of each network and the smallest image side (pixels) that each takes. Smaller images would leave no
-# feature map, or, in the CIFAR forms, 3x3 kernels on a 1x1 map, where only the centre tap sees the image.
-NETWORKS = {
-    "linear": {"cifar": 1},
-    "mlp": {"cifar": 1},
-    "digits_cnn": {"cifar": 4},
-    "vanilla_cnn": {"cifar": 16},
-    "keras_cnn": {"cifar": 10},
-    **{f"resnet{depth}": {"cifar": 5} for depth in DEPTHS},
-    "preresnet101": {"cifar": 5},
-    "resnet18": {"cifar": 9, "imagenet": 32},
-    "resnet50": {"cifar": 9, "imagenet": 32},
-    "vgg16": {"cifar": 32, "imagenet": 32},
-    "alexnet": {"cifar": 27, "ungrouped": 27, "imagenet": 63},
-    "mobilenet_v2": {"cifar": 9, "imagenet": 32},
-    "vit_b_16": {"imagenet": 16},
-    "vit_tiny": {"cifar": 8},
-    "speed_net": {"cifar": 25},
-}
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
-# What may follow a network's name, so that a list of names can tell the forms of one network apart.
-VARIANTS = {
-    "imagenet": "torchvision's own form, stem included",
-    "224": "that form behind an upsampling of the images to 224 pixels",
-    "pretrained": "the same, with torchvision's ImageNet weights and a new last layer",
-    "ungrouped": "AlexNet for 32 pixels without its two groups, whose filters cannot be pruned one by one",
-}
 
 
 def build(
@@ -60,7 +34,7 @@ def build(
 ) -> nn.Module:
     """A network of NETWORKS on the CPU; its weights follow from `seed` and leave the global random state alone.
 
-    name: of NETWORKS, or of one with a variant of VARIANTS behind it, such as "resnet50-imagenet".
+    name: of `names.NETWORKS`, or of one with a variant of `names.VARIANTS` behind it, such as "resnet50-imagenet".
     channels, size: of the square input images; size in pixels.
     form: `cifar`, `imagenet` (torchvision's own) or AlexNet's `ungrouped`; by default `cifar` below 128 pixels, where
         the network has both.
@@ -106,19 +80,6 @@ def build(
         if hasattr(module, "inplace"):
             module.inplace = False  # a hook that keeps a layer's output must not see it overwritten by the next
     return model
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """A name of NETWORKS and the variant behind it, or ""; CompanionError for a name or a variant that is unknown."""
-    network, _, variant = name.partition("-")
-    if network not in NETWORKS:
-        raise unknown("network", name, NETWORKS)
-    if variant and variant not in VARIANTS:
-        raise unknown(f"variant of {network}", variant, VARIANTS)
-    form = variant if variant == "ungrouped" else "imagenet"
-    if variant and form not in NETWORKS[network]:
-        raise unknown(f"form of {network}", form, NETWORKS[network])
-    return network, variant
 
 
 def architecture(name: str) -> str:

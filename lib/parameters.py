@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 
 import yaml
 
+from lib.names import DATASETS, split_name
 from lib.provenance import CompanionError, root, unknown
 
 # What a number may be, by the name of its parameter; the first line that fits decides. Any other is 0 or more.
@@ -138,12 +139,9 @@ def _check_range(parameter: str, value: object, source: str) -> None:
 
 
 def _check_names(parameter: str, value: object, source: str) -> None:
-    """Networks and data sets exist. Their lists are imported when needed: torchvision and timm take seconds."""
+    """Networks and data sets exist."""
     if parameter != "dataset" and not any(fnmatch(parameter, name) for name in NETWORKS.split()):
         return
-    from lib.data import DATASETS
-    from lib.models import split_name
-
     for leaf in (leaf for leaf in _leaves(value) if isinstance(leaf, str)):
         network, slash, dataset = leaf.partition("/") if parameter != "dataset" else ("", "/", leaf)
         try:

@@ -1,10 +1,13 @@
 """Parameters are refused before anything starts, with a sentence that names the remedy."""
 
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
 from lib import parameters
-from lib.provenance import CompanionError
+from lib.provenance import CompanionError, root
 from tests.toy_house import write_notebook, write_yaml
 
 NAMED = """profile = "smoke"
@@ -166,3 +169,10 @@ def test_yaml_that_is_none_or_no_mapping_or_a_program_is_one_sentence(house, mon
     with pytest.raises(CompanionError, match=sentence):
         parameters.check_profile("smoke")
     assert not (house / "made_by_yaml").exists()
+
+
+def test_a_profile_is_checked_without_loading_torch():
+    """Every process of a batch checks its parameters, and torch with torchvision takes seconds."""
+    code = "import sys; from lib import parameters; parameters.check_profile('laptop'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
