@@ -1,14 +1,14 @@
 # One rule runs one notebook of a profile in a process of its own; with `shards=n` another rule fills its store before,
 # in n jobs that share the trials. Stamps are the only outputs that snakemake knows: a declared result is deleted when
-# its job starts and lost when it fails. Results are published by lib.batch.
+# its job starts and lost when it fails. Results are published by lib.notebook.
 import sys
 
-from lib import batch
+from lib import notebook, parameters
 
 PROFILE = config.get("profile", "smoke")
 SHARDS = int(config.get("shards", 1))
-CELL_SECONDS = int(config.get("cell_seconds", batch.CELL_SECONDS))
-NOTEBOOKS = batch.check_profile(PROFILE)
+CELL_SECONDS = int(config.get("cell_seconds", notebook.CELL_SECONDS))
+NOTEBOOKS = parameters.check_profile(PROFILE)
 RUN = f"{sys.executable} -m lib.batch execute {PROFILE} {{wildcards.name}}"
 
 
@@ -23,7 +23,7 @@ def shards(wildcards):
 
 
 def workers(wildcards):
-    return batch.profile_parameters(PROFILE, wildcards.name).get("workers", 1)
+    return parameters.profile_parameters(PROFILE, wildcards.name).get("workers", 1)
 
 
 wildcard_constraints:

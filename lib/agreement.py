@@ -1,26 +1,28 @@
 """Whether two measures order the same configurations alike: ranks within strata, orders of a few, separations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float], strata: Sequence = ()) -> float:
+def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata: Sequence = ()) -> float | np.ndarray:
     """Spearman's correlation of the ranks that two measures have within each stratum, pooled over strata.
 
     Args:
-        x, y: (n,) values. A NaN takes its pair out.
+        x: (n,) values.
+        y: (n,) values, or (..., n) of many other measures. A NaN takes its pair out.
         strata: (n,) labels; without them all values form one stratum. What strata have in common (a network, a
             sparsity) then adds nothing to the correlation.
 
-    Returns: a value in [-1, 1]; NaN if one of the measures is constant within every stratum.
+    Returns: a value in [-1, 1], or (...) of them; NaN where a measure is constant within every stratum.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if x.shape != y.shape or x.ndim != 1 or len(strata) not in (0, len(x)):
+    if x.ndim != 1 or y.shape[-1:] != x.shape or len(strata) not in (0, len(x)):
         raise ValueError(f"Measures and strata must be of one length, not {x.shape}, {y.shape} and {len(strata)}.")
-    known = ~(np.isnan(x) | np.isnan(y))
-    labels = _labels(strata, len(x))[known]
-    return _pooled(_centred_ranks(x[known], labels), _centred_ranks(y[known], labels))
+    # A pair that is out is a stratum of its own, where its rank is the mean rank.
+    labels = np.where(np.isnan(x) | np.isnan(y), len(x) + np.arange(len(x)), _labels(strata, len(x)))
+    pooled = _pooled(_centred_ranks(np.broadcast_to(x, y.shape), labels), _centred_ranks(y, labels))
+    return pooled if y.ndim > 1 else float(pooled)
 
 
 def nested_interval(
@@ -37,10 +39,7 @@ def nested_interval(
     Args:
         statistic: takes indices of trials and indices of units, drawn with replacement, each independently.
     """
-    random = np.random.default_rng(seed)
-    draws = ((random.integers(trials, size=trials), random.integers(units, size=units)) for _ in range(resamples))
-    low, high = np.nanquantile([statistic(*draw) for draw in draws], [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _middle([statistic(*draw) for draw in _draws(trials, units, seed, resamples)], level)
 
 
 def rank_correlation_interval(x: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: int) -> tuple[float, float]:
@@ -53,31 +52,30 @@ def rank_correlation_interval(x: np.ndarray, y: np.ndarray, strata: Sequence = (
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     labels = _labels(strata, len(x))
-
-    def statistic(trials: np.ndarray, units: np.ndarray) -> float:
-        a, b = (_centred_ranks(measure[:, trials].mean(1), labels) for measure in (x, y))
-        return _pooled(a[units], b[units])
-
-    return nested_interval(statistic, x.shape[1], len(x), seed=seed)
+    trials, units = map(np.array, zip(*_draws(x.shape[1], len(x), seed, resamples=1000), strict=True))
+    ranks = (_centred_ranks(measure[:, trials].mean(-1).T, labels) for measure in (x, y))
+    return _middle(_pooled(*(np.take_along_axis(rank, units, axis=1) for rank in ranks)), level=0.95)
 
 
 def permutation_p(
-    statistic: Callable[[np.ndarray], float], y: Sequence[float], strata: Sequence = (), *, seed: int, draws: int = 999
+    statistic: Callable[[np.ndarray], np.ndarray | float],
+    y: Sequence[float],
+    strata: Sequence = (),
+    *,
+    seed: int,
+    draws: int = 999,
 ) -> float:
     """One-sided p of a statistic of y, where values are exchanged within strata if there is no effect.
 
     Args:
-        statistic: takes y; large values speak for an effect.
+        statistic: takes (..., n) values of y and returns (...) values; large ones speak for an effect.
     """
     y = np.asarray(y, dtype=float)
     labels, random = _labels(strata, len(y)), np.random.default_rng(seed)
-    observed, reached = statistic(y), 0
-    for _ in range(draws):
-        order = np.lexsort((random.random(len(y)), labels))
-        exchanged = np.empty_like(y)
-        exchanged[np.argsort(labels, kind="stable")] = y[order]
-        reached += statistic(exchanged) >= observed
-    return (1 + reached) / (1 + draws)
+    order = np.lexsort((random.random((draws, len(y))), np.broadcast_to(labels, (draws, len(y)))))
+    exchanged = np.empty(order.shape)
+    exchanged[:, np.argsort(labels, kind="stable")] = y[order]
+    return float((1 + np.sum(statistic(exchanged) >= statistic(y))) / (1 + draws))
 
 
 def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -116,25 +114,41 @@ def _labels(strata: Sequence, n: int) -> np.ndarray:
     return np.unique(strata, return_inverse=True)[1]
 
 
+def _draws(trials: int, units: int, seed: int, resamples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of trials and of units, drawn with replacement, each independently."""
+    random = np.random.default_rng(seed)
+    return ((random.integers(trials, size=trials), random.integers(units, size=units)) for _ in range(resamples))
+
+
+def _middle(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Between which values the middle share `level` of them lies."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _centred_ranks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ranks within strata minus their mean, ties averaged: half the sum of the signs of all differences."""
-    if not len(values):
-        return np.zeros(0)
+    """Ranks (..., n) within strata minus their mean, ties averaged: half the sum of the signs of all differences."""
+    if not values.size:
+        return np.zeros(values.shape)
+    labels = np.broadcast_to(labels, values.shape)
     order = np.lexsort((values, labels))
-    values, labels = values[order], labels[order]
-    stratum = labels[1:] != labels[:-1]
-    centred = np.empty(len(order))
-    centred[order] = _middles(stratum | (values[1:] != values[:-1])) - _middles(stratum)
+    values, labels = (np.take_along_axis(array, order, -1) for array in (values, labels))
+    stratum = labels[..., 1:] != labels[..., :-1]
+    centred = np.empty(values.shape)
+    middles = _middles(stratum | (values[..., 1:] != values[..., :-1])) - _middles(stratum)
+    np.put_along_axis(centred, order, middles, -1)
     return centred
 
 
 def _middles(changes: np.ndarray) -> np.ndarray:
     """The middle place of the run that each place belongs to; `changes` says after which places a run ends."""
-    starts = np.flatnonzero(np.append(True, changes))
-    ends = np.append(starts[1:], len(changes) + 1)
-    return np.repeat((starts + ends - 1) / 2, ends - starts)
+    edge = np.ones((*changes.shape[:-1], 1), dtype=bool)
+    places = np.arange(changes.shape[-1] + 1)
+    starts = np.maximum.accumulate(np.where(np.concatenate([edge, changes], -1), places, 0), axis=-1)
+    ends = np.where(np.concatenate([changes, edge], -1), places, places[-1])
+    return (starts + np.minimum.accumulate(ends[..., ::-1], axis=-1)[..., ::-1]) / 2
 
 
-def _pooled(a: np.ndarray, b: np.ndarray) -> float:
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
+def _pooled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)

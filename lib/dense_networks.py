@@ -13,9 +13,12 @@ from torch import nn
 from lib import data, memory, models, training
 from lib import weights as weights_io
 from lib.data import Data
+from lib.names import DATASETS
+from lib.parameters import profile_parameters
 from lib.provenance import CompanionError
+from lib.seeds import generator, seed_from
 from lib.store import canonical
-from lib.study import Study, generator, seed_from
+from lib.study import Study
 
 DENSE = (
     "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
@@ -64,7 +67,7 @@ def measure_costs(spec: dict, device: str, weights: Path) -> dict:
 
     Returns: parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
     """
-    entry, model = data.DATASETS[spec["dataset"]], untrained(spec)
+    entry, model = DATASETS[spec["dataset"]], untrained(spec)
     shape = (entry["channels"], entry["size"], entry["size"])
     row = {"parameters": models.count_parameters(model), "macs": models.count_macs(model, (1, *shape))}
     return row | {f"made_latency_{n}_ms": training.latency_ms(model, (n, *shape), device) for n in (1, 128)}
@@ -127,6 +130,11 @@ def baseline_specs(parameters: dict) -> list[dict]:
     return trained + null + public
 
 
+def profile_baselines(profile: str) -> list[dict]:
+    """Specs of the dense networks that `00_baselines` trains in a profile, for the notebooks that start from them."""
+    return baseline_specs(profile_parameters(profile, "00_baselines"))
+
+
 def find_baseline(name: str, known: Sequence[dict], seed: int = 0) -> dict:
     """The spec of a dense network by its name in a notebook's lists.
 
@@ -158,7 +166,7 @@ def cost_specs(specs: list[dict]) -> list[dict]:
 
 def untrained(spec: dict) -> nn.Module:
     """The architecture of a baseline's spec with arbitrary weights; needs neither its data nor its checkpoint."""
-    shape = {name: data.DATASETS[spec["dataset"]][name] for name in ("classes", "channels", "size")}
+    shape = {name: DATASETS[spec["dataset"]][name] for name in ("classes", "channels", "size")}
     return models.build(models.architecture(spec["network"]), **_options(spec), **shape)
 
 
@@ -197,7 +205,7 @@ def training_mb(spec: dict) -> float:
 @cache
 def _training_mb(text: str, batch_size: int) -> float:
     spec = json.loads(text)
-    entry = data.DATASETS[spec["dataset"]]
+    entry = DATASETS[spec["dataset"]]
     shape = (entry["channels"], entry["size"], entry["size"])
     with torch.device("meta"):
         model = untrained(spec)

@@ -65,15 +65,19 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
     measured = [column for column in numbers if column.startswith(PREFIX)]
     results = numbers.drop(columns=measured)
     picture, sharp = {}, {"svg": 100, "png": plt.rcParams["savefig.dpi"]}  # in an SVG only embedded images have pixels
-    for kind, metadata in {
-        "svg": {"Date": None, "Title": slug, "Description": alt},
-        "png": {"Software": None, "Title": slug, "Description": alt},
-    }.items():
-        buffer = io.BytesIO()
-        with plt.rc_context({"svg.hashsalt": "compression-companion"}):  # else the same figure has other ids each time
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    # Without the salt the same figure has other ids each time; laid out for each file, it takes three times as long.
+    with plt.rc_context({"svg.hashsalt": "compression-companion", "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+        for kind, metadata in {
+            "svg": {"Date": None, "Title": slug, "Description": alt},
+            "png": {"Software": None, "Title": slug, "Description": alt},
+        }.items():
+            buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata, dpi=sharp[kind])
-        picture[kind] = buffer.getvalue() if kind == "svg" else _smaller(buffer)
-        write_atomically(folder / f"{slug}.{kind}", picture[kind])
+            picture[kind] = buffer.getvalue() if kind == "svg" else _smaller(buffer)
+            write_atomically(folder / f"{slug}.{kind}", picture[kind])
     write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
     if measured:
         write_atomically(folder / f"{slug}.timing.csv", numbers.to_csv(index=False, lineterminator="\n").encode())

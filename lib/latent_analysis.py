@@ -90,9 +90,9 @@ def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, pairs: np.ndarray) -> dict:
     """Share of pairs that means over trials order alike, a tie counting half; p by exchange within case and method."""
     x_values, y_values = x.to_numpy(), y.to_numpy()
 
-    def share(a: np.ndarray, b: np.ndarray, chosen: np.ndarray = pairs) -> float:
+    def share(a: np.ndarray, b: np.ndarray, chosen: np.ndarray = pairs) -> np.ndarray:
         i, j = chosen.T
-        return float((1 + np.sign((a[i] - a[j]) * (b[i] - b[j]))).mean() / 2)
+        return (1 + np.sign((a[i] - a[j]) * (b[..., i] - b[..., j]))).mean(-1) / 2
 
     def drawn(trials: np.ndarray, units: np.ndarray) -> float:
         return share(x_values[:, trials].mean(1), y_values[:, trials].mean(1), pairs[units])
@@ -100,7 +100,7 @@ def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, pairs: np.ndarray) -> dict:
     a, b = x_values.mean(1), y_values.mean(1)
     low, high = nested_interval(drawn, x.shape[1], len(pairs), seed=1)
     p = permutation_p(lambda values: share(a, values), b, strata(x, "case", "method"), seed=1)
-    return {"value": share(a, b), "low": low, "high": high, "p": p, "n": len(pairs)}
+    return {"value": float(share(a, b)), "low": low, "high": high, "p": p, "n": len(pairs)}
 
 
 def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
@@ -187,16 +187,15 @@ def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFra
 
     better, other, target: (configurations, trials), as `matrix` returns them. within: index levels that make strata.
     """
-    groups, arrays = strata(target, *within), [frame.to_numpy() for frame in (better, other, target)]
+    labels = np.unique([str(group) for group in strata(target, *within)], return_inverse=True)[1]
+    arrays = [frame.to_numpy() for frame in (better, other, target)]
 
     def difference(trials: np.ndarray, units: np.ndarray) -> float:
         a, b, y = (array[:, trials].mean(1)[units] for array in arrays)
-        labels = [groups[unit] for unit in units]
-        return rank_correlation(a, y, labels) - rank_correlation(b, y, labels)
+        return rank_correlation(a, y, labels[units]) - rank_correlation(b, y, labels[units])
 
     low, high = nested_interval(difference, target.shape[1], len(target), seed=8)
     value = difference(np.arange(target.shape[1]), np.arange(len(target)))
-    labels = np.array([str(group) for group in groups])
     ranks = [frame.mean(axis=1).groupby(labels).rank() for frame in (better, other)]
     return {"value": value, "low": low, "high": high, "n": len(target), "tied": bool(ranks[0].equals(ranks[1]))}
 

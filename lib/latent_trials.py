@@ -24,7 +24,8 @@ from lib.head import (
 )
 from lib.masks import filter_mask, magnitude_mask, nm_mask
 from lib.provenance import write_atomically
-from lib.study import Study, generator
+from lib.seeds import generator
+from lib.study import Study
 
 GROUPS, DF = 100, 4.0  # of the Student-t projection of paper 1
 CURVATURE_IMAGES = 5000  # the Hessian at a pruned head is averaged over at most so many training images

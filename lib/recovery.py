@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lib import batch_norm, data, dense_networks, factorisation, sweep, training, truncation
 from lib.data import Data, Split
 from lib.dense_networks import dense_spec, training_mb
-from lib.study import Study, generator
+from lib.seeds import generator
+from lib.study import Study
 from lib.truncation_trials import STUDY, part
 
 ARMS = ("dense", "projected", "factorised", "batch norm", "untruncated")

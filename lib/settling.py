@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats
 
-from lib import batch
+from lib import parameters
 from lib.claims import INCONCLUSIVE, LEVEL, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, bounds
 from lib.provenance import PREFIX
 
@@ -67,7 +67,7 @@ def counts_table(results: dict[str, dict[str, list[dict]]]) -> str:
             open_ones = [
                 sum(entry["verdict"] == verdict for entry in entries) for verdict in (INCONCLUSIVE, UNTESTABLE)
             ]
-            sized = batch.profile_parameters(profile, notebook)["decides"]
+            sized = parameters.profile_parameters(profile, notebook)["decides"]
             numbers = [len(entries), len(decided), *open_ones, len(sized), len(decided & set(sized))]
             total = [a + b for a, b in zip(total, numbers, strict=True)]
             lines.append(f"| {profile} | `{notebook}` | " + " | ".join(map(str, numbers)) + " |")
@@ -86,7 +86,7 @@ def open_table(results: dict[str, dict[str, list[dict]]], folders: dict[str, Pat
     ]
     for profile, notebooks in results.items():
         for notebook, entries in notebooks.items():
-            sized = batch.profile_parameters(profile, notebook)["decides"]
+            sized = parameters.profile_parameters(profile, notebook)["decides"]
             for entry in entries:
                 if entry["verdict"] != INCONCLUSIVE:
                     continue

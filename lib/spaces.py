@@ -13,7 +13,7 @@ import pandas as pd
 from lib.channels import Groups, count
 from lib.claims import LEVEL, dkw_half_width
 from lib.provenance import CompanionError
-from lib.study import seed_from
+from lib.seeds import seed_from
 
 LARGEST_RANDOM = 0.95  # largest ratio that the random sampler draws
 FIRST_DRAWS, MOST_DRAWS = 20_000, 20_000_000

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from lib import figures, spaces, spaces_samplers
 from lib.channels import Groups
+from lib.seeds import seed_from
 from lib.spaces import Regime
-from lib.study import seed_from
 
 
 def recipe(groups: Groups, kept: float, tilt: float, spread: float, seed: int = 0) -> np.ndarray:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lib import batch_norm, channels, models, spaces, streams, training
+from lib.seeds import generator, seed_from
 from lib.spaces_trials import MODES, reinitialise
-from lib.study import Study, generator, seed_from
+from lib.study import Study
 
 
 def streamed(folder: Path) -> Study:

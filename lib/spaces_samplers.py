@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lib.channels import Groups
+from lib.seeds import seed_from
 from lib.spaces import Regime, mean_computation_budget, recipe_std, resolution, rounded, unique
-from lib.study import seed_from
 
 LARGEST_RATIO = 15 / 16  # pruned share of a group, as this companion declares
 MCB_TOLERANCE = 0.05  # |log(mCB / target)| of a recipe that hits its target

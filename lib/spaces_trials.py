@@ -17,8 +17,10 @@ from lib import batch_norm, channels, data, dense_networks, models, spaces, trai
 from lib.channels import Groups
 from lib.data import Data, Split
 from lib.dense_networks import training_mb
+from lib.names import DATASETS
 from lib.provenance import CompanionError, unknown
-from lib.study import Study, generator, seed_from
+from lib.seeds import generator, seed_from
+from lib.study import Study
 
 DENSE = (
     "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
@@ -127,7 +129,7 @@ def rank_filters(spec: dict, device: str, weights: Path, *, baselines: Path) -> 
 def measure_latency(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images of an untrained recipe."""
     dense = dense_spec(spec)
-    entry, groups = data.DATASETS[dense["dataset"]], prunable(dense)
+    entry, groups = DATASETS[dense["dataset"]], prunable(dense)
     asked = dict(zip(groups.names, spec["widths"], strict=True))
     pruned = channels.prune(dense_networks.untrained(dense), asked, size=entry["size"])
     shape = (entry["channels"], entry["size"], entry["size"])
@@ -182,4 +184,4 @@ def _dense(text: str, baselines: Path, device: str) -> tuple[nn.Module, Data]:
 @lru_cache(maxsize=8)
 def _prunable(text: str) -> Groups:
     spec = json.loads(text)
-    return channels.find(dense_networks.untrained(spec), data.DATASETS[spec["dataset"]]["size"]).internal()
+    return channels.find(dense_networks.untrained(spec), DATASETS[spec["dataset"]]["size"]).internal()

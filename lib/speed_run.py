@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from lib import data, models
 from lib.data import Data, Split
-from lib.study import Study, generator, seed_from
+from lib.seeds import generator, seed_from
+from lib.study import Study
 from lib.throughput import Backward, autocast, on_cuda, placed
 
 # The published recipe. The rates are those of 1,024 images, for losses that are summed over a batch.

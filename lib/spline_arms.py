@@ -12,9 +12,10 @@ from lib import spline_selection as selection
 from lib.data import Data
 from lib.dense_networks import training_mb
 from lib.provenance import CompanionError, unknown
+from lib.seeds import generator
 from lib.spline_flops import forward_flops, training_flops
 from lib.spline_trials import accuracy, loaded, snapshot, train
-from lib.study import Study, generator
+from lib.study import Study
 
 ARMS = ("ticket", "late", "reinit", "end", "rewound", "scratch", "layerwise", "short", "snip")
 SNIP_IMAGES = 128  # of the one batch on which SNIP measures saliencies

@@ -9,9 +9,10 @@ from torch import nn
 from lib import partition, spline
 from lib import spline_selection as selection
 from lib import spline_toy as toy
+from lib.seeds import generator
 from lib.spline_toy import Batch
 from lib.spline_toy_trials import trained, without
-from lib.study import Study, generator
+from lib.study import Study
 
 DIAGONALS = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])  # of the square max(|x|, |y|) = c
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.study import generator
+from lib.seeds import generator
 
 WINDOW = ((-5.0, 5.0), (-5.0, 5.0))
 POINTS, TEST = 2000, 400

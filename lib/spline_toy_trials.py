@@ -11,8 +11,9 @@ from lib import partition, spline
 from lib import partition_lines as pl
 from lib import spline_selection as selection
 from lib import spline_toy as toy
+from lib.seeds import generator
 from lib.spline_toy import WINDOW, Batch
-from lib.study import Study, generator
+from lib.study import Study
 
 METHODS = ("raw", "normalised", "signed", "merged", "data", "magnitude", "median", "random")
 TUNED = ("raw", "signed", "merged", "magnitude", "random")

@@ -14,7 +14,8 @@ from lib import spline_selection as selection
 from lib.data import Data, Split
 from lib.dense_networks import training_mb
 from lib.provenance import write_atomically
-from lib.study import Study, generator, seed_from
+from lib.seeds import generator, seed_from
+from lib.study import Study
 
 SEARCH = "dataset network width limit test_images epochs lr batch_size weight_decay side labels rate penalty".split()
 MASK_RATIOS = (0.3, 0.5, 0.7)  # one mask-distance detector for each

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lib import batch, settling
+from lib import parameters, settling
 from lib.provenance import PREFIX, CompanionError, command, root, write_atomically
 
 PUBLISHED = ("laptop", "gpu")  # profiles whose results are committed, in the order of the tables
@@ -80,7 +80,7 @@ def costs_table() -> str:
             files = [*(root() / "runs" / profile).glob(f"{notebook}.*")]
             files += (root() / "figures" / profile).glob(f"{notebook[:2]}_*")
             megabytes = sum(file.stat().st_size for file in files) / 2**20
-            longest = max([sum(seconds) / batch.profile_parameters(profile, notebook)["workers"], *seconds])
+            longest = max([sum(seconds) / parameters.profile_parameters(profile, notebook)["workers"], *seconds])
             wall, spent, size = wall + longest, spent + sum(seconds), size + megabytes
             cells = (
                 profile,

@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from lib import data, memory, provenance
 from lib.data import Data, Split
+from lib.progress import quiet
 from lib.provenance import unknown
-from lib.study import generator, quiet, seed_from
+from lib.seeds import generator, seed_from
 from lib.throughput import Backward, autocast, chosen, on_cuda, placed, repeatable
 
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")

@@ -26,18 +26,16 @@ LOOKS |= {
     "cp": ("black", "v"),
     "dense": ("black", "+"),
 }
-ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
-ARMS |= {"batch norm": (PURPLE, "s")}
-COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
 Drawn = tuple[Figure, pd.DataFrame]
 
 
-def _look(form: str) -> dict:
+def look(form: str) -> dict:
+    """Colour, marker and line of a form; dashed where two factorisations add up."""
     colour, marker = LOOKS[form]
     return {"color": colour, "marker": marker, "linestyle": "--" if "+" in form else "-", "markersize": 4}
 
 
-def _in_order(forms: Iterable[str]) -> list[str]:
+def in_order(forms: Iterable[str]) -> list[str]:
     """Forms as LOOKS lists them, so that legends do not depend on what came first."""
     present = set(forms)
     return [form for form in LOOKS if form in present]
@@ -144,11 +142,11 @@ def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
     figure, axes = plt.subplots(1, len(cases), figsize=(1.5 + 2.9 * len(cases), 3.4), sharey=True, squeeze=False)
     for axis, case in zip(axes.flat, cases, strict=True):
         here = tolerated[tolerated["case"] == case]
-        for cut in _in_order(here["cut"]):
+        for cut in in_order(here["cut"]):
             one = here[here["cut"] == cut].groupby("place").agg({"tolerance": "mean", "censored": "max"})
-            axis.plot(one.index, one["tolerance"], **_look(cut), label=cut, linewidth=1)
+            axis.plot(one.index, one["tolerance"], **look(cut), label=cut, linewidth=1)
             bounds = one[one["censored"]]
-            axis.plot(bounds.index, bounds["tolerance"], **_look(cut) | {"linestyle": "", "markerfacecolor": "white"})
+            axis.plot(bounds.index, bounds["tolerance"], **look(cut) | {"linestyle": "", "markerfacecolor": "white"})
         shapes = here.drop_duplicates("place").sort_values("place").set_index("place")["shape"]
         for place in shapes.index[shapes != shapes.shift()][1:]:
             axis.axvline(place - 0.5, color="0.8", zorder=0)
@@ -168,12 +166,12 @@ def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
     figure, axis = plt.subplots(figsize=(7.5, 4))
     numbers = []
     pairs = points[points["method"].isin(["cut", "joint2"]) & points["cut"].str.contains(r"[.+]")]
-    for form in _in_order(pairs["cut"]):
+    for form in in_order(pairs["cut"]):
         one = pairs[pairs["cut"] == form]
         groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
         line = pd.DataFrame([_mean_over_layers(group) for _, group in groups])
         line = line[line["layers"] >= 3]
-        axis.errorbar(line["relative_error"], -line["drop"], line["half"], **_look(form), elinewidth=0.8, label=form)
+        axis.errorbar(line["relative_error"], -line["drop"], line["half"], **look(form), elinewidth=0.8, label=form)
         numbers.append(line.assign(cut=form))
     _in_points(axis)
     axis.set(xlabel="relative error ε of the kernel", ylabel="change of accuracy (points)")
@@ -230,11 +228,11 @@ def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
     means = pd.DataFrame([{"form": f, "target": t} | _mean_over_layers(one) for (f, t), one in groups])
     order = means[means["target"] == budgets[-1]].sort_values("drop")["form"].tolist()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for form in _in_order(means["form"]):
+    for form in in_order(means["form"]):
         for k, budget in enumerate(budgets):
             one = means[(means["form"] == form) & (means["target"] == budget)]
             hollow = {"markerfacecolor": "white"} if k == len(budgets) - 1 else {"label": form}
-            style = _look(form) | {"linestyle": "", "markersize": 6, "elinewidth": 0.8} | hollow
+            style = look(form) | {"linestyle": "", "markersize": 6, "elinewidth": 0.8} | hollow
             place = [order.index(form) + 0.3 * k] if form in order else []
             axes[0].errorbar(place, -one["drop"][: len(place)], one["half"][: len(place)], **style)
             axes[1].errorbar(one["relative_error"], -one["drop"], one["half"], **style)
@@ -244,72 +242,6 @@ def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
     kept = f"filled: {budgets[0]:.0%}\nhollow: {budgets[-1]:.0%} of the\nparameters\nbars: 95 %"
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=kept)
     return figure, means
-
-
-def all_layers(table: pd.DataFrame) -> Drawn:
-    """Change of accuracy with all layers truncated, against the relative error and against the parameters left.
-
-    table: `form_name`, `target`, `relative_error`, `drop`, `kept`.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    means = table.groupby(["form_name", "target"], sort=False)[["relative_error", "drop", "kept"]].mean().reset_index()
-    for form in _in_order(means["form_name"]):
-        one = means[means["form_name"] == form]
-        axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **_look(form), label=form)
-        if form in COUNTED:
-            axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **_look(form))
-    axes[0].set(xlabel="relative error of all kernels together", ylabel="change of accuracy (points)")
-    axes[1].set(xlabel="share of the network's parameters, factorised")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
-    return figure, means
-
-
-def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
-    """Accuracy by epoch of retraining, a line an arm, a panel a truncation, mean over trainings; dotted: `few` epochs.
-
-    rows: `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
-    Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0.
-    """
-    panels = list(rows[rows["arm"] != "untruncated"].groupby(["form_name", "target"], sort=False).groups)
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 1.95 * len(panels), 3.8), sharey=True, squeeze=False)
-    numbers = []
-    for axis, (form, error) in zip(axes.flat, panels, strict=True):
-        here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
-        for arm in [name for name in ARMS if name in set(rows["arm"])]:
-            line = np.mean(rows.loc[here & (rows["arm"] == arm), "accuracy"].tolist(), axis=0)
-            line = line[1:] if arm == "batch norm" else line
-            colour, marker = ARMS[arm]
-            style = {"color": colour, "marker": marker, "linestyle": "--" if arm == "dense" else "-"}
-            axis.plot(range(len(line)), line, **style, zorder=3 if arm == "dense" else 2, label=arm)
-            labels = {"arm": arm, "form": form, "target": error}
-            numbers.append(pd.DataFrame({"epoch": range(len(line)), "accuracy": line} | labels))
-        axis.axvline(few, **NULL)
-        axis.set_title(f"{form}\nε = {error:g}", fontsize=9)
-        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
-    axes[0, 0].set_ylabel("accuracy (%)")
-    figure.supxlabel("epoch of retraining")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
-    return figure, pd.concat(numbers)
-
-
-def latencies(table: pd.DataFrame) -> Drawn:
-    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: what MACs promise.
-
-    table: `kernel`, `form`, `macs_share`, `made_latency_share`.
-    """
-    kernels = list(dict.fromkeys(table["kernel"]))
-    figure, axes = plt.subplots(1, len(kernels), figsize=(1.4 + 3.8 * len(kernels), 3.8), sharey=True, squeeze=False)
-    for axis, kernel in zip(axes.flat, kernels, strict=True):
-        axis.plot([0, 1], [0, 1], **NULL)
-        here = table[table["kernel"] == kernel]
-        for form in _in_order(here["form"]):
-            one = here[here["form"] == form]
-            style = _look(form) | {"linestyle": "", "markersize": 6}
-            axis.plot(one["macs_share"], one["made_latency_share"], **style, label=form)
-        axis.set(title=kernel, xlabel="MACs, share of the dense layer", xlim=(0, 1.05))
-    axes[0, 0].set_ylabel("measured time, share of the dense layer")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
-    return figure, table
 
 
 def _depth_bar(figure: Figure, corner: plt.Axes) -> None:

@@ -20,7 +20,8 @@ from lib.data import Data, Split
 from lib.decomposition import decompose
 from lib.dense_networks import dense_spec
 from lib.factorisation import layers, macs, parameters, ranks_at, ranks_within
-from lib.study import Study, generator
+from lib.seeds import generator
+from lib.study import Study
 
 STUDY = "02_tensor_truncation"
 Entry = tuple[dict, Tensor]

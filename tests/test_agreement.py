@@ -31,7 +31,18 @@ def test_strata_may_be_tuples_and_nan_takes_its_pair_out():
     strata = [("a", 1)] * 3 + [("b", 1)] * 3
     assert rank_correlation([1, 2, 3, 30, 20, 10], [1, 2, 3, 3, 2, 1], strata) == pytest.approx(1)
     assert rank_correlation([1, 2, np.nan, 4], [1, 2, -9, 3]) == pytest.approx(1)
-    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3])) and np.isnan(rank_correlation([], []))
+
+
+def test_many_measures_at_once_have_the_correlations_that_each_has_alone():
+    random = np.random.default_rng(6)
+    x, y = random.integers(6, size=30).astype(float), random.integers(6, size=(4, 5, 30)).astype(float)
+    y[random.random(y.shape) < 0.1], y[0, 0] = np.nan, 1.0
+    for strata in ((), random.integers(3, size=30)):
+        found = rank_correlation(x, y, strata)
+        assert found.shape == (4, 5) and np.isnan(found[0, 0])
+        for place in np.ndindex(4, 5):
+            assert found[place] == pytest.approx(rank_correlation(x, y[place], strata), nan_ok=True)
 
 
 def test_interval_covers_the_correlation_and_repeats_with_the_seed():
@@ -61,7 +72,7 @@ def test_permutation_p_is_small_for_an_effect_and_uniform_without():
 
 def test_permutation_exchanges_within_strata_only():
     strata, seen = np.repeat([0, 1], 4), []
-    permutation_p(lambda y: seen.append(y) or 0.0, np.arange(8.0), strata, seed=0, draws=20)
+    permutation_p(lambda y: seen.extend(np.atleast_2d(y)) or y[..., 0], np.arange(8.0), strata, seed=0, draws=20)
     assert all(sorted(y[:4]) == [0, 1, 2, 3] for y in seen) and len({tuple(y) for y in seen}) > 10
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lib import batch_norm
-from lib.study import generator
+from lib.seeds import generator
 
 
 def test_reestimated_batchnorm_is_the_mean_over_batches():

@@ -7,7 +7,7 @@ import torch_pruning as tp
 from torch import nn
 
 from lib import channels, models, resnets
-from lib.study import generator
+from lib.seeds import generator
 
 NETS = {
     "R20-A": ("resnet20", {"shortcut": "A"}, 32),

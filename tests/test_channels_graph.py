@@ -3,7 +3,7 @@
 import torch
 
 from lib import channels, channels_graph, models
-from lib.study import generator
+from lib.seeds import generator
 
 
 def test_the_traceable_network_is_the_same_function():

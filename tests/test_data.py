@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets, transforms
 
 from lib import data
+from lib.names import DATASETS
 from lib.provenance import CompanionError, data_dir
 from tests.toy_trials import Program
 
@@ -131,7 +132,7 @@ def test_digits_keep_all_sixteen_levels_and_are_never_flipped():
     levels = torch.cat([images, test_images]).double().mul(16 / 255).round().to(torch.uint8)
     original = load_digits().images.astype(np.uint8)
     assert sorted(map(bytes, levels.numpy())) == sorted(map(bytes, original))
-    assert not data.DATASETS["digits"]["flip"]
+    assert not DATASETS["digits"]["flip"]
 
 
 def test_normalise_equals_torchvision_bit_for_bit():

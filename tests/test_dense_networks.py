@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib import batch, dense_networks, training, weights
+from lib import dense_networks, parameters, training, weights
 from lib.provenance import CompanionError
 from lib.store import canonical
 
@@ -64,8 +64,8 @@ def test_a_network_is_found_by_its_name_and_its_data_set():
 
 
 def test_every_profile_names_baselines_that_can_be_built():
-    for profile in batch.profiles():
-        specs = dense_networks.baseline_specs(batch.profile_parameters(profile, "00_baselines"))
+    for profile in parameters.profiles():
+        specs = dense_networks.profile_baselines(profile)
         assert len({dense_networks.baselines(None).store.key(canonical(spec)) for spec in specs}) == len(specs)
         for spec in specs:
             assert spec["source"] == "trained" or (spec["network"], spec["dataset"]) in weights.PUBLIC

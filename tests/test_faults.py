@@ -1,6 +1,7 @@
 """What happens to a batch from outside: killed at any moment, a full disk, no memory, a clock that jumps.
 
-Notebooks that raise, die or hang are in test_batch.py; damaged files in test_store.py; killed workers in test_study.py.
+Notebooks that raise, die or hang are in test_notebook.py, damaged files in test_store.py, killed workers in
+test_workers.py.
 """
 
 import json
@@ -10,7 +11,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +19,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from lib import batch, study
-from lib.provenance import CompanionError, root, write_atomically
+from lib import batch, notebook
+from lib.provenance import CompanionError, write_atomically
 from lib.study import Study
 from tests import toy_house, toy_trials
 from tests.toy_house import executions, finished, populate, processes_of, published, results, start_batch, wait_for
@@ -100,12 +100,12 @@ def test_shards_on_one_machine_give_the_same_rows_and_compute_each_trial_once(ho
 
 
 def test_a_shard_publishes_nothing_and_an_impossible_one_is_refused(house):
-    stage = batch.execute("smoke", "00_toy", shard="1/2")
+    stage = notebook.execute("smoke", "00_toy", shard="1/2")
     assert stage.exists() and not published(house)
     assert len(list((house / "runs/smoke/trials/00_toy.squares").glob("*.json"))) == 3, "it left trials to nobody"
     for shard in ("2/2", "x/2", "1", "0/0"):
         with pytest.raises(CompanionError, match="the first of four is 0/4"):
-            batch.execute("smoke", "00_toy", shard=shard)
+            notebook.execute("smoke", "00_toy", shard=shard)
 
 
 @pytest.mark.parametrize(
@@ -163,24 +163,24 @@ def test_a_full_disk_while_a_notebook_is_written_is_a_sentence_and_publishes_not
     (house / ".build").symlink_to(tiny_disk)
     filler = fill(tiny_disk, 8 * 1024)
     with pytest.raises(CompanionError, match="No room on the disk for .*: free some space and start again"):
-        batch.execute("smoke", "00_toy")
+        notebook.execute("smoke", "00_toy")
     assert not published(house)
     filler.unlink()
-    batch.execute("smoke", "00_toy")
+    notebook.execute("smoke", "00_toy")
     assert "00_toy.ipynb" in published(house)
 
 
 def test_a_full_disk_while_results_are_published_leaves_whole_files_alone(house, tiny_disk):
-    batch.execute("smoke", "00_toy")
+    notebook.execute("smoke", "00_toy")
     first = published(house)
     shutil.rmtree(house / "figures")
     (house / "figures").symlink_to(tiny_disk)
     filler = fill(tiny_disk, 0)
     with pytest.raises(CompanionError, match="No room on the disk for .*figures"):
-        batch.execute("smoke", "00_toy")
+        notebook.execute("smoke", "00_toy")
     assert not [path for path in tiny_disk.rglob("*") if path.is_file() and path != filler]
     filler.unlink()
-    batch.execute("smoke", "00_toy")
+    notebook.execute("smoke", "00_toy")
     assert published(house) == first
 
 
@@ -211,17 +211,6 @@ def test_a_disk_that_fills_inside_a_trial_is_no_failure_of_the_trial(tmp_path):
     assert not len(population.store.known())
 
 
-def test_a_clock_that_jumps_changes_no_estimate_and_no_row(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COMPANION_QUIET", "lines")
-    monkeypatch.setattr(study, "LINE_SECONDS", 0.0)
-    clock = iter(random.Random(0).uniform(-1e9, 4e9) for _ in range(10**6))
-    monkeypatch.setattr(time, "time", lambda: next(clock))
-    rows = Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": x} for x in range(20)])
-    assert rows["made_seconds"].between(0, 60).all()
-    lines = [line for line in capsys.readouterr().err.splitlines() if " s left" in line]
-    assert lines and all(0 <= float(line.split("about ")[1].split()[0]) < 60 for line in lines)
-
-
 @pytest.mark.parametrize(("age", "kept"), [(10.0, True), (-1e8, True), (7200.0, False)])
 def test_leftovers_are_aged_by_the_clock_of_their_disk(tmp_path, monkeypatch, age, kept):
     population = Study("00_t.square", toy_trials.square, 1, tmp_path)
@@ -234,20 +223,3 @@ def test_leftovers_are_aged_by_the_clock_of_their_disk(tmp_path, monkeypatch, ag
     population.store.compact()
     assert leftover.exists() == kept
     assert population.rows([{"x": 1}])["square"].tolist() == [1]
-
-
-def test_progress_is_a_bar_in_a_terminal_and_lines_in_a_log(tmp_path):
-    code = (
-        "from pathlib import Path; from lib import study; from tests.toy_trials import counted\n"
-        "study.LINE_SECONDS = 0.2\n"
-        "original = study.text_bar\n"
-        "study.text_bar = lambda *a, **k: original(*a, **(k | dict(delay=0, mininterval=0)))\n"
-        "s = study.Study('00_t.counted', counted, 1, Path(FOLDER))\n"
-        "s.run([dict(x=x, seconds=0.1) for x in range(6)])\n"
-    )
-    for kind in ("bar", "lines"):
-        environment = os.environ | {"COMPANION_QUIET": kind, "PYTHONPATH": str(root())}
-        text = code.replace("FOLDER", repr(str(tmp_path / kind)))
-        done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, cwd=root())
-        assert ("it/s" in done.stderr) == (kind == "bar"), done.stderr
-        assert ("of 6 trials, about" in done.stderr) == (kind == "lines"), done.stderr

@@ -6,7 +6,8 @@ import subprocess
 
 import yaml
 
-from lib import batch, data, weights
+from lib import parameters, weights
+from lib.names import DATASETS
 from lib.provenance import root
 
 README = (root() / "README.md").read_text()
@@ -55,9 +56,9 @@ def test_nothing_of_foreign_origin_is_unpickled():
 
 
 def test_the_readme_names_every_notebook_and_every_committed_profile():
-    for name in batch.notebook_names():
+    for name in parameters.notebook_names():
         assert f"notebooks/{name}.ipynb" in README
-        for profile in set(batch.profiles()) - {"smoke"}:
+        for profile in set(parameters.profiles()) - {"smoke"}:
             if (root() / "runs" / profile / f"{name}.ipynb").exists():
                 assert f"runs/{profile}/{name}.ipynb" in README
 
@@ -72,7 +73,7 @@ def test_links_and_pictures_of_every_page_exist():
 
 def test_the_page_on_data_names_every_data_set_and_every_source_of_weights():
     page = (root() / "DATA.md").read_text()
-    for name in data.DATASETS:
+    for name in DATASETS:
         assert name.replace("-", "").upper() in page.replace("-", "").upper(), name
     for *_, address in weights.AUTHORS.values():
         assert "/".join(address.split("/")[:2]) in page

@@ -6,7 +6,7 @@ import torch
 
 from lib import models, spline
 from lib import spline_selection as selection
-from lib.study import generator
+from lib.seeds import generator
 
 NAMED = {
     "vgg16": ({"width": 0.125}, 13, 12 + 1),

@@ -5,10 +5,10 @@ import re
 import nbformat
 import pytest
 
-from lib import batch
+from lib import parameters
 from lib.provenance import root
 
-NAMES = batch.notebook_names()
+NAMES = parameters.notebook_names()
 VERDICTS = "What this shows, and what it does not"
 
 
@@ -26,12 +26,12 @@ def test_notebooks_are_there():
 
 
 def test_parameters_equal_the_smoke_profile(notebook):
-    assert batch.default_parameters(notebook[0]) == batch.profile_parameters("smoke", notebook[0])
+    assert parameters.default_parameters(notebook[0]) == parameters.profile_parameters("smoke", notebook[0])
 
 
 def test_every_profile_passes_its_own_check():
-    for profile in batch.profiles():
-        assert batch.check_profile(profile)
+    for profile in parameters.profiles():
+        assert parameters.check_profile(profile)
 
 
 def test_every_parameter_has_a_comment(notebook):

@@ -21,6 +21,7 @@ from lib import (
     throughput,
     weights,
 )
+from lib.names import DATASETS, split_name
 from lib.provenance import root
 
 PROFILES = ("gpu", "paper")
@@ -97,7 +98,7 @@ def test_every_network_has_its_known_number_of_parameters(network):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_takes_one_batch(network):
-    base, variant = models.split_name(network)
+    base, variant = split_name(network)
     reduced = {"form": "imagenet", "size": 64} if variant in ("224", "pretrained") else {"form": variant or None}
     model = models.build(base, classes=100, **reduced)
     side = reduced.get("size", 32)
@@ -113,7 +114,7 @@ def test_every_network_takes_one_batch(network):
 
 @pytest.mark.parametrize("dataset", sorted({dataset for _, dataset in ALL}))
 def test_every_data_set_has_the_shape_that_networks_are_built_for(dataset):
-    entry = data.DATASETS[dataset]
+    entry = DATASETS[dataset]
     folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "tiny-imagenet": "tiny-imagenet-200"}
     if not (data.data_dir() / folders[dataset]).exists():
         pytest.skip(f"{dataset} is not here")
@@ -184,7 +185,7 @@ def test_the_layers_of_paper_2_are_swept_in_every_network(network):
     with torch.device("meta"):
         names = sweep.layer_names(dense_networks.untrained(spec))
     assert len(names) > 3
-    base, variant = models.split_name(network)
+    base, variant = split_name(network)
     model, last = models.build(base, form="imagenet" if variant else None), names[-1].removeprefix("network.")
     layer, kernel = sweep.LayerSweep(model, last), sweep.kernel(model.get_submodule(last))
     assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel]).shape == (2, 2, 10)

@@ -41,6 +41,7 @@ from lib import (
     truncation_trials,
     weights,
 )
+from lib.names import DATASETS
 from lib.provenance import PREFIX, root
 from lib.store import plain
 from lib.study import Study
@@ -118,7 +119,7 @@ def arithmetic() -> str:
     stream = torch.Generator().manual_seed(0)
     draw = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=stream), torch.arange(32) % 10
     split = dense_networks.data.Split(*draw)
-    entry = dense_networks.data.DATASETS["cifar10"] | {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    entry = DATASETS["cifar10"] | {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     dataset = dense_networks.data.Data("noise", split, split, split, **entry)
     model = models.build("resnet20", seed=0)
     fit(model, dataset, epochs=1, seed=0, batch_size=16)

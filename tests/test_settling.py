@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import batch, settling, summary
+from lib import parameters, settling, summary
 from lib.claims import INCONCLUSIVE, Rule, holm, mean_interval
 from lib.provenance import root
 
@@ -69,7 +69,7 @@ def test_where_only_the_corrected_p_is_too_large_z_has_to_grow():
 
 
 def test_open_claims_are_told_with_their_cost_and_decided_ones_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(settling.batch, "profile_parameters", lambda *_: {"decides": ["P9.1", "P9.2"]})
+    monkeypatch.setattr(settling.parameters, "profile_parameters", lambda *_: {"decides": ["P9.1", "P9.2"]})
     monkeypatch.setitem(settling.BASIS, "P9.1", ("some", "arm == 'a'"))
     rows = pd.DataFrame({"arm": list("aab"), "made_seconds": [60.0, 60.0, 999.0], "curve": [[1.0]] * 3})
     rows.to_parquet(tmp_path / "09_x.some.parquet")
@@ -81,7 +81,7 @@ def test_open_claims_are_told_with_their_cost_and_decided_ones_are_counted(tmp_p
 
 
 def test_the_rows_that_claims_rest_on_exist_and_so_do_the_claims():
-    sources = [nbformat.read(root() / f"notebooks/{name}.ipynb", 4) for name in batch.notebook_names()]
+    sources = [nbformat.read(root() / f"notebooks/{name}.ipynb", 4) for name in parameters.notebook_names()]
     code = "\n".join(cell.source for notebook in sources for cell in notebook.cells if cell.cell_type == "code")
     known = set(re.findall(r'claims\.Rule\(\s*"([^"]+)"', code))
     assert set(settling.BASIS) <= known

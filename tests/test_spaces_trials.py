@@ -9,8 +9,8 @@ from torch import nn
 
 from lib import channels, data, dense_networks, models, spaces, spaces_trials, training
 from lib.provenance import CompanionError
+from lib.seeds import generator
 from lib.spaces import Regime
-from lib.study import generator
 
 DENSE = {"source": "trained", "network": "resnet8", "dataset": "digits", "seed": 0, "epochs": 2, "lr": 0.1}
 DENSE |= {"batch_size": 64, "augment": False}

@@ -2,7 +2,8 @@
 
 import torch
 
-from lib import data, models
+from lib import models
+from lib.names import DATASETS, NETWORKS
 
 
 def test_parameters_equal_the_layer_table():
@@ -42,4 +43,4 @@ def test_every_convolution_passes_its_inputs_on_at_first():
 
 def test_it_takes_grey_images_and_other_sizes():
     assert models.build("speed_net", channels=1, size=64)(torch.zeros(2, 1, 64, 64)).shape == (2, 10)
-    assert data.DATASETS["cifar10"]["size"] >= models.NETWORKS["speed_net"]["cifar"]
+    assert DATASETS["cifar10"]["size"] >= NETWORKS["speed_net"]["cifar"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from lib import data, models, spline
 from lib.provenance import CompanionError
-from lib.study import generator
+from lib.seeds import generator
 from tests.test_partition import mlp
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from lib import channels, models, spline
 from lib import spline_selection as selection
 from lib.provenance import CompanionError
-from lib.study import generator
+from lib.seeds import generator
 
 
 def network(rows: list[list[float]], outgoing: list[float]) -> nn.Sequential:

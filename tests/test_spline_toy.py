@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from lib import spline_toy as toy
-from lib.study import generator
+from lib.seeds import generator
 
 WIDTHS = [2, 7, 5, 2]
 

@@ -10,8 +10,8 @@ import torch
 from lib import partition
 from lib import spline_toy as toy
 from lib import spline_toy_trials as trials
+from lib.seeds import generator
 from lib.store import plain
-from lib.study import generator
 
 NOWHERE = Path("unused.safetensors")
 SMALL = {"seed": 0, "width": 8, "epochs": 8, "levels": [6, 2], "tuned_levels": [2], "tuning": [1, 2]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import batch, status
+from lib import notebook, status
 from lib.provenance import PREFIX, CompanionError
 from lib.store import Store
 from lib.study import Study
@@ -84,10 +84,10 @@ def test_a_notebook_that_failed_is_shown_with_its_cell(house, monkeypatch):
     for trouble, why in (("bug", "ZeroDivisionError: division by zero"), ("death", "the kernel died")):
         write_yaml(house, trouble=trouble)
         with pytest.raises(CompanionError):
-            batch.execute("smoke", "00_toy")
+            notebook.execute("smoke", "00_toy")
         assert f"failed in cell [5]: {why}" in status.overview("smoke")
     write_yaml(house)
-    batch.execute("smoke", "00_toy")
+    notebook.execute("smoke", "00_toy")
     assert "failed" not in status.overview("smoke").splitlines()[1]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lib.provenance import PREFIX, CompanionError, root
-from lib.study import Study, generator, seed_from
+from lib.study import Study
 from tests import toy_trials
 
 
@@ -76,13 +76,6 @@ def test_one_process_and_two_give_the_same_rows(tmp_path):
     pd.testing.assert_frame_equal(results(one), results(two))
 
 
-def test_a_trial_on_the_cpu_has_one_torch_thread_and_the_process_gets_its_own_back(tmp_path):
-    before = torch.get_num_threads()
-    rows = Study("00_t.threads", toy_trials.random_state, 1, tmp_path).run([{"x": 1}])
-    assert rows["threads"].tolist() == [1]
-    assert torch.get_num_threads() == before
-
-
 def test_the_union_of_shards_is_the_whole(tmp_path):
     specs = [{"x": x} for x in range(11)]
     whole = Study("00_t.square", toy_trials.square, 1, tmp_path / "whole").run(specs)
@@ -118,12 +111,6 @@ def test_what_a_user_must_mend_stops_the_run_with_its_sentence(tmp_path, workers
         Study("00_t.data", toy_trials.needs_data, 1, tmp_path).run(specs, workers=workers)
     with pytest.raises(CompanionError, match="lower batch_size or workers"):
         Study("00_t.memory", toy_trials.out_of_memory, 1, tmp_path).run(specs, workers=workers)
-
-
-def test_a_killed_worker_stops_the_run_with_a_sentence_and_the_next_run_has_a_pool(tmp_path):
-    with pytest.raises(CompanionError, match="fewer workers"):
-        Study("00_t.killed", toy_trials.killed, 1, tmp_path).run([{"x": 1}, {"x": 2}], workers=2)
-    assert len(Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}, {"x": 2}], workers=2)) == 2
 
 
 def test_a_result_named_like_a_parameter_is_refused(tmp_path):
@@ -191,13 +178,6 @@ def test_two_processes_filling_one_store_at_once_lose_nothing_and_share_the_work
     assert not study.missing([{"x": x, "log": str(log), "seconds": 0.05} for x in range(n)])
     ends = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("end")]
     assert sorted(map(int, ends)) == list(range(n)), "a trial was lost or ran twice"
-
-
-def test_named_streams_differ_by_name_and_seed_and_repeat(tmp_path):
-    seeds = {seed_from(seed, name) for seed in (0, 1) for name in ("order", "augmentation")}
-    assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
-    first, second = (torch.rand(3, generator=generator(0, "order")) for _ in range(2))
-    assert torch.equal(first, second)
 
 
 def test_running_trials_leaves_the_global_random_state_alone(tmp_path):

@@ -8,6 +8,7 @@ from scipy import stats
 
 from lib import truncation_figures as draw
 from lib.cuts import CUTS
+from lib.recovery_figures import all_layers
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_a_form_has_one_look_in_every_figure_and_legends_one_order():
     table = points(["cut"], CUTS, errors=(0.5,)).assign(tolerance=0.5, shape="8x8x3x3", censored=False)
     table["form_name"], table["kept"] = table["cut"], 0.5
     for backwards in (table, table[::-1]):
-        for figure in (draw.tolerance_by_depth(backwards)[0], draw.all_layers(backwards)[0]):
+        for figure in (draw.tolerance_by_depth(backwards)[0], all_layers(backwards)[0]):
             handles = dict(zip(*figure.axes[0].get_legend_handles_labels()[::-1], strict=True))
             assert list(handles) == list(CUTS)
             assert all(handle.get_color() == draw.LOOKS[cut][0] for cut, handle in handles.items())
@@ -105,31 +106,3 @@ def test_forms_are_ordered_by_what_they_keep_at_the_last_budget():
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["OUT", "cp"]
     assert numbers.set_index(["form", "target"])["drop"].to_dict()["cp", 0.25] == 5
     assert set(numbers["layers"]) == {2}
-
-
-def test_parameters_of_whole_networks_are_shown_only_where_they_are_counted():
-    entries = [(form, e, e, 10 * e, 1 - e) for form in ("OUT", "OUT+IN", "KH+KW") for e in (0.2, 0.4)]
-    table = pd.DataFrame(entries, columns=["form_name", "target", "relative_error", "drop", "kept"])
-    figure, _ = draw.all_layers(table)
-    assert [len(axis.lines) for axis in figure.axes] == [3, 2]
-    assert figure.axes[0].lines[0].get_ydata().tolist() == [0, -2, -4]
-
-
-def test_the_untruncated_control_is_in_every_panel():
-    rows = [{"arm": "untruncated", "accuracy": np.full(4, 90.0)}]
-    rows += [{"arm": "dense", "form_name": f, "target": 0.5, "accuracy": np.arange(4.0)} for f in ("OUT", "IN")]
-    rows += [
-        {"arm": "batch norm", "form_name": f, "target": 0.5, "accuracy": np.array([1.0, 50.0])} for f in ("OUT", "IN")
-    ]
-    figure, numbers = draw.recoveries(pd.DataFrame(rows), 3)
-    assert [len(lines(axis)) for axis in figure.axes] == [2, 2]
-    sizes = numbers.groupby("arm").size()
-    assert (sizes["dense"], sizes["untruncated"], sizes["batch norm"]) == (8, 8, 2)
-    assert numbers.loc[numbers["arm"] == "batch norm", ["epoch", "accuracy"]].values.tolist() == [[0, 50]] * 2
-
-
-def test_latency_panels_show_what_macs_promise():
-    entries = [("k", "dense", 1.0, 1.0), ("k", "OUT", 0.5, 0.7)]
-    table = pd.DataFrame(entries, columns=["kernel", "form", "macs_share", "made_latency_share"])
-    figure, _ = draw.latencies(table)
-    assert list(figure.axes[0].lines[0].get_ydata()) == [0, 1] and len(figure.axes[0].lines) == 3

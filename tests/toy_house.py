@@ -18,11 +18,11 @@ PARAMETERS = 'profile = "smoke"  # a comment\nn = 3\nrate = 0.5\nquick = True\nn
 SETUP = """
 import os, sys, time
 import pandas as pd, matplotlib.pyplot as plt
-from lib import batch, claims, figures
+from lib import claims, figures, notebook
 from lib.provenance import CompanionError
 from lib.study import Study
 from tests.toy_trials import logged
-run = batch.Run("00_toy", globals())
+run = notebook.Run("00_toy", globals())
 """
 RESULTS = """
 study = Study("00_toy.squares", logged, 1, run.folder)
@@ -45,10 +45,10 @@ if trouble == "death": os._exit(9)
 # Two studies, of which the second asks for trials that the rows of the first decide.
 POPULATION_PARAMETERS = 'profile = "smoke"  # a comment\nn = 40\nworkers = 1'
 POPULATION = """
-from lib import batch
+from lib import notebook
 from lib.study import Study
 from tests.toy_trials import counted
-run = batch.Run("00_toy", globals())
+run = notebook.Run("00_toy", globals())
 first = Study("00_toy.first", counted, 1, run.folder)
 rows = first.run([{"x": x, "seconds": 0.25} for x in range(n)], workers=workers)
 second = Study("00_toy.second", counted, 1, run.folder)
