@@ -156,11 +156,15 @@ def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> di
 
 
 def order_at_equal_ap2(blocks: pd.DataFrame, column: str) -> dict:
-    """Rank correlation of a measure with the loss gap within blocks of equal AP2; the interval is over blocks."""
+    """Rank correlation of a measure with the loss gap within blocks of equal AP2; the interval draws configurations.
+
+    blocks: `block`, `configuration`, `gap` and the measure. Blocks of one configuration are its trials, which share the
+    pruned weights wherever masks are deterministic and the dense network is one; n counts configurations.
+    """
     ranks = blocks.groupby("block", sort=False)[[column, "gap"]].rank()
     ranks -= ranks.groupby(blocks["block"]).transform("mean")
     products = pd.DataFrame({"xy": ranks[column] * ranks["gap"], "xx": ranks[column] ** 2, "yy": ranks["gap"] ** 2})
-    products = products.groupby(blocks["block"], sort=False).sum().to_numpy()
+    products = products.groupby(blocks["configuration"], sort=False).sum().to_numpy()
 
     def rho(_: np.ndarray, units: np.ndarray) -> float:
         xy, xx, yy = products[units].sum(0)
@@ -270,7 +274,8 @@ def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"AP2 of a control differs from that of its pruning by a factor of 1 + {worst:.1g}.")
     other["gap"] = (other["control_test_loss"] - other["dense_test_loss"]).abs()
     other["pd"] = (other["control_test_accuracy"] - other["dense_test_accuracy"]).abs()
-    other["block"] = other[[*KEY, "trial"]].astype(str).agg(", ".join, axis=1)
+    other["configuration"] = other[KEY].astype(str).agg(", ".join, axis=1)
+    other["block"] = other["configuration"] + ", " + other["trial"].astype(str)
     return other
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.agreement import rank_correlation
+from lib.agreement import nested_interval, rank_correlation
 from lib.claims import LEVEL, mean_interval
 from lib.spaces import best_of_k
 from lib.spaces_optimum import WINNERS, optimum, quantiles, size, vertices
@@ -141,6 +141,27 @@ def reliability(table: pd.DataFrame) -> dict:
     high = ratio * stats.f.ppf((1 + LEVEL) / 2, *freedom[::-1])
     icc = [float((f - 1) / (f + seeds - 1)) for f in (ratio, low, high)]
     return {"value": icc[0], "low": icc[1], "high": icc[2], "n": n}
+
+
+def common_share(selection: pd.DataFrame, report: pd.DataFrame, seed: int = 10) -> dict:
+    """Mean correlation of drops on one set of images under a seed with drops on another under another seed.
+
+    selection, report: (recipes, seeds), on images that have nothing in common. An intraclass correlation counts a
+    recipe's luck with the images that judge it as its own; here neither images nor seed are shared, so that only the
+    recipe is. The interval draws recipes; n counts them.
+    """
+    pairs = [(i, j) for i in range(selection.shape[1]) for j in range(selection.shape[1]) if i != j]
+    first, second = (
+        table.to_numpy()[:, list(order)]
+        for table, order in zip((selection, report), zip(*pairs, strict=True), strict=True)
+    )
+
+    def correlation(rows: np.ndarray) -> float:
+        a, b = (values[rows] - values[rows].mean(axis=0) for values in (first, second))
+        return float(((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))).mean())
+
+    low, high = nested_interval(lambda _, rows: correlation(rows), 1, len(selection), seed=seed)
+    return {"value": correlation(np.arange(len(selection))), "low": low, "high": high, "n": len(selection)}
 
 
 def schedule_agreement(table: pd.DataFrame, seed: int = 9) -> dict:

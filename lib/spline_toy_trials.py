@@ -114,7 +114,7 @@ def without(batch: Batch, kept: int, method: str, seed: int, points: Tensor) -> 
     """A network of one hidden layer, pruned to `kept` nodes; it keeps its shape, with nodes without weights."""
     found = selection.layers(toy.module(batch))
     ratio = 1 - kept / len(found[0])
-    if method == "data":  # the share of points on which two nodes are not active together
+    if method == "data":  # the share of points on which one of two nodes is active and the other is not
         codes = (points.double() @ found[0].weights.T + found[0].biases > 0).double()
         scores = codes.mean(0)[:, None] + codes.mean(0) - 2 * codes.T @ codes / len(codes)
         dropped = selection.twins(found, [scores], selection.quotas([len(found[0])], ratio, "layerwise"))

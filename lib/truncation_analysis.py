@@ -109,9 +109,19 @@ def _drop_at_share(one: pd.DataFrame, share: float) -> float:
 
 
 def beside_controls(table: pd.DataFrame, error: float, controls: Sequence[str]) -> pd.DataFrame:
-    """Drops at one relative error, a row a layer: truncations (mean over cuts) in `graded`, and every control."""
-    chosen = table[(table["target"] == error) & table["method"].isin(["graded", *controls])]
-    return chosen.pivot_table(index=["case", "seed", "layer"], columns="method", values="drop").reset_index()
+    """Drops at one relative error, a row a layer: truncations (mean over cuts) in `graded`, and every control.
+
+    A control that is itself made on cuts has the truncations on its own cuts beside it, in `graded: NAME`.
+    """
+    key, here = ["case", "seed", "layer"], table[table["target"] == error]
+    graded = here[here["method"] == "graded"]
+    chosen = here[here["method"].isin(["graded", *controls])]
+    drops = chosen.pivot_table(index=key, columns="method", values="drop")
+    for name in controls:
+        cuts = here.loc[(here["method"] == name) & here["cut"].isin(list(CUTS)), [*key, "cut"]].drop_duplicates()
+        if len(cuts):
+            drops[f"graded: {name}"] = graded.merge(cuts).groupby(key)["drop"].mean()
+    return drops.reset_index()
 
 
 def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
@@ -161,16 +171,17 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0, draws: int = 4095) 
 
 
 def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFrame:
-    """Drop of each control minus that of the truncations (`beside_controls`), a row a control.
+    """Drop of each control minus that of the truncations on its cuts (`beside_controls`), a row a control.
 
     Columns as `over_layers`, `p` (`sign_flip_p` over layers) and `p_holm`, corrected over the controls. With no effect
     of the correlations every expected value is 0.
     """
     table = {}
     for name in controls:
-        both = drops.dropna(subset=[name, "graded"])
-        found = over_layers(both, lambda t, c=name: (t[c] - t["graded"]).mean())
-        table[name] = found | {"p": sign_flip_p(both[name] - both["graded"])}
+        own = f"graded: {name}" if f"graded: {name}" in drops else "graded"
+        both = drops.dropna(subset=[name, own])
+        found = over_layers(both, lambda t, c=name, own=own: (t[c] - t[own]).mean())
+        table[name] = found | {"p": sign_flip_p(both[name] - both[own])}
     rows = pd.DataFrame(table).T.astype({"n": int})
     return rows.assign(p_holm=claims.holm(rows["p"]))
 

@@ -69,9 +69,10 @@ def test_the_interval_of_the_border_counts_configurations_and_not_their_pairs():
 def test_order_at_equal_ap2_ignores_what_blocks_have_in_common():
     random = np.random.default_rng(1)
     blocks = pd.DataFrame({"block": np.repeat([f"b{i}" for i in range(30)], 8), "level": np.repeat(np.arange(30), 8)})
+    blocks["configuration"] = blocks["level"] // 3  # three trials each
     blocks["measure"], noise = 100 * blocks["level"] + random.random(240), random.random(240)
     unrelated = analysis.order_at_equal_ap2(blocks.assign(gap=100 * blocks["level"] + noise), "measure")
-    assert unrelated["low"] < 0 < unrelated["high"] and unrelated["n"] == 30
+    assert unrelated["low"] < 0 < unrelated["high"] and unrelated["n"] == 10
     assert analysis.order_at_equal_ap2(blocks.assign(gap=-blocks["measure"]), "measure")["value"] == pytest.approx(-1)
 
 

@@ -69,6 +69,17 @@ def test_reliability_is_the_share_of_variance_between_recipes():
     assert noise["low"] < 0 < noise["high"]
 
 
+def test_the_common_share_does_not_count_luck_with_the_images():
+    random = np.random.default_rng(3)
+    own, luck = random.normal(0, 3, (300, 1)), random.normal(0, 3, (2, 300, 1))
+    noisy = [pd.DataFrame(own + one + random.normal(0, 0.1, (300, 3))) for one in luck]
+    found = analysis.common_share(*noisy)
+    assert analysis.reliability(noisy[0])["value"] > 0.99 and found["value"] == pytest.approx(0.5, abs=0.1)
+    assert found["low"] < 0.5 < found["high"] and found["n"] == 300
+    unrelated = analysis.common_share(*(pd.DataFrame(one + random.normal(0, 0.1, (300, 3))) for one in luck))
+    assert unrelated["low"] < 0 < unrelated["high"]
+
+
 def test_the_weakest_pair_of_schedules_decides():
     random = np.random.default_rng(1)
     own = random.normal(size=60)

@@ -134,6 +134,16 @@ def test_sign_flips_are_counted_exactly_for_few_and_drawn_for_many():
     assert analysis.sign_flip_p([1, -1] * 15) == pytest.approx(1)
 
 
+def test_a_control_that_is_made_on_cuts_is_compared_with_truncations_on_these():
+    entries = [("graded", cut, layer, drop) for layer in "ab" for cut, drop in (("OUT", 1.0), ("KH", 5.0))]
+    entries += [("noise", None, layer, 4.0) for layer in "ab"] + [("random short", "OUT", layer, 3.0) for layer in "ab"]
+    table = pd.DataFrame(entries, columns=["method", "cut", "layer", "drop"]).assign(case="c", seed=0, target=0.5)
+    drops = analysis.beside_controls(table, 0.5, ["noise", "random short"])
+    assert drops["graded"].tolist() == [3, 3] and drops["graded: random short"].tolist() == [1, 1]
+    found = analysis.against_controls(drops, ["noise", "random short"])
+    assert found["value"].tolist() == [1, 2]
+
+
 def test_controls_are_judged_layer_by_layer_and_corrected_together():
     layers = {"case": "c", "seed": 0, "layer": list("abcdef"), "graded": [1.0, 2, 3, 4, 5, 6]}
     drops = pd.DataFrame(layers).assign(noise=lambda t: t["graded"] + 2, shrunk=[2.0, 1, 4, 3, 6, np.nan])
