@@ -78,3 +78,13 @@ def test_no_output_or_source_holds_a_path_of_a_machine(notebook):
 def test_its_figures_have_alternative_text_and_carry_its_number(notebook):
     calls = re.findall(r"figures\.save\(\w+, run\.figures, f?\"(\w\w)_", "\n".join(source(notebook[1].cells, "code")))
     assert calls and set(calls) == {notebook[0][:2]}
+
+
+def test_published_copies_hold_the_notebook_as_it_is(notebook):
+    """A cell or a sentence that changed after the run would stand beside numbers that it did not make."""
+    own = [(cell.cell_type, cell.source) for cell in notebook[1].cells]
+    for path in (root() / "runs").glob(f"*/{notebook[0]}.ipynb"):
+        if path.parent.name in parameters.profiles() and path.parent.name != "smoke":  # smoke's come and go
+            cells = nbformat.read(path, as_version=4).cells
+            copied = [(c.cell_type, c.source) for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
+            assert copied == own, f"{path.relative_to(root())} is older than its notebook: make figures PROFILE=..."
