@@ -188,7 +188,7 @@ def control_kernels(kernel: Tensor, spec: dict, *, model: nn.Module, dataset: Da
         yield {"method": "shrunk", "target": error}, controls.shrunk(kernel, error)
         yield {"method": "pruned", "target": error}, controls.pruned(kernel, error)
     for cut in applicable_cuts(kernel.shape):
-        svd = cut_svd(kernel, cut)
+        svd = cut_svd(kernel, cut, gram=kernel.is_cuda)
         losses = svd.losses()["relative_error"]
         for error in spec["errors"]:
             if losses[0] < error:
@@ -261,9 +261,10 @@ def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
             yield labels, fit.kernel().to(kernel)
         error = min(fit.relative_error for fit in fits)
         for cut in applicable_cuts(shape):
-            losses = cut_svd(kernel, cut).losses()["relative_error"]
+            svd = cut_svd(kernel, cut, gram=kernel.is_cuda)
+            losses = svd.losses()["relative_error"]
             if losses[0] >= error:
-                further = truncation.truncate(kernel, cut, int((losses >= error).sum()))
+                further = svd.kernel(int((losses >= error).sum())).to(kernel)
                 labels = {"method": "as cp", "cut": cut, "target": budget}
                 yield labels, truncation.graded(kernel, further, error)
 

@@ -168,6 +168,12 @@ def test_spectra_through_the_gram_matrix_equal_the_svd():
     for cut in cuts.CUTS:
         svd, gram = cuts.spectrum(kernel, cut), cuts.spectrum(kernel, cut, gram=True)
         torch.testing.assert_close(gram, svd, rtol=1e-9, atol=1e-9)
+        at_error = []
+        for gram in (False, True):
+            whole = cuts.cut_svd(kernel, cut, gram=gram)
+            rank = int((whole.losses()["relative_error"] >= 0.3).sum())
+            at_error.append(truncation.graded(kernel, whole.kernel(rank), 0.3) if rank else kernel)
+        torch.testing.assert_close(*at_error, rtol=1e-5, atol=1e-6)
 
 
 @GPU
