@@ -67,7 +67,7 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
     picture, sharp = {}, {"svg": 100, "png": plt.rcParams["savefig.dpi"]}  # in an SVG only embedded images have pixels
     if engine := figure.get_layout_engine():
         engine.execute(figure)
-    # Without the salt the same figure has other ids each time. To lay it out anew for each file costs more than to draw.
+    # Without the salt the same figure has other ids each time. Laying it out for each file costs more than drawing.
     with plt.rc_context({"svg.hashsalt": "compression-companion", "figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
         for kind, metadata in {
