@@ -1,15 +1,21 @@
 # One rule runs one notebook of a profile in a process of its own; with `shards=n` another rule fills its store before,
 # in n jobs that share the trials. Stamps are the only outputs that snakemake knows: a declared result is deleted when
 # its job starts and lost when it fails. Results are published by lib.notebook.
+import os
 import sys
 
 from lib import notebook, parameters
+from lib.provenance import figures_dir, runs_dir
 
 PROFILE = config.get("profile", "smoke")
 SHARDS = int(config.get("shards", 1))
 CELL_SECONDS = int(config.get("cell_seconds", notebook.CELL_SECONDS))
 NOTEBOOKS = parameters.check_profile(PROFILE)
 RUN = f"{sys.executable} -m lib.batch execute {PROFILE} {{wildcards.name}}"
+
+
+def relative(folder):
+    return os.path.relpath(folder / PROFILE)
 
 
 def baselines(wildcards):
@@ -24,6 +30,10 @@ def shards(wildcards):
 
 def workers(wildcards):
     return parameters.profile_parameters(PROFILE, wildcards.name).get("workers", 1)
+
+
+onsuccess:
+    print(f"{PROFILE} is complete: results in {relative(runs_dir())}, figures in {relative(figures_dir())}.", flush=True)
 
 
 wildcard_constraints:

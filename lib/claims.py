@@ -212,7 +212,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float,
     """Student's t interval of a mean, for example over seeds; ValueError for fewer than two values."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
-        raise ValueError("An interval of a mean needs at least two values: run more seeds.")
+        raise ValueError("An interval of a mean needs at least two values: ask for more seeds, trials or networks.")
     half = stats.sem(values) * stats.t.ppf((1 + level) / 2, len(values) - 1)
     return float(values.mean() - half), float(values.mean() + half)
 

@@ -193,7 +193,7 @@ def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, Tensor, 
         except (OSError, RuntimeError) as error:
             raise CompanionError(
                 f"{kind.__name__} is not in {own} and could not be fetched ({error}): connect to the internet, "
-                f"or copy the folder {kind.base_folder} there."
+                f"copy the folder {kind.base_folder} there, or set DATA_DIR to where you have it."
             ) from error
     parts = []
     for train in (True, False):

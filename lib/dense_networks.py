@@ -154,8 +154,8 @@ def find_baseline(name: str, known: Sequence[dict], seed: int = 0) -> dict:
     for spec in alike:
         if spec["seed"] == seed:
             return spec
-    sentence = f"{name} is trained {len(alike)} times by 00_baselines, not {seed + 1} times: ask for fewer, or for more"
-    raise CompanionError(f"{sentence} there.")
+    sentence = f"{name} is trained {len(alike)} times by this profile's 00_baselines, and {seed + 1} times are needed"
+    raise CompanionError(f"{sentence}: add it to networks there, or raise seeds.")
 
 
 def cost_specs(specs: list[dict]) -> list[dict]:

@@ -53,9 +53,10 @@ class Run:
         self.baselines = runs_dir() / values["profile"]
 
     def announce(self, study: "Study", specs: "list[dict] | pd.DataFrame") -> None:
-        """Print what a study will compute; how much of it is stored goes to stderr, which no published copy keeps."""
+        """Print what a study holds; how much is still to be computed goes to stderr, which no published copy keeps."""
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
-        print(f"{study.name}: {len(study.missing(specs))} to be computed on {self.device}", file=sys.stderr)
+        if missing := len(study.missing(specs)):
+            print(f"{study.name}: {missing} to be computed on {self.device}", file=sys.stderr)
 
 
 def execute(profile: str, name: str, shard: str = "", timeout: int = CELL_SECONDS) -> Path:

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 
 import yaml
 
+from lib.consistency import contradiction
 from lib.names import DATASETS, split_name
 from lib.provenance import CompanionError, root, unknown
 
@@ -27,6 +28,14 @@ WITHIN = {
     "above 0 and at most 1": lambda value: 0 < value <= 1,
     "above 0": lambda value: value > 0,
     "0 or more": lambda value: value >= 0,
+}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
 }
 # Parameters that hold names: of a network, or of a network and a data set as "network/dataset".
 NETWORKS = "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"
@@ -65,7 +74,9 @@ def profile_parameters(profile: str, name: str) -> dict:
     if profile not in profiles():
         raise unknown("profile", profile, profiles())
     path = root() / "runs" / profile / f"{name}.yaml"
-    if name not in notebook_names() or not path.exists():
+    if name not in notebook_names():
+        raise unknown(f"notebook in runs/{profile}:", name, notebook_names())
+    if not path.exists():
         raise CompanionError(f"Profile {profile!r} has no {name}: known profiles are {', '.join(profiles())}.")
     try:
         asked = yaml.safe_load(path.read_text())
@@ -89,7 +100,18 @@ def checked(name: str, asked: dict, source: str) -> dict:
         _check_range(parameter, value, source)
         if value != known[parameter]:  # what stands in the notebook is known to run
             _check_names(parameter, value, source)
-    return known | asked
+    values = known | asked
+    if values != known and (sentence := contradiction(name, values)):
+        raise CompanionError(f"{source}: {sentence}.")
+    if undeclared := [claim for claim in values.get("decides", []) if claim not in _claims(name)]:
+        raise unknown(f"claim in {source}: decides:", undeclared[0], _claims(name))
+    return values
+
+
+def _claims(name: str) -> list[str]:
+    """The claims whose rules a notebook declares."""
+    cells = json.loads((root() / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    return [claim for cell in cells for claim in re.findall(r'claims\.Rule\(\s*"([^"]+)"', "".join(cell["source"]))]
 
 
 def check_profile(profile: str) -> list[str]:
@@ -121,13 +143,20 @@ def _check_type(parameter: str, value: object, default: object, source: str) -> 
         return type(value) in types or (type(value) is int and float in types)
 
     if not fits(value, {type(default)}):
-        kind = type(default).__name__
-        raise CompanionError(f"{source}: {parameter} is {value!r}; it must be of type {kind}.")
+        raise CompanionError(f"{source}: {parameter} is {value!r}; it must be {KINDS[type(default)]}.{_hint(value)}")
     inside = {type(leaf) for leaf in _leaves(default)}
     for leaf in _leaves(value):
         if inside and not fits(leaf, inside):
-            kinds = " or ".join(sorted(kind.__name__ for kind in inside))
-            raise CompanionError(f"{source}: {parameter} holds {leaf!r}; what it holds must be of type {kinds}.")
+            kinds = " or ".join(sorted(KINDS[kind] for kind in inside))
+            raise CompanionError(f"{source}: {parameter} holds {leaf!r}; each must be {kinds}.{_hint(leaf)}")
+
+
+def _hint(value: object) -> str:
+    """YAML 1.1 reads 1e-2 as text."""
+    try:
+        return f" Write {float(value):g}." if isinstance(value, str) else ""
+    except ValueError:
+        return ""
 
 
 def _check_range(parameter: str, value: object, source: str) -> None:

@@ -39,6 +39,9 @@ def command(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except CompanionError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("Stopped. Finished trials are kept: the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if not no_room(error):
             raise

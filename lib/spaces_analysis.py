@@ -158,7 +158,8 @@ def common_share(selection: pd.DataFrame, report: pd.DataFrame, seed: int = 10) 
 
     def correlation(rows: np.ndarray) -> float:
         a, b = (values[rows] - values[rows].mean(axis=0) for values in (first, second))
-        return float(((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))).mean())
+        with np.errstate(invalid="ignore"):  # a draw of one recipe alone has no correlation
+            return float(((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))).mean())
 
     low, high = nested_interval(lambda _, rows: correlation(rows), 1, len(selection), seed=seed)
     return {"value": correlation(np.arange(len(selection))), "low": low, "high": high, "n": len(selection)}

@@ -96,7 +96,10 @@ class Study:
         failures = rows.loc[rows["status"] == "failed", "reason"].value_counts()
         if len(failures):
             reasons = "; ".join(f"{n} x {why}" for why, n in failures.items())
-            print(f"{self.name}: {failures.sum()} of {len(rows)} trials failed: {reasons}", file=sys.stderr)
+            sentence = f"{self.name}: {failures.sum()} of {len(rows)} trials failed: {reasons}"
+            if failures.sum() == len(rows) > 1:
+                raise CompanionError(f"{sentence}. Nothing is left to look at: mend what they name and start again.")
+            print(sentence, file=sys.stderr)
         return rows
 
     def rows(self, specs: pd.DataFrame | list[dict]) -> pd.DataFrame:

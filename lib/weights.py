@@ -103,7 +103,7 @@ def _fetched(path: Path, url: str) -> Path:
         except (OSError, HTTPException) as error:
             raise CompanionError(
                 f"{path} is missing and {url} could not be fetched ({error}): connect to the internet, "
-                f"or put that file there."
+                f"put that file there, or set DATA_DIR to where you have it."
             ) from error
     return path
 

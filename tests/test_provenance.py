@@ -68,3 +68,12 @@ def test_notes_become_columns_of_the_innermost_block_alone():
             provenance.note("micro_batches", 2)
     assert outer["made_strategy"] == "graph" and "made_micro_batches" not in outer and "made_nowhere" not in outer
     assert inner["made_micro_batches"] == 2 and "made_strategy" not in inner
+
+
+def test_an_interrupted_command_says_how_to_go_on(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        provenance.command(interrupted)
+    assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1

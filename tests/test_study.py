@@ -94,6 +94,12 @@ def test_a_failing_trial_is_a_row_with_its_reason(tmp_path, capsys):
     assert "1 of 2 trials failed" in capsys.readouterr().err
 
 
+def test_a_study_of_which_nothing_is_left_stops_with_the_reasons(tmp_path):
+    study = Study("00_t.unlucky", toy_trials.unlucky, 1, tmp_path)
+    with pytest.raises(CompanionError, match=r"^00_t\.unlucky: 2 of 2 trials failed: 2 x ArithmeticError[^\n]*\.$"):
+        study.run([{"x": 13, "y": 0}, {"x": 13, "y": 1}])
+
+
 def test_failed_trials_run_again_only_when_asked(tmp_path, monkeypatch):
     study = Study("00_t.unlucky", toy_trials.unlucky, 1, tmp_path)
     specs = [{"x": 12}, {"x": 13}]
