@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
+import logging
 import os
 import platform
 import resource
@@ -40,6 +41,7 @@ def command(main: Callable[[list[str]], None]) -> None:
     except CompanionError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # it would print the traceback of the cell that was interrupted
         print("Stopped. Finished trials are kept: the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
