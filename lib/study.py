@@ -98,7 +98,7 @@ class Study:
             reasons = "; ".join(f"{n} x {why}" for why, n in failures.items())
             sentence = f"{self.name}: {failures.sum()} of {len(rows)} trials failed: {reasons}"
             if failures.sum() == len(rows) > 1:
-                raise CompanionError(f"{sentence}. Nothing is left to look at: mend what they name and start again.")
+                raise CompanionError(f"{sentence}. Change what they name; the same trials run again with `retry_failed`.")
             print(sentence, file=sys.stderr)
         return rows
 
