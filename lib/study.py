@@ -98,7 +98,7 @@ class Study:
             reasons = "; ".join(f"{n} x {why}" for why, n in failures.items())
             sentence = f"{self.name}: {failures.sum()} of {len(rows)} trials failed: {reasons}"
             if failures.sum() == len(rows) > 1:
-                raise CompanionError(f"{sentence}. Change what they name; the same trials run again with `retry_failed`.")
+                raise CompanionError(f"{sentence}. Change what they name; `retry_failed` runs the same ones again.")
             print(sentence, file=sys.stderr)
         return rows
 
