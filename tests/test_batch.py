@@ -5,6 +5,7 @@ import signal
 from lib import notebook
 from tests.toy_house import (
     finished,
+    hold,
     processes_of,
     published,
     start_batch,
@@ -14,8 +15,9 @@ from tests.toy_house import (
 
 
 def test_a_second_batch_is_refused_a_killed_one_leaves_nothing_behind_and_a_restart_completes(house):
-    n = 120
+    n = 20
     write_yaml(house, n=n, rate=0.1)
+    held = hold(house / "runs/smoke", 8)
     first = start_batch(house)
     trials = house / "runs/smoke/trials/00_toy.squares"
     assert wait_for((house / ".build/smoke/00_toy").exists, 300), (house / "batch.log").read_text()
@@ -28,6 +30,7 @@ def test_a_second_batch_is_refused_a_killed_one_leaves_nothing_behind_and_a_rest
     done = len(list(trials.glob("*.json")))
     assert 3 < done < n and not published(house)
     log = (house / "runs/smoke/log").read_text()
+    held.unlink()
     finished(start_batch(house), house)
     assert "00_toy.claims.json" in published(house)
     started = (house / "runs/smoke/log").read_text().removeprefix(log).count("start")

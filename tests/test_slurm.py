@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lib.provenance import root
-from tests.toy_house import executions, finished, populate, processes_of, results, start_batch, wait_for
+from tests.toy_house import executions, finished, hold, populate, processes_of, results, start_batch, wait_for, waiting
 
 if os.environ.get("SLURM_TEST") != "1":
     pytest.skip("SLURM_TEST=1 installs and starts a Slurm of one node for these tests", allow_module_level=True)
@@ -121,6 +121,10 @@ def slurm(*command: str) -> str:
     return done.stdout.strip()
 
 
+def jobs(states: str) -> list[str]:
+    return slurm("squeue", "--noheader", f"--states={states}", "--format=%i").split()
+
+
 def configuration(folder: Path) -> Path:
     """The committed profile of a cluster, with what differs here: a small node without GPUs and without accounting."""
     settings = yaml.safe_load((root() / "slurm" / "config.yaml").read_text())
@@ -142,13 +146,15 @@ def test_a_population_in_shards_of_slurm_equals_the_local_one_and_a_cancelled_jo
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     profile = configuration(house)
+    all_here = hold(house / "runs/smoke/trials", 12)
     batch = start_batch(house, "shards=3", "--workflow-profile", str(profile))
-    wait_for(lambda: len(executions(house, "end")) >= 6 or batch.poll() is not None, 600)
+    wait_for(lambda: len(waiting(house)) == 3 or batch.poll() is not None, 600)
     assert batch.poll() is None, (house / "batch.log").read_text()
-    running = slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
-    assert running, slurm("squeue", "--states=all")
+    before, running = executions(house), jobs("RUNNING")
+    assert len(running) == 3, slurm("squeue", "--states=all")
     slurm("scancel", running[0])
-    before = executions(house)
+    assert wait_for(lambda: running[0] not in jobs("RUNNING,COMPLETING"), 60), slurm("squeue", "--states=all")
+    all_here.unlink()
     finished(batch, house)
 
     for found, table in zip(results(house), expected, strict=True):
@@ -165,13 +171,15 @@ def test_a_population_in_shards_of_slurm_equals_the_local_one_and_a_cancelled_jo
 def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds_their_trials(cluster, house):
     populate(house)
     profile = configuration(house)
+    held = hold(house / "runs/smoke/trials", 12)
     batch = start_batch(house, "shards=2", "--workflow-profile", str(profile))
     assert wait_for(lambda: len(executions(house)) >= 4 or batch.poll() is not None, 600) and batch.poll() is None
     batch.send_signal(signal.SIGKILL)
     batch.wait()
+    time.sleep(3)  # what ended with the batch would have ended by now
     before = len(executions(house))
-    time.sleep(3)
-    assert len(executions(house)) > before, "the jobs ended with the batch that submitted them"
+    held.unlink()
+    assert wait_for(lambda: len(executions(house)) > before, 60), "the jobs ended with the batch that submitted them"
     again = start_batch(house, "shards=2", "--workflow-profile", str(profile))
     finished(again, house)
     assert [len(table) for table in results(house)] == [40, 5]

@@ -7,7 +7,7 @@ from lib.provenance import PREFIX, CompanionError
 from lib.store import Store
 from lib.study import Study
 from tests import toy_trials
-from tests.toy_house import executions, finished, populate, start_batch, wait_for, write_yaml
+from tests.toy_house import executions, finished, hold, populate, start_batch, wait_for, write_yaml
 
 
 def put(store: Store, x: int, state: str = "done", seconds: float = 10.0) -> None:
@@ -67,12 +67,14 @@ def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkey
     monkeypatch.setattr("lib.status.root", lambda: house)
     populate(house)
     assert "00_toy                         not started" in status.overview("smoke")
+    held = hold(house / "runs/smoke/trials", 8)
     run = start_batch(house)
     assert wait_for(lambda: len(executions(house, "end")) >= 5, 300), (house / "batch.log").read_text()
     during = status.overview("smoke")
     assert "00_toy                         begun" in during and "Studies that have begun need about" in during
     counts = next(line.split()[1:4] for line in during.splitlines() if line.startswith("  first"))
     assert sum(map(int, counts)) == 40 and int(counts[0]) >= 4
+    held.unlink()
     finished(run, house)
     after = status.overview("smoke")
     assert "00_toy                         published" in after and "need about" not in after

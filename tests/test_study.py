@@ -14,6 +14,7 @@ import torch
 from lib.provenance import PREFIX, CompanionError, root
 from lib.study import Study
 from tests import toy_trials
+from tests.toy_house import hold, wait_for
 
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:
@@ -151,22 +152,19 @@ def test_killed_at_random_moments_and_restarted_equals_the_uninterrupted_run(tmp
     specs = [{"x": x, "log": str(log), "seconds": 0.1} for x in range(n)]
     stored: list[set] = []
     rng = random.Random(0)
+    held = hold(tmp_path, first := 20)
     for _ in range(3):
         batch = start_batch(folder, log, n)
-        deadline = time.monotonic() + 60
-        before = len(list(study.store.trials.glob("*.json")))
-        while len(list(study.store.trials.glob("*.json"))) < before + 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        enough = min(len(list(study.store.trials.glob("*.json"))) + 2, first)
+        assert wait_for(lambda enough=enough: len(list(study.store.trials.glob("*.json"))) >= enough, 300)
         time.sleep(rng.uniform(0, 0.2))
         batch.send_signal(signal.SIGKILL)
         batch.wait()
         workers = {int(line.split()[2]) for line in log.read_text().splitlines() if line.startswith("start")}
-        deadline = time.monotonic() + 5
-        while any(map(alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(alive, workers)), "a worker outlived its parent"
+        assert wait_for(lambda workers=workers: not any(map(alive, workers)), 60), "a worker outlived its parent"
         stored.append({study.store.key(spec) for spec in specs} & {p.stem for p in study.store.trials.glob("*.json")})
     assert 0 < len(stored[-1]) < n
+    held.unlink()
     starts_before = log.read_text()
     rows = study.run(specs)
     ran = {int(line.split()[1]) for line in log.read_text().removeprefix(starts_before).splitlines()}

@@ -96,6 +96,21 @@ def executions(house: Path, what: str = "") -> list[str]:
     return [line for line in log.read_text().splitlines() if line.startswith(what)] if log.exists() else []
 
 
+def waiting(house: Path) -> set[str]:
+    """The processes of `counted` whose trial waits for `trials/hold` to be taken away."""
+    first = int((house / "runs/smoke/trials/hold").read_text())
+    lines = [line.split() for line in executions(house)]
+    ended = {(x, pid) for what, x, pid in lines if what == "end"}
+    return {pid for what, x, pid in lines if what == "start" and int(x) >= first and (x, pid) not in ended}
+
+
+def hold(folder: Path, first: int) -> Path:
+    """No trial logged in this folder whose x is `first` or more ends before the returned file is taken away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hold").write_text(str(first))
+    return folder / "hold"
+
+
 def results(house: Path) -> list[pd.DataFrame]:
     """The published rows of every study, without what was measured."""
     tables = [pq.read_table(path).to_pandas() for path in sorted((house / "runs/smoke").glob("*.parquet"))]

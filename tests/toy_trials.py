@@ -17,14 +17,24 @@ def square(spec: dict, device: str, weights: Path) -> dict:
 
 
 def logged(spec: dict, device: str, weights: Path) -> dict:
-    """Appends to a log when it starts and when it ends, and takes a while in between."""
+    """Appends to a log when it starts and when it ends; takes a while in between, and as long as it is held."""
     log = Path(spec["log"])
     with log.open("a") as file:
         file.write(f"start {spec['x']} {os.getpid()}\n")
     time.sleep(spec.get("seconds", 0.1))
+    while held(log.with_name("hold"), spec["x"]):
+        time.sleep(0.05)
     with log.open("a") as file:
         file.write(f"end {spec['x']} {os.getpid()}\n")
     return {"square": spec["x"] ** 2}
+
+
+def held(hold: Path, x: int) -> bool:
+    """Whether a file beside the log keeps this trial waiting: it names the first x that does not end."""
+    try:
+        return x >= int(hold.read_text())
+    except FileNotFoundError:
+        return False
 
 
 def unlucky(spec: dict, device: str, weights: Path) -> dict:
