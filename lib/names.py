@@ -1,4 +1,4 @@
-"""What networks and data sets are called, and their shapes; a profile is checked by it without loading torch."""
+"""What networks, data sets and methods are called; a profile is checked by it without loading torch."""
 
 from lib.provenance import unknown
 
@@ -38,6 +38,11 @@ DATASETS = {
     "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
     "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
 }
+# Networks whose authors publish weights for a data set (`weights.PUBLIC`).
+PUBLIC = ("resnet20/cifar10", "resnet56/cifar10", "resnet20/cifar100", "resnet56/cifar100")
+SCHEDULES = ("cosine", "one-cycle", "step", "constant")
+# Scores by which nodes are removed (`spline_selection.remove`).
+SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -82,6 +82,11 @@ def profile_parameters(profile: str, name: str) -> dict:
         asked = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise CompanionError(f"{path.relative_to(root())} is not YAML: {' '.join(str(error).split())}.") from None
+    lines = re.findall(r"^(\w+)\s*:", path.read_text(), re.MULTILINE)
+    if twice := sorted({line for line in lines if lines.count(line) > 1}):
+        raise CompanionError(
+            f"{path.relative_to(root())} has {', '.join(twice)} more than once: keep one line of each."
+        )
     return checked(name, asked, f"runs/{profile}/{name}.yaml") if asked else default_parameters(name)
 
 

@@ -1,7 +1,7 @@
 """How far a profile decides its claims, and what would settle each open one: how many more units, at what cost.
 
-An interval is taken to shrink as 1 / sqrt(n) about an estimate that stays where it is. That is a forecast for planning
-the next run, and no part of any verdict.
+Intervals are taken to shrink as 1 / sqrt(n), those of shares as Wilson's do, about an estimate that stays where it is.
+That is a forecast for planning the next run, and no part of any verdict.
 """
 
 import math
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from lib import parameters
-from lib.claims import INCONCLUSIVE, LEVEL, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, bounds
+from lib.claims import INCONCLUSIVE, LEVEL, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, bounds, wilson
 from lib.provenance import PREFIX
 
 FAR = 100  # times n: an estimate that close to its threshold is on it
@@ -121,7 +121,10 @@ def needed(entry: dict) -> tuple[int | None, str]:
         return max(n + 1, math.ceil(n * factor)), told
     holds = rule.verdict(value, value) == SUPPORTED
     edges = [threshold - tolerance, threshold + tolerance] if relation == "=" else [threshold]
-    factor = max(_ratio(value, low, high, edge) for edge in edges) ** 2
+    if 0 <= value <= 1 and math.dist(wilson(round(value * n), n), (low, high)) < 1e-9:
+        factor = max(_score(value, n, edge) for edge in edges)
+    else:
+        factor = max(_ratio(value, low, high, edge) for edge in edges) ** 2
     if factor > FAR:
         return None, "no n in sight: the estimate lies on the threshold"
     return max(n + 1, math.ceil(n * factor)), SUPPORTED if holds else NOT_SUPPORTED
@@ -142,6 +145,12 @@ def _ratio(value: float, low: float, high: float, edge: float) -> float:
     """How many times too wide an interval is on the side of an edge."""
     distance = abs(value - edge)
     return (value - low if edge < value else high - value) / distance if distance else math.inf
+
+
+def _score(share: float, n: int, edge: float) -> float:
+    """How many times as many units bring an end of Wilson's interval to an edge: it inverts the score test."""
+    z = stats.norm.isf((1 - LEVEL) / 2)
+    return (z / (share - edge)) ** 2 * edge * (1 - edge) / n if share != edge else math.inf
 
 
 def _evidence(entry: dict) -> str:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from lib import channels, spline
+from lib.names import SCORES
 from lib.partition import RELU
 from lib.provenance import unknown
 
-METHODS = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")
 SCOPES = ("layerwise", "global")
 
 
@@ -94,8 +94,8 @@ def choose(
     generator: torch.Generator | None = None,
 ) -> list[tuple[int, int, int]]:
     """What `remove` removes: (layer, node, twin) in order; twin is -1 where a node goes without one."""
-    if method not in METHODS:
-        raise unknown("pruning method", method, METHODS)
+    if method not in SCORES:
+        raise unknown("score", method, SCORES)
     quota = quotas([len(layer) for layer in found], ratio, scope)
     if method in ("raw", "normalised", "signed", "merged"):
         form = "signed" if method == "merged" else method

@@ -11,12 +11,11 @@ from tqdm.auto import tqdm
 
 from lib import data, memory, provenance
 from lib.data import Data, Split
+from lib.names import SCHEDULES
 from lib.progress import quiet
 from lib.provenance import unknown
 from lib.seeds import generator, seed_from
 from lib.throughput import Backward, autocast, chosen, on_cuda, placed, repeatable
-
-SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 
 
 class Diverged(ArithmeticError):

@@ -1,10 +1,12 @@
 """Parameters that cannot be run together are refused with a sentence that names the remedy, before anything starts."""
 
 import pytest
+import torch
 
-from lib import parameters
+from lib import consistency, names, parameters, training, weights
 from lib.consistency import contradiction
 from lib.provenance import CompanionError
+from lib.spaces_trials import prunable
 
 CASES = [
     ("00_baselines", {"networks": ["mlp"]}, "networks must hold linear"),
@@ -24,6 +26,20 @@ CASES = [
     ("04_spline_early_bird", {"tuned_levels": [10, 4]}, "tuned_levels must be some of levels"),
     ("04_spline_early_bird", {"levels": [40, 8, 4]}, "levels must lie below toy_width"),
     ("00_baselines", {"decides": ["B0.9"]}, "Unknown claim .*B0.9"),
+    ("00_baselines", {"schedule": "one_cycle"}, "schedule holds 'one_cycle': known are cosine, one-cycle"),
+    ("00_baselines", {"public": ["vgg16/cifar10"]}, "public holds 'vgg16/cifar10': known are resnet20/cifar10"),
+    ("01_latent_kl", {"public": ["resnet20"]}, "public holds 'resnet20': known are"),
+    ("02_tensor_truncation", {"public": ["resnet20/digits"]}, "public holds 'resnet20/digits': known are"),
+    ("03_pruning_spaces", {"source": "published"}, "source holds 'published': known are trained, public"),
+    ("03_pruning_spaces", {"main": "resnet20"}, "main holds 'resnet20': write network/dataset, such as resnet20/"),
+    ("03_pruning_spaces", {"main": "vgg16/digits"}, "main is a vgg16, whose MACs are not linear .*: take resnet20, "),
+    ("03_pruning_spaces", {"source": "public"}, "main holds 'resnet20/digits': known are resnet20/cifar10"),
+    ("04_spline_early_bird", {"criteria": ["merged", "random"]}, "criteria lacks magnitude, which claims compare"),
+    (
+        "04_spline_early_bird",
+        {"criteria": ["merged", "magnitude", "random", "l1"]},
+        "criteria holds 'l1': known are raw",
+    ),
 ]
 
 
@@ -31,6 +47,22 @@ CASES = [
 def test_what_cannot_be_run_together_is_one_sentence(notebook, changes, sentence):
     with pytest.raises(CompanionError, match=rf"^[^\n]*{sentence}[^\n]*\.$"):
         parameters.checked(notebook, changes, f"runs/mine/{notebook}.yaml")
+
+
+def test_the_names_that_profiles_are_checked_by_are_those_that_the_library_knows():
+    assert tuple(f"{network}/{dataset}" for network, dataset in weights.PUBLIC) == names.PUBLIC
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
+    dense = {"dataset": "imagenet", "source": "trained"}  # large enough images for all
+    found = {
+        name
+        for name in names.NETWORKS
+        if "vit" not in name
+        and name not in ("alexnet", "mlp", "linear")
+        and not prunable(dense | {"network": name}).polynomials[2].any()
+    }
+    assert found == set(consistency.LINEAR)
+    for name in names.SCHEDULES:
+        training.scheduler(name, optimizer, 10)
 
 
 def test_every_committed_profile_and_every_notebook_fits():

@@ -88,6 +88,7 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(house, changes, sen
         ("contest_share: 1.5", "it must be above 0 and at most 1"),
         ("grid: [0.5, 0]", "grid is out of range with 0; it must be above 0 and at most 1"),
         ("limit: -1", "it must be 0 or more"),
+        ("lr: 0.1\nlimit: 1\nlr: 0.2", "00_toy.yaml has lr more than once: keep one line of each"),
         ("levels: [8, 0.5]", "levels holds 0.5; each must be a whole number"),
         ("cases: [[OUT, -0.5]]", "cases is out of range with -0.5"),
         ("steps: {a: [-1, 2]}", "steps is out of range with -1"),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lib import parameters, settling, summary
-from lib.claims import INCONCLUSIVE, Rule, holm, mean_interval
+from lib.claims import INCONCLUSIVE, Rule, holm, mean_interval, wilson
 from lib.provenance import root
 
 SUPPORTED, NOT = "supported", "not supported"
@@ -51,6 +51,18 @@ def test_the_forecast_is_what_more_values_of_the_same_kind_need():
     n, _ = settling.needed(entry(0.2, *mean_interval(values), n=20))
     longer, shorter = (np.resize(values, 20 * math.ceil(count / 20)) for count in (n, n - 40))
     assert mean_interval(longer)[0] > 0 > mean_interval(shorter)[0]
+
+
+@pytest.mark.parametrize(("good", "n", "threshold"), [(0, 1, 0.5), (3, 4, 0.5), (5, 8, 0.8), (11, 20, 0.5)])
+def test_a_share_is_settled_where_the_interval_of_as_many_units_says_so(good, n, threshold):
+    given = entry(good / n, *wilson(good, n), n=n, threshold=threshold)
+    needed, told = settling.needed(given)
+    rule = Rule("P9.1", "S", "It holds.", "share", ">", threshold, "0")
+    for count, verdict in ((needed, told), (needed - 1, INCONCLUSIVE)):
+        z, share = 1.959964, good / n  # Wilson's formula, since so many units have no such share in whole numbers
+        middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+        half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+        assert rule.verdict(middle - half, middle + half) == verdict
 
 
 def test_an_estimate_on_the_threshold_and_a_claim_that_hangs_on_another_have_no_n():

@@ -8,6 +8,7 @@ from torch import nn
 
 from lib import channels, models, spline
 from lib import spline_selection as selection
+from lib.names import SCORES
 from lib.provenance import CompanionError
 from lib.seeds import generator
 
@@ -54,7 +55,7 @@ def test_opposite_nodes_are_twins_without_a_sign_only():
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet8"])
-@pytest.mark.parametrize("method", selection.METHODS)
+@pytest.mark.parametrize("method", SCORES)
 def test_every_method_removes_the_asked_share_of_each_layer_and_the_network_still_runs(name, method):
     model = randomised(name, width=0.5)
     found = selection.layers(model, 8)
@@ -132,7 +133,7 @@ def test_ratios_methods_and_scopes_that_do_not_exist_are_refused():
     model = network([[1, 0, 0], [0, 1, 0]], [1, 1])
     with pytest.raises(ValueError, match="each layer keeps at least one"):
         selection.remove(model, 1.0, "signed")
-    with pytest.raises(CompanionError, match="pruning method 'sigend'.*signed"):
+    with pytest.raises(CompanionError, match="score .sigend'.*signed"):
         selection.remove(model, 0.5, "sigend")
     with pytest.raises(CompanionError, match="scope"):
         selection.remove(model, 0.5, "signed", "local")
