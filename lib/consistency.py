@@ -5,12 +5,20 @@ from collections.abc import Iterator, Sequence
 from lib.names import PUBLIC, SCHEDULES, SCORES
 
 MODES = {"OUT", "IN", "KH", "KW"}
+EMPTY = set("decides elsewhere enlarged levels public trained transfer transfer_quick".split())  # lists that may be
 LINEAR = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet18")  # MACs are linear in the prunable widths
+PLAIN = (
+    "digits_cnn",
+    "vanilla_cnn",
+    "vgg16",
+    "alexnet-ungrouped",
+)  # no shortcuts, and BatchNorm: can be trained by layer
 Check = tuple[bool, str]
 
 
 def _every(values: dict) -> Iterator[Check]:
     for name, value in values.items():
+        yield value != [] or name in EMPTY, f"{name} is empty: give it one entry or more"
         if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
             twice = sorted({entry for entry in value if value.count(entry) > 1})
             yield not twice, f"{name} holds {', '.join(twice)} more than once"
@@ -19,7 +27,7 @@ def _every(values: dict) -> Iterator[Check]:
 def _dense(values: dict) -> Iterator[Check]:
     enough = "linear" in values["networks"] and len(values["networks"]) > 1
     yield enough, "networks must hold linear, with which the others are compared, and one more"
-    yield from _several(values, "seeds", "null_seeds")
+    yield from _enough(values, 2, "seeds", "null_seeds")
     for entry in values["elsewhere"]:
         yield "/" in entry, f"elsewhere holds {entry!r}: write network/dataset, such as {entry}/cifar10"
     yield from _among(values, "public", PUBLIC)
@@ -30,6 +38,10 @@ def _latent(values: dict) -> Iterator[Check]:
     several = len(values["trained"]) + len(values["public"]) > 1
     yield several, "trained and public must name two networks or more, over which intervals are taken"
     yield set(values["fractions"]) <= set(values["grid"]), "grid must hold all of fractions"
+    yield {0.3, 0.5} <= set(values["grid"]), "grid must hold 0.3 and 0.5, which P1.12b compares"
+    yield len(values["fractions"]) > 1, "fractions must hold two or more, whose order is compared"
+    yield from _among(values, "layer_networks", [*values["trained"], *values["public"]])
+    yield from _enough(values, 2, "trials")
     yield from _among(values, "public", PUBLIC)
 
 
@@ -37,6 +49,13 @@ def _truncation(values: dict) -> Iterator[Check]:
     listed = {*values["trained"], *values["enlarged"], *values["public"]}
     yield bool(listed), "trained, enlarged and public are all empty: name a network"
     yield from _among(values, "public", PUBLIC)
+    shared = sorted({*values["trained"]} & {*values["enlarged"]})
+    yield not shared, f"trained and enlarged both hold {', '.join(shared)}: results could not be told apart"
+    yield 0.5 in values["errors"], "errors must hold 0.5, at which P2.5c is read"
+    for name in ("controlled", "formed", "whole"):
+        yield from _among(values, name, sorted(listed))
+    partly = sorted({*values["whole"]} & {*values["steps"]})
+    yield not partly, f"steps leaves layers of {', '.join(partly)} out, which whole needs: take it out of one of them"
     for name in sorted(values["steps"]):
         yield name in listed, f"steps names {name!r}, which is in none of trained, enlarged and public"
     for form, _ in values["cases"]:
@@ -46,6 +65,16 @@ def _truncation(values: dict) -> Iterator[Check]:
 
 def _spaces(values: dict) -> Iterator[Check]:
     yield values["contest_share"] in values["shares"], "contest_share must be one of shares"
+    yield values["retrained"] + 2 <= values["initial"], "retrained must be smaller than initial by 2 or more"
+    yield values["repeated"] <= values["retrained"], "repeated must not exceed retrained"
+    yield len(values["stds"]) > 1, "stds must hold two or more, which are compared"
+    yield from _enough(values, 4, "retrained", "designed", "std_recipes", "refined")
+    yield from _enough(values, 3, "repeated")
+    yield from _enough(values, 2, "seeds", "contest_seeds")
+    if values["levels"]:
+        yield from _enough(values, 4, "level_recipes")
+    if values["transfer"] or values["transfer_quick"]:
+        yield from _enough(values, 4, "transfer_recipes")
     yield from _among(values, "source", ("trained", "public"))
     networks = ("main", "transfer", "transfer_quick")
     for name in networks:
@@ -61,9 +90,15 @@ def _spaces(values: dict) -> Iterator[Check]:
 def _spline(values: dict) -> Iterator[Check]:
     sizes = len(values["widths"]), len(values["networks"])
     yield sizes[0] == sizes[1], f"widths has {sizes[0]} entries and networks {sizes[1]}: give each network one width"
-    yield bool(values["full"]) and set(values["full"]) <= set(values["networks"]), "full must name some of networks"
-    yield from _several(values, "seeds")
+    yield set(values["full"]) <= set(values["networks"]), "full must name some of networks"
+    for entry in values["full"]:
+        fits = entry.partition("/")[0] in PLAIN
+        yield fits, f"full holds {entry!r}, which cannot be trained layer by layer: take {', '.join(PLAIN)}"
+    yield values["side"] ** 2 <= values["test_images"], "side * side probes must not exceed test_images"
+    yield from _enough(values, 2, "seeds", "exact_seeds", "toy_seeds", "change_seeds")
     yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"
+    yield 4 in values["tuned_levels"], "tuned_levels must hold 4, at which P4.9 and P4.10 are read"
+    yield max(values["levels"], default=0) >= 8, "levels must hold one of 8 or more, where P4.7 is read"
     yield max(values["levels"], default=0) < values["toy_width"], "levels must lie below toy_width"
     yield from _among(values, "criteria", SCORES)
     needed = [name for name in ("merged", "magnitude", "random") if name not in values["criteria"]]
@@ -79,9 +114,9 @@ def _among(values: dict, name: str, known: Sequence[str]) -> Iterator[Check]:
         yield entry in known, f"{name} holds {entry!r}: known are {', '.join(known)}"
 
 
-def _several(values: dict, *names: str) -> Iterator[Check]:
+def _enough(values: dict, least: int, *names: str) -> Iterator[Check]:
     for name in names:
-        yield values[name] > 1, f"{name} is {values[name]}: an interval needs 2 or more"
+        yield values[name] >= least, f"{name} is {values[name]}: an interval needs {least} or more"
 
 
 CHECKS = {

@@ -35,10 +35,9 @@ def accuracy(trained: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure
     trained: rows with `network`, `accuracy` (%). summary: `mean`, `low`, `high`, `n` by network, "linear" among them.
     """
     figure, axis = plt.subplots(figsize=(7.4, 3.8))
-    for place, network in enumerate(summary.index):
+    for place, (network, colour) in enumerate(figures.colours(summary.index).items()):
         values = trained.loc[trained["network"] == network, "accuracy"]
         mean, low, high = summary.loc[network, ["mean", "low", "high"]]
-        colour = figures.COLOURS[network]
         axis.plot([low, high], [place, place], color=colour, lw=7, alpha=0.3, solid_capstyle="round")
         axis.plot(values, np.full(len(values), place), "o", color=colour, ms=6, mec="white", mew=0.6, zorder=3)
         axis.plot(mean, place, "|", color=colour, ms=22, mew=2.5)
@@ -74,11 +73,11 @@ def learning_curves(rows: pd.DataFrame, networks: Sequence[str]) -> tuple[Figure
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
     null = curves[curves["labels"] == "shuffled"]
     for axis, quantity in zip(axes, quantities, strict=True):
-        for network in networks:
+        for network, colour in figures.colours(networks).items():
             one = curves[(curves["network"] == network) & (curves["labels"] == "true")]
             seeds = one.pivot(index="epoch", columns="seed", values=quantity)
-            axis.plot(seeds, color=figures.COLOURS[network], lw=0.7, alpha=0.6)
-            axis.plot(seeds.mean(axis=1), color=figures.COLOURS[network], label=f"{network} (n = {seeds.shape[1]})")
+            axis.plot(seeds, color=colour, lw=0.7, alpha=0.6)
+            axis.plot(seeds.mean(axis=1), color=colour, label=f"{network} (n = {seeds.shape[1]})")
         seeds = null.pivot(index="epoch", columns="seed", values=quantity)
         label = f"{null['network'].iloc[0]}, shuffled\nlabels (n = {seeds.shape[1]})"
         axis.fill_between(

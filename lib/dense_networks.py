@@ -158,6 +158,12 @@ def find_baseline(name: str, known: Sequence[dict], seed: int = 0) -> dict:
     raise CompanionError(f"{sentence}: add it to networks there, or raise seeds.")
 
 
+def trained_like(network: str, dataset: str, known: Sequence[dict]) -> dict:
+    """The spec of any network, trained with the settings of the first one among `baseline_specs` that is not linear."""
+    own = next(spec for spec in known if spec["source"] == "trained" and spec["network"] != "linear")
+    return own | {"network": network, "dataset": dataset}
+
+
 def cost_specs(specs: list[dict]) -> list[dict]:
     """The trials of the study of costs: each architecture among some baselines once."""
     architectures = [{"dataset": spec["dataset"], "network": spec["network"]} | _options(spec) for spec in specs]

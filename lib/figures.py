@@ -39,6 +39,18 @@ COLOURS = {  # one meaning, one colour, in every notebook
     "highest": PALETTE[2],
     "random": PALETTE[1],
 }
+
+
+def colours(networks: Iterable[str]) -> dict[str, str]:
+    """A colour for each network: its own of COLOURS, or, where it has none or shares it, one that is still free."""
+    found: dict[str, str] = {}
+    for network in networks:
+        free = [colour for colour in PALETTE if colour not in found.values()] or PALETTE
+        own = COLOURS.get(network)
+        found[network] = own if own in free else free[len(found) % len(free)]
+    return found
+
+
 NULL = {"color": "#717581", "linestyle": ":", "linewidth": 1.6}  # what no effect at all would look like
 
 

@@ -19,7 +19,10 @@ from lib.provenance import CompanionError, root, unknown
 
 # What a number may be, by the name of its parameter; the first line that fits decides. Any other is 0 or more.
 RANGES = (
-    ("1 or more", "workers batch *_batch batch_size seeds trials epochs *_epochs starts iterations side *images"),
+    (
+        "1 or more",
+        "workers batch *_batch batch_size *seeds *trials epochs *_epochs starts iterations side draws *images",
+    ),
     ("above 0 and at most 1", "*share *shares *fractions *ratio *ratios *budgets *errors grid structured"),
     ("above 0", "lr *_lr stds widths slice_half"),
 )

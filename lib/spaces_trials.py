@@ -71,10 +71,12 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
         spec: a dense network, `widths`; `criterion` (of `channels.prune`); `mode`: "none" (BatchNorm re-estimated
             only), "finetune", "rewind" (learning-rate rewinding) or "scratch"; `retraining`, the seed of order and
             augmentation; `retraining_epochs`, `retraining_batch`; `bn_images`, `train_images`, `validation_images`,
-            `test_images`: at most so many of each. Dense widths are the control, which is retrained like the others.
+            `test_images`: at most so many of each; `by_image`, whether the test images are told one by one. Dense
+            widths are the control, which is retrained like the others.
 
     Returns: coordinates of the recipe (`spaces.coordinates`); accuracy (%) and loss (nats): `proxy_*` on validation
-        images after BatchNorm was re-estimated, `validation_*` and `test_*` at the end (no test without test images).
+        images after BatchNorm was re-estimated, `validation_*` and `test_*` at the end (no test without test images);
+        with `by_image` the indices of the wrong test images, `test_wrong`.
     """
     if spec["mode"] not in MODES:
         raise unknown("retraining mode", spec["mode"], MODES)
@@ -99,7 +101,10 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
         row |= {f"validation_{name}": row[f"proxy_{name}"] for name in ("accuracy", "loss")}
     if spec["test_images"]:
         row |= _measured(pruned, "test", few.test, dataset, device)
-    return {name: float(value) for name, value in row.items()}
+    row = {name: float(value) for name, value in row.items()}
+    if spec.get("by_image"):
+        row["test_wrong"] = training.evaluate(pruned, few.test, dataset, device=device)["wrong"]
+    return row
 
 
 def selection(dataset: Data, spec: dict) -> Data:

@@ -13,6 +13,7 @@ from lib import data, dense_networks, partition, spline, training
 from lib import spline_selection as selection
 from lib.data import Data, Split
 from lib.dense_networks import training_mb
+from lib.names import SCORES
 from lib.provenance import write_atomically
 from lib.seeds import generator, seed_from
 from lib.study import Study
@@ -44,7 +45,7 @@ def search_spec(spec: dict) -> dict:
 
 def loaded(spec: dict, device: str) -> Data:
     """The data of a search: a subset to train on, some images to watch, the first test images."""
-    dataset = data.load(spec["dataset"], device=device, seed=0, limit=spec["limit"])
+    dataset = data.load(spec["dataset"], device=device, seed=0, limit=spec.get("limit"))
     if spec.get("labels") == "shuffled":
         order = torch.randperm(len(dataset.train), generator=generator(spec["seed"], "shuffled labels"))
         dataset.train.labels.copy_(dataset.train.labels[order.to(device)])
@@ -154,7 +155,7 @@ def oneshot(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     model = snapshot(spec, spec["epoch"], dataset, folder, device)
     found, rows = selection.layers(model, dataset.size), []
     for scope in selection.SCOPES:
-        for method in selection.METHODS:
+        for method in SCORES:
             for ratio in spec["ratios"]:
                 stream = generator(spec["seed"], "nodes", scope, ratio)
                 small = selection.remove(model, ratio, method, scope, size=dataset.size, generator=stream)

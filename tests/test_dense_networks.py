@@ -63,6 +63,12 @@ def test_a_network_is_found_by_its_name_and_its_data_set():
             dense_networks.find_baseline(name, known, seed)
 
 
+def test_any_network_can_be_trained_as_those_that_are_not_linear():
+    known = dense_networks.profile_baselines("smoke")
+    spec = dense_networks.trained_like("resnet20", "digits", known)
+    assert spec == dense_networks.find_baseline("resnet8", known) | {"network": "resnet20"}
+
+
 def test_every_profile_names_baselines_that_can_be_built():
     for profile in parameters.profiles():
         specs = dense_networks.profile_baselines(profile)

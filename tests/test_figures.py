@@ -7,6 +7,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from lib import figures
+from lib.names import NETWORKS
 
 
 def draw(line=(3, 4)):
@@ -56,6 +57,12 @@ def test_a_saved_figure_is_closed(tmp_path):
 def test_the_palette_is_the_style_sheets():
     figures.use_style()
     assert [to_hex(entry["color"]) for entry in plt.rcParams["axes.prop_cycle"]] == list(figures.PALETTE)
+
+
+def test_each_network_of_a_figure_has_a_colour_and_no_two_the_same():
+    found = figures.colours(["linear", "resnet20", "resnet8", "keras_cnn"])  # two of one colour, one of none
+    assert len(set(found.values())) == 4 and found["resnet20"] == figures.COLOURS["resnet20"]
+    assert len(figures.colours(NETWORKS)) == len(NETWORKS) > len(figures.PALETTE)
 
 
 def test_an_animation_has_a_frame_a_figure_its_text_and_equal_bytes(tmp_path):

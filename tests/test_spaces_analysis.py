@@ -152,7 +152,24 @@ def test_a_table_of_std_spaces_names_what_was_reached():
 
 def test_a_champion_must_beat_the_best_rival():
     random = np.random.default_rng(4)
-    table = pd.DataFrame({"a": 70 + random.normal(size=5), "b": 60.0, "c": 69 + random.normal(size=5)})
-    found = analysis.contest(table, "a", ["b", "c"])
-    assert found["rival"] == "c" and found["value"] == pytest.approx((table["a"] - table["c"]).mean())
+    wrong = {
+        name: [np.flatnonzero(random.random(400) < p) for _ in range(5)]
+        for name, p in zip("abc", (0.3, 0.5, 0.35), strict=True)
+    }
+    rows = pd.DataFrame([{"space": n, "test_images": 400, "test_wrong": one} for n in wrong for one in wrong[n]])
+    found = analysis.contest(rows, "a", ["b", "c"])
+    fewer = [np.mean([len(one) for one in wrong[name]]) / 4 for name in "ca"]
+    assert found["rival"] == "c" and found["value"] == pytest.approx(fewer[0] - fewer[1])
     assert found["n"] == 5 and found["low"] < found["value"] < found["high"]
+
+
+def test_a_contest_counts_its_test_images_as_well_as_its_seeds():
+    alike = [
+        {"space": n, "test_images": 100, "test_wrong": list(range(k))}
+        for n, k in (("a", 20), ("b", 22))
+        for _ in range(8)
+    ]
+    found = analysis.contest(pd.DataFrame(alike), "a", ["b"])
+    assert (
+        found["value"] == 2 and found["low"] == 0 < found["high"] and found["p"] > 0.05
+    )  # two images, seeds all equal
