@@ -54,11 +54,28 @@ def apply_plan(model: nn.Module, plan: dict) -> None:
 
 
 def factorise_plan(model: nn.Module, plan: dict) -> None:
-    """Replace the convolutions of a plan in place by the small ones that they stand for."""
+    """Replace the layers of a plan in place by the small ones that they stand for; a linear layer is a 1x1 kernel."""
     for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
         rank = ranks[0] if len(ranks) == 1 else tuple(ranks)
         form = {"OUT+IN": "tucker2"}.get(form, form)
-        model.set_submodule(name, truncation.factorise(model.get_submodule(name), form, rank))
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            small = nn.Sequential(*map(_as_linear, truncation.factorise(_as_convolution(layer), form, rank)))
+        else:
+            small = truncation.factorise(layer, form, rank)
+        model.set_submodule(name, small)
+
+
+def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
+    conv.weight, conv.bias = nn.Parameter(linear.weight[..., None, None]), linear.bias
+    return conv
+
+
+def _as_linear(conv: nn.Conv2d) -> nn.Linear:
+    linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
+    linear.weight, linear.bias = nn.Parameter(conv.weight.flatten(1)), conv.bias
+    return linear
 
 
 def plan_parameters(model: nn.Module, plan: dict) -> int:

@@ -169,8 +169,10 @@ def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
     for form in in_order(pairs["cut"]):
         one = pairs[pairs["cut"] == form]
         groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
-        line = pd.DataFrame([_mean_over_layers(group) for _, group in groups])
-        line = line[line["layers"] >= 3]
+        means = [_mean_over_layers(group) for _, group in groups]
+        line = pd.DataFrame(
+            [mean for mean in means if mean["layers"] >= 3], columns=["drop", "half", "layers", "relative_error"]
+        )
         axis.errorbar(line["relative_error"], -line["drop"], line["half"], **look(form), elinewidth=0.8, label=form)
         numbers.append(line.assign(cut=form))
     _in_points(axis)

@@ -105,6 +105,20 @@ def test_a_factorised_plan_of_a_truncated_network_gives_its_outputs_with_strides
         assert (factorised(images) - model(images)).norm() < 1e-10 * model(images).norm()
 
 
+@pytest.mark.parametrize("form", ("OUT", "IN", "OUT.KH", "OUT+IN"))
+def test_a_linear_layer_is_factorised_as_a_kernel_of_one_pixel(form):
+    model, images = network("mlp"), gaussian(4, 1, 8, 8, seed=9)
+    name = next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    plan = {"layers": [name], "forms": [form], "ranks": [[5, 5] if "+" in form else [5]]}
+    recovery.apply_plan(model, plan)
+    factorised = deepcopy(model)
+    recovery.factorise_plan(factorised, plan)
+    assert {type(layer) for layer in factorised.get_submodule(name)} == {nn.Linear}
+    assert recovery.plan_parameters(model, plan) == models.count_parameters(factorised) < models.count_parameters(model)
+    with torch.no_grad():
+        assert (factorised(images) - model(images)).norm() < 1e-10 * model(images).norm()
+
+
 def test_parameters_of_a_plan_are_those_of_the_factorised_network_unless_the_dense_kernel_is_smaller():
     model = network()
     cheap = {"layers": ["features.3", "features.7"], "forms": ["OUT", "tucker2"], "ranks": [[2], [3, 2]]}
