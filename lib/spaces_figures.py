@@ -85,6 +85,8 @@ def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.Data
     ends = (0.5, len(by_mode) + 0.5)
     axes[1].plot(ends, ends, **figures.NULL, label="alike")
     axes[1].set(xlabel="rank after fine-tuning", ylabel="rank after the other", title=f"schedules, n = {len(by_mode)}")
+    for axis in (axes[0].xaxis, axes[1].xaxis, axes[1].yaxis):
+        axis.set_major_locator(plt.MaxNLocator(6, integer=True))
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0.2, columnspacing=0.8)
     colours = shades([one["kept"].iloc[0] for one in tables])
     for (share, colour), one in zip(colours.items(), tables, strict=True):
@@ -238,7 +240,7 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
     axis.axhline(scores["uniform"].mean(), **figures.NULL)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axis.set(ylabel="test accuracy (%)", title=title)
-    axis.set_xlabel("a dot a seed; line and grey: mean and its 95 % t interval; dotted: mean of uniform")
+    axis.set_xlabel("a dot a seed; line and grey: mean and its 95 % t interval over seeds; dotted: mean of uniform")
     return figure
 
 
