@@ -122,7 +122,6 @@ class Study:
         spec = canonical(spec)
         path = self._weights_file(spec)
         if not path.exists():
-            print(f"{self.name}: no weights of {spec} here; training them.", file=sys.stderr)
             self.finish(spec, device, blocking=True, again="weights")
         if not path.exists():
             raise CompanionError(f"{self.name}: the trial {spec} wrote no weights; its row says why.")
@@ -141,6 +140,8 @@ class Study:
                 return False
             stored = self.store.has(key)
             if not stored or again == "row" or (again == "weights" and not self._weights_file(spec).exists()):
+                if again == "weights":  # told once, by the process that trains them
+                    print(f"{self.name}: no weights of {spec} here; training them.", file=sys.stderr)
                 row = self._execute(spec, device)
                 if not stored or again == "row":
                     self.store.put(key, spec, row)
