@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from lib.names import PUBLIC, SCHEDULES, SCORES
 
 MODES = {"OUT", "IN", "KH", "KW"}
-EMPTY = set("decides elsewhere enlarged levels public trained transfer transfer_quick".split())  # lists that may be
+EMPTY = set(
+    "decides elsewhere enlarged joint_errors levels public trained transfer transfer_quick".split()
+)  # lists that may be
 LINEAR = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet18")  # MACs are linear in the prunable widths
 PLAIN = (
     "digits_cnn",
@@ -49,13 +51,14 @@ def _truncation(values: dict) -> Iterator[Check]:
     listed = {*values["trained"], *values["enlarged"], *values["public"]}
     yield bool(listed), "trained, enlarged and public are all empty: name a network"
     yield from _among(values, "public", PUBLIC)
-    shared = sorted({*values["trained"]} & {*values["enlarged"]})
-    yield not shared, f"trained and enlarged both hold {', '.join(shared)}: results could not be told apart"
+    names = [*values["trained"], *values["enlarged"], *values["public"]]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    yield not twice, f"trained, enlarged and public hold {', '.join(twice)} twice: results could not be told apart"
     yield 0.5 in values["errors"], "errors must hold 0.5, at which P2.5c is read"
     for name in ("controlled", "formed", "whole"):
         yield from _among(values, name, sorted(listed))
-    partly = sorted({*values["whole"]} & {*values["steps"]})
-    yield not partly, f"steps leaves layers of {', '.join(partly)} out, which whole needs: take it out of one of them"
+    partly = sorted(name for name in values["whole"] if values["steps"].get(name, 1) > 1)
+    yield not partly, f"steps leaves out layers that whole needs: take {', '.join(partly)} out of steps or out of whole"
     for name in sorted(values["steps"]):
         yield name in listed, f"steps names {name!r}, which is in none of trained, enlarged and public"
     for form, _ in values["cases"]:
@@ -75,6 +78,10 @@ def _spaces(values: dict) -> Iterator[Check]:
         yield from _enough(values, 4, "level_recipes")
     if values["transfer"] or values["transfer_quick"]:
         yield from _enough(values, 4, "transfer_recipes")
+    falling = values["shares"] == sorted(set(values["shares"]), reverse=True)
+    yield falling, "shares must fall, the mildest regime first"
+    both = sorted({*values["shares"]} & {*values["levels"]})
+    yield not both, f"levels repeats {', '.join(map(str, both))} of shares"
     yield from _among(values, "source", ("trained", "public"))
     networks = ("main", "transfer", "transfer_quick")
     for name in networks:
@@ -84,7 +91,8 @@ def _spaces(values: dict) -> Iterator[Check]:
         for name in networks:
             yield from _among(values, name, PUBLIC)
     network = values["main"].partition("/")[0]
-    yield network in LINEAR, f"main is a {network}, whose MACs are not linear in its widths: take {', '.join(LINEAR)}"
+    fits = network.partition("-")[0] in LINEAR
+    yield fits, f"main is a {network}, whose MACs are not linear in its widths: take {', '.join(LINEAR)}"
 
 
 def _spline(values: dict) -> Iterator[Check]:
@@ -116,7 +124,7 @@ def _among(values: dict, name: str, known: Sequence[str]) -> Iterator[Check]:
 
 def _enough(values: dict, least: int, *names: str) -> Iterator[Check]:
     for name in names:
-        yield values[name] >= least, f"{name} is {values[name]}: an interval needs {least} or more"
+        yield values[name] >= least, f"{name} is {values[name]}: its intervals need {least} or more"
 
 
 CHECKS = {

@@ -100,17 +100,18 @@ def latency(costs: pd.DataFrame, device: str) -> tuple[Figure, pd.DataFrame]:
     timing = costs.melt(identity, [f"made_latency_{n}_ms" for n in PLACES], "batch", "made_latency_ms")
     timing["batch"] = timing["batch"].str.extract(r"(\d+)").astype(int)
     timing["made_ms_per_image"] = timing["made_latency_ms"] / timing["batch"]
+    colours = figures.colours(timing["network"].unique())
     figure, axis = plt.subplots(figsize=(8.4, 4.2))
     for (batch, part), line in zip(timing.groupby("batch"), (":", "--"), strict=True):
-        colours = [figures.COLOURS.get(network, "k") for network in part["network"]]
-        axis.scatter(part["macs"], part["made_ms_per_image"], c=colours, marker=PLACES[batch], s=42, alpha=0.7)
+        own = part["network"].map(colours)
+        axis.scatter(part["macs"], part["made_ms_per_image"], c=own, marker=PLACES[batch], s=42, alpha=0.7)
         axis.scatter([], [], c="k", marker=PLACES[batch], s=42, label=f"batch of {batch}")
         largest, ends = part.loc[part["macs"].idxmax()], part["macs"].agg(["min", "max"])
         style = {"color": figures.NULL["color"], "ls": line, "lw": 1.4}
         label = f"proportional to MACs, batch of {batch},\nthrough {largest['network']}"
         axis.plot(ends, ends * largest["made_ms_per_image"] / largest["macs"], **style, label=label)
-    for network in timing["network"].unique():
-        axis.scatter([], [], color=figures.COLOURS.get(network, "k"), marker="D", s=42, label=network)
+    for network, colour in colours.items():
+        axis.scatter([], [], color=colour, marker="D", s=42, label=network)
     axis.set(xscale="log", yscale="log", xlabel="MACs of one image", ylabel="milliseconds per image")
     axis.set_title(f"Time against operations, on {device}", fontsize=11)
     axis.margins(0.15, 0.12)

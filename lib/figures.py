@@ -43,12 +43,15 @@ COLOURS = {  # one meaning, one colour, in every notebook
 
 def colours(networks: Iterable[str]) -> dict[str, str]:
     """A colour for each network: its own of COLOURS, or, where it has none or shares it, one that is still free."""
-    found: dict[str, str] = {}
+    networks, found = list(networks), {}
     for network in networks:
-        free = [colour for colour in PALETTE if colour not in found.values()] or PALETTE
-        own = COLOURS.get(network)
-        found[network] = own if own in free else free[len(found) % len(free)]
-    return found
+        if (own := COLOURS.get(network)) and own not in found.values():
+            found[network] = own
+    for network in networks:
+        if network not in found:
+            free = [colour for colour in PALETTE if colour not in found.values()] or PALETTE
+            found[network] = free[len(found) % len(free)]
+    return {network: found[network] for network in networks}
 
 
 NULL = {"color": "#717581", "linestyle": ":", "linewidth": 1.6}  # what no effect at all would look like

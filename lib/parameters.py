@@ -21,7 +21,7 @@ from lib.provenance import CompanionError, root, unknown
 RANGES = (
     (
         "1 or more",
-        "workers batch *_batch batch_size *seeds *trials epochs *_epochs starts iterations side draws *images",
+        "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step steps",
     ),
     ("above 0 and at most 1", "*share *shares *fractions *ratio *ratios *budgets *errors grid structured"),
     ("above 0", "lr *_lr stds widths slice_half"),

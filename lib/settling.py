@@ -113,6 +113,8 @@ def needed(entry: dict) -> tuple[int | None, str]:
     value, low, high, n = (entry[name] for name in ("value", "low", "high", "n"))
     if not low <= high:
         return None, "not a matter of n: " + entry["why"]
+    if "which the interval counts too" in (entry["why"] or ""):
+        return None, "more of these alone may not settle it: test images count, too"
     rule = Rule("", "", "", "", relation, threshold, "", tolerance)
     if rule.verdict(low, high) == SUPPORTED:
         wanted = (1 - LEVEL) * entry["p"] / entry["p_holm"]

@@ -103,6 +103,9 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
         row |= _measured(pruned, "test", few.test, dataset, device)
     row = {name: float(value) for name, value in row.items()}
     if spec.get("by_image"):
+        if len(few.test) < spec["test_images"]:
+            asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
+            raise CompanionError(f"{asked}: lower contest_test_images.")
         row["test_wrong"] = training.evaluate(pruned, few.test, dataset, device=device)["wrong"]
     return row
 

@@ -12,7 +12,7 @@ from lib.spaces_trials import prunable
 CASES = [
     ("00_baselines", {"networks": ["mlp"]}, "networks must hold linear"),
     ("00_baselines", {"networks": ["linear", "mlp", "mlp"]}, "networks holds mlp more than once"),
-    ("00_baselines", {"seeds": 1}, "seeds is 1: an interval needs 2 or more"),
+    ("00_baselines", {"seeds": 1}, "seeds is 1: its intervals need 2 or more"),
     ("00_baselines", {"elsewhere": ["mlp"]}, "write network/dataset, such as mlp/cifar10"),
     ("01_latent_kl", {"trained": ["resnet8"]}, "two networks or more"),
     ("01_latent_kl", {"fractions": [0.15, 0.5]}, "grid must hold all of fractions"),
@@ -21,8 +21,12 @@ CASES = [
     ("01_latent_kl", {"grid": [0.1, 0.3, 0.8], "fractions": [0.1, 0.3]}, "grid must hold 0.3 and 0.5"),
     ("01_latent_kl", {"fractions": [0.3]}, "fractions must hold two or more"),
     ("02_tensor_truncation", {"errors": [0.3]}, "errors must hold 0.5"),
-    ("02_tensor_truncation", {"trained": ["resnet8", "vanilla_cnn"]}, "trained and enlarged both hold vanilla_cnn"),
-    ("02_tensor_truncation", {"steps": {"resnet8": 3}}, "steps leaves layers of resnet8 out, which whole needs"),
+    (
+        "02_tensor_truncation",
+        {"trained": ["resnet8", "vanilla_cnn"]},
+        "trained, enlarged and public hold vanilla_cnn twice",
+    ),
+    ("02_tensor_truncation", {"steps": {"resnet8": 3}}, "steps leaves out layers that whole needs: take resnet8 out"),
     ("02_tensor_truncation", {"whole": []}, "whole is empty: give it one entry"),
     ("02_tensor_truncation", {"formed": ["mlp"]}, "formed holds 'mlp': known are digits_cnn, resnet8, vanilla_cnn"),
     ("02_tensor_truncation", {"cases": [["OUTT", 0.5]]}, "cases holds 'OUTT'"),
@@ -32,7 +36,7 @@ CASES = [
     ("04_spline_early_bird", {"full": []}, "full is empty: give it one entry"),
     ("04_spline_early_bird", {"networks": ["mlp"], "full": ["mlp"]}, "full holds 'mlp', which cannot be trained layer"),
     ("04_spline_early_bird", {"side": 18}, "side . side probes must not exceed test_images"),
-    ("04_spline_early_bird", {"seeds": 1}, "an interval needs 2 or more"),
+    ("04_spline_early_bird", {"seeds": 1}, "its intervals need 2 or more"),
     ("04_spline_early_bird", {"tuned_levels": [10, 4]}, "tuned_levels must be some of levels"),
     ("04_spline_early_bird", {"levels": [40, 8, 4]}, "levels must lie below toy_width"),
     ("04_spline_early_bird", {"tuned_levels": [8]}, "tuned_levels must hold 4"),
@@ -42,10 +46,13 @@ CASES = [
     ("00_baselines", {"public": ["vgg16/cifar10"]}, "public holds 'vgg16/cifar10': known are resnet20/cifar10"),
     ("01_latent_kl", {"public": ["resnet20"]}, "public holds 'resnet20': known are"),
     ("02_tensor_truncation", {"public": ["resnet20/digits"]}, "public holds 'resnet20/digits': known are"),
+    ("03_pruning_spaces", {"shares": [0.2, 0.4]}, "shares must fall"),
+    ("03_pruning_spaces", {"levels": [0.3, 0.2]}, "levels repeats 0.2 of shares"),
+    ("02_tensor_truncation", {"part_step": 0}, "part_step is out of range with 0; it must be 1 or more"),
     ("03_pruning_spaces", {"stds": [0.1]}, "stds must hold two or more"),
     ("03_pruning_spaces", {"retrained": 23}, "retrained must be smaller than initial by 2"),
     ("03_pruning_spaces", {"repeated": 15}, "repeated must not exceed retrained"),
-    ("03_pruning_spaces", {"refined": 0}, "refined is 0: an interval needs 4 or more"),
+    ("03_pruning_spaces", {"refined": 0}, "refined is 0: its intervals need 4 or more"),
     ("03_pruning_spaces", {"source": "published"}, "source holds 'published': known are trained, public"),
     ("03_pruning_spaces", {"main": "resnet20"}, "main holds 'resnet20': write network/dataset, such as resnet20/"),
     ("03_pruning_spaces", {"main": "vgg16/digits"}, "main is a vgg16, whose MACs are not linear .*: take resnet20, "),
@@ -63,6 +70,18 @@ CASES = [
 def test_what_cannot_be_run_together_is_one_sentence(notebook, changes, sentence):
     with pytest.raises(CompanionError, match=rf"^[^\n]*{sentence}[^\n]*\.$"):
         parameters.checked(notebook, changes, f"runs/mine/{notebook}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "changes"),
+    [
+        ("03_pruning_spaces", {"main": "resnet18-224/digits"}),
+        ("02_tensor_truncation", {"steps": {"resnet8": 1}}),
+        ("02_tensor_truncation", {"joint_errors": []}),
+    ],
+)
+def test_what_can_be_run_is_taken(notebook, changes):
+    parameters.checked(notebook, changes, f"runs/mine/{notebook}.yaml")
 
 
 def test_the_names_that_profiles_are_checked_by_are_those_that_the_library_knows():

@@ -14,6 +14,7 @@ from lib.provenance import root
 
 EXPLORED = sorted((root() / "tests" / "explored").glob("*"))
 FOLDERS = ("lib", "tests", "notebooks", "pyproject.toml")
+OWN = ("COMPANION_STAGE", "COMPANION_BATCH", "COMPANION_QUIET", "COMPANION_SHARD")
 MODULES = ("lib.batch", "lib.notebook", "lib.parameters", "lib.provenance")
 
 
@@ -24,7 +25,7 @@ def checkout(folder: Path, profile: Path, monkeypatch) -> None:
     shutil.copytree(profile, folder / "runs" / profile.name)
     for module in MODULES:
         monkeypatch.setattr(f"{module}.root", lambda: folder)
-    for variable in ("RUNS_DIR", "FIGURES_DIR", "COMPANION_STAGE", "COMPANION_BATCH", "PYTHONPATH"):
+    for variable in ("RUNS_DIR", "FIGURES_DIR", "PYTHONPATH", *OWN):
         monkeypatch.setenv(variable, "")
 
 

@@ -60,7 +60,7 @@ def test_the_palette_is_the_style_sheets():
 
 
 def test_each_network_of_a_figure_has_a_colour_and_no_two_the_same():
-    found = figures.colours(["linear", "resnet20", "resnet8", "keras_cnn"])  # two of one colour, one of none
+    found = figures.colours(["linear", "keras_cnn", "resnet20", "resnet8"])  # two of one colour, one of none
     assert len(set(found.values())) == 4 and found["resnet20"] == figures.COLOURS["resnet20"]
     assert len(figures.colours(NETWORKS)) == len(NETWORKS) > len(figures.PALETTE)
 

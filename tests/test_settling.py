@@ -68,6 +68,8 @@ def test_a_share_is_settled_where_the_interval_of_as_many_units_says_so(good, n,
 def test_an_estimate_on_the_threshold_and_a_claim_that_hangs_on_another_have_no_n():
     assert settling.needed(entry(0.01, -1, 1)) == (None, "no n in sight: the estimate lies on the threshold")
     assert settling.needed(entry(0.0, -1, 1))[0] is None
+    images = "n counts seeds, all on 9 test images, which the interval counts too"
+    assert settling.needed(entry(1, -1, 3, why=images))[0] is None
     nan = float("nan")
     assert settling.needed(entry(1, nan, nan, why="P9.0 fails"))[1] == "not a matter of n: P9.0 fails"
 

@@ -156,16 +156,20 @@ def test_a_champion_must_beat_the_best_rival():
         name: [np.flatnonzero(random.random(400) < p) for _ in range(5)]
         for name, p in zip("abc", (0.3, 0.5, 0.35), strict=True)
     }
-    rows = pd.DataFrame([{"space": n, "test_images": 400, "test_wrong": one} for n in wrong for one in wrong[n]])
+    rows = pd.DataFrame(
+        [{"space": n, "status": "done", "test_images": 400, "test_wrong": one} for n in wrong for one in wrong[n]]
+    )
     found = analysis.contest(rows, "a", ["b", "c"])
     fewer = [np.mean([len(one) for one in wrong[name]]) / 4 for name in "ca"]
     assert found["rival"] == "c" and found["value"] == pytest.approx(fewer[0] - fewer[1])
     assert found["n"] == 5 and found["low"] < found["value"] < found["high"]
+    failed = pd.DataFrame([{"space": "a", "status": "failed", "test_images": 400, "test_wrong": None}])
+    assert analysis.contest(pd.concat([rows, failed]), "a", ["b", "c"]) == found
 
 
 def test_a_contest_counts_its_test_images_as_well_as_its_seeds():
     alike = [
-        {"space": n, "test_images": 100, "test_wrong": list(range(k))}
+        {"space": n, "status": "done", "test_images": 100, "test_wrong": list(range(k))}
         for n, k in (("a", 20), ("b", 22))
         for _ in range(8)
     ]
