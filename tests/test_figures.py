@@ -1,5 +1,7 @@
 """A figure is saved with its numbers and its alternative text, the same bytes twice."""
 
+import re
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -32,6 +34,17 @@ def test_the_alternative_text_is_in_both_pictures_and_on_the_page(tmp_path):
     assert "A rising line." in (tmp_path / "00_t.svg").read_text()
     assert Image.open(tmp_path / "00_t.png").text["Description"] == "A rising line."
     assert shown.alt == "A rising line."
+
+
+def test_coordinates_of_an_svg_have_two_decimals_and_its_texts_keep_theirs(tmp_path):
+    figure, axis = plt.subplots()
+    axis.plot([0, 1 / 3, 2 / 3], [0, 1 / 7, 1 / 9])
+    axis.set_title("limit 0.00512")
+    figures.save(figure, tmp_path, "a", pd.DataFrame(), "A line.")
+    svg = (tmp_path / "a.svg").read_text()
+    assert "limit 0.00512" in svg
+    coordinates = " ".join(re.findall(r'\b(?:d|x|y)="([^"]*)"', svg))
+    assert re.search(r"\d\.\d\d", coordinates) and not re.search(r"\.\d{3}", coordinates)
 
 
 def test_a_figure_without_alternative_text_is_refused(tmp_path):
