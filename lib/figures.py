@@ -93,7 +93,7 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
         }.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata, dpi=sharp[kind])
-            picture[kind] = _rounded(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
+            picture[kind] = _compact(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
             write_atomically(folder / f"{slug}.{kind}", picture[kind])
     write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
     if measured:
@@ -102,10 +102,10 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
     return Image(picture["png"], alt=alt, width=int(figure.get_figwidth() * 100))
 
 
-def _rounded(svg: bytes) -> bytes:
-    """An SVG whose coordinates have two decimals, a hundredth of a point: two thirds of the size."""
+def _compact(svg: bytes) -> bytes:
+    """An SVG whose lines are not indented and whose coordinates have two decimals, a hundredth of a point."""
     short = partial(re.compile(rb"(\.\d\d)\d+").sub, rb"\1")
-    return re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), svg)
+    return re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), re.sub(rb"\n +", b"\n", svg))
 
 
 def _smaller(png: io.BytesIO) -> bytes:
