@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 
+import pytest
 import yaml
 
 from lib import parameters, weights
@@ -97,3 +98,10 @@ def test_every_error_in_the_list_has_a_test_that_exists():
         assert named, row
         for file, name in named:
             assert f"def {name}(" in (root() / "tests" / f"{file}.py").read_text(), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("profile", ["laptop", "gpu"])
+def test_the_published_results_of_a_profile_stay_below_20_mb(profile):
+    folders = (root() / "runs" / profile, root() / "figures" / profile)
+    files = [path for folder in folders for path in folder.glob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
