@@ -237,13 +237,15 @@ def _distance(model: nn.Module, other: nn.Module, names: Sequence[str]) -> float
 
 
 def _densified(model: nn.Module, factorised: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A factorised network with its convolutions multiplied out again, in the shape of the dense network."""
+    """A factorised network with its layers multiplied out again, in the shape of the dense network."""
     other = deepcopy(factorised)
     for name in names:
-        conv = deepcopy(model.get_submodule(name))
+        layer, small = deepcopy(model.get_submodule(name)), factorised.get_submodule(name)
+        if isinstance(layer, nn.Linear):
+            small = nn.Sequential(*map(_as_convolution, small))
         with torch.no_grad():
-            conv.weight.copy_(factorisation.dense_kernel(factorised.get_submodule(name)))
-            if conv.bias is not None:
-                conv.bias.copy_(factorised.get_submodule(name)[-1].bias)
-        other.set_submodule(name, conv)
+            layer.weight.copy_(factorisation.dense_kernel(small).view_as(layer.weight))
+            if layer.bias is not None:
+                layer.bias.copy_(small[-1].bias)
+        other.set_submodule(name, layer)
     return other

@@ -114,6 +114,9 @@ def test_a_linear_layer_is_factorised_as_a_kernel_of_one_pixel(form):
     factorised = deepcopy(model)
     recovery.factorise_plan(factorised, plan)
     assert {type(layer) for layer in factorised.get_submodule(name)} == {nn.Linear}
+    again = recovery._densified(model, factorised, [name])
+    assert type(again.get_submodule(name)) is nn.Linear
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert recovery.plan_parameters(model, plan) == models.count_parameters(factorised) < models.count_parameters(model)
     with torch.no_grad():
         assert (factorised(images) - model(images)).norm() < 1e-10 * model(images).norm()
