@@ -5,16 +5,12 @@ from collections.abc import Iterator, Sequence
 from lib.names import PUBLIC, SCHEDULES, SCORES
 
 MODES = {"OUT", "IN", "KH", "KW"}
-EMPTY = set(
-    "decides elsewhere enlarged joint_errors levels public trained transfer transfer_quick".split()
-)  # lists that may be
-LINEAR = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet18")  # MACs are linear in the prunable widths
-PLAIN = (
-    "digits_cnn",
-    "vanilla_cnn",
-    "vgg16",
-    "alexnet-ungrouped",
-)  # no shortcuts, and BatchNorm: can be trained by layer
+# Lists that may be empty.
+EMPTY = set("decides elsewhere enlarged joint_errors levels public trained transfer transfer_quick".split())
+# Networks whose MACs are linear in the widths that paper 3 prunes.
+LINEAR = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet18")
+# Networks without shortcuts and with BatchNorm, which can be trained layer by layer.
+PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")
 Check = tuple[bool, str]
 
 

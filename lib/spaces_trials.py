@@ -82,6 +82,9 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
         raise unknown("retraining mode", spec["mode"], MODES)
     model, dataset = _dense(json.dumps(dense_spec(spec), sort_keys=True), baselines, device)
     few = selection(dataset, spec)
+    if spec.get("by_image") and len(few.test) < spec["test_images"]:
+        asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
+        raise CompanionError(f"{asked}: lower contest_test_images.")
     groups = prunable(dense_spec(spec))
     row = spaces.coordinates(groups, np.array([spec["widths"]])).iloc[0].to_dict()
     asked = dict(zip(groups.names, spec["widths"], strict=True))
@@ -89,25 +92,22 @@ def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
     pruned = channels.prune(model, asked, spec["criterion"], size=dataset.size, generator=stream)
     batches = data.batches(_first(dataset.train, spec["bn_images"]), BN_BATCH)
     batch_norm.reestimate(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
-    row |= _measured(pruned, "proxy", few.validation, dataset, device)
+    row |= _measured("proxy", training.evaluate(pruned, few.validation, dataset, device=device))
     if spec["mode"] == "scratch":
         reinitialise(pruned, seed_from(spec["retraining"], "initialisation"))
     if spec["mode"] != "none":
         options = {"epochs": spec["retraining_epochs"], "batch_size": spec["retraining_batch"]}
         options |= {"seed": spec["retraining"], "lr": MODES[spec["mode"]], "augment": spec.get("augment", True)}
         training.fit(pruned, replace(few, validation=_first(few.validation, 1)), device=device, **options)
-        row |= _measured(pruned, "validation", few.validation, dataset, device)
+        row |= _measured("validation", training.evaluate(pruned, few.validation, dataset, device=device))
     else:
         row |= {f"validation_{name}": row[f"proxy_{name}"] for name in ("accuracy", "loss")}
+    by_image = {}
     if spec["test_images"]:
-        row |= _measured(pruned, "test", few.test, dataset, device)
-    row = {name: float(value) for name, value in row.items()}
-    if spec.get("by_image"):
-        if len(few.test) < spec["test_images"]:
-            asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
-            raise CompanionError(f"{asked}: lower contest_test_images.")
-        row["test_wrong"] = training.evaluate(pruned, few.test, dataset, device=device)["wrong"]
-    return row
+        test = training.evaluate(pruned, few.test, dataset, device=device)
+        row |= _measured("test", test)
+        by_image = {"test_wrong": test["wrong"]} if spec.get("by_image") else {}
+    return {name: float(value) for name, value in row.items()} | by_image
 
 
 def selection(dataset: Data, spec: dict) -> Data:
@@ -175,8 +175,7 @@ def global_widths(model: nn.Module, groups: Groups, kept: float, criterion: str)
     return steps[np.abs(spaces.kept_shares(groups, np.maximum(steps, 1))[0] - kept).argmin()]
 
 
-def _measured(model: nn.Module, part: str, split: Split, dataset: Data, device: str) -> dict[str, float]:
-    found = training.evaluate(model, split, dataset, device=device)
+def _measured(part: str, found: dict) -> dict[str, float]:
     return {f"{part}_accuracy": 100 * found["accuracy"], f"{part}_loss": found["loss"]}
 
 

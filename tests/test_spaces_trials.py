@@ -61,6 +61,15 @@ def test_fine_tuning_repairs_and_the_stored_network_stays(folder, groups):
     assert again["proxy_accuracy"] == row["proxy_accuracy"]
 
 
+def test_wrong_images_are_told_one_by_one_when_asked_and_are_those_of_the_accuracy(folder, groups):
+    widths = [np.maximum(groups.dense // 4, 1)]
+    plain, told = (run(folder, widths, mode="finetune", **extra).iloc[0] for extra in ({}, {"by_image": True}))
+    assert len(told["test_wrong"]) == round(ASKED["test_images"] - told["test_accuracy"]) > 0
+    assert told["test_loss"] == plain["test_loss"] and "test_wrong" not in plain
+    with pytest.raises(CompanionError, match="400 test images are asked for, and digits has 300: lower contest_test"):
+        run(folder, widths, by_image=True, test_images=400)
+
+
 def test_a_wrong_mode_and_too_many_images_are_one_sentence(folder, groups):
     with pytest.raises(CompanionError, match="did you mean finetune"):
         run(folder, [groups.dense], mode="finetun")
