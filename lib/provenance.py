@@ -116,10 +116,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @cache
 def code_hash() -> str:
-    """First 12 hex digits of the SHA-256 of every file of `lib`, the code that a trial runs."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    """First 12 hex digits of the SHA-256 of every Python file below `lib`, the code that a trial runs."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
