@@ -15,11 +15,11 @@ export PATH := $(abspath $(ENV))/bin:$(PATH)
 .PHONY: figures status test lint notebooks readme compare lab bench clean help
 .DEFAULT_GOAL := help
 
-figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures; FRESH=1 computes all anew
-	@$(PYTHON) -m lib.batch figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(if $(filter-out 0,$(FRESH)),fresh=1) $(SNAKEMAKE)
+figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures
+	@$(PYTHON) -m lib.run figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(SNAKEMAKE)
 
 status: $(STAMP)  ## how far PROFILE is: trials done, failed and left, time spent and still to go
-	@$(PYTHON) -m lib.status "$$PROFILE"
+	@$(PYTHON) -m lib.run status "$$PROFILE"
 
 test: $(STAMP)  ## pytest, then nbval on the committed notebooks with an empty store
 	@$(PYTHON) -m pytest
@@ -30,7 +30,7 @@ lint: $(STAMP)  ## ruff on code and notebooks
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 
 notebooks: $(STAMP)  ## refresh the committed outputs in notebooks/ (smoke scale)
-	@$(PYTHON) -m lib.batch refresh
+	@$(PYTHON) -m lib.run refresh
 
 readme: $(STAMP)  ## make the README's tables of claims and costs anew from the published results
 	@$(PYTHON) -m lib.summary readme
@@ -44,8 +44,8 @@ lab: $(STAMP)  ## open JupyterLab
 bench: $(STAMP)  ## measure speed claims, each as a ratio in one run
 	@$(PYTHON) -m tests.bench
 
-clean:  ## forget smoke, local and unfinished fresh results, trial stores and build files; never what is committed
-	@rm -rf .build .snakemake figures/smoke figures/local figures/fresh runs/local runs/fresh runs/*/trials .pytest_cache .ruff_cache
+clean:  ## forget smoke and local results, trial stores and build files; never what is committed
+	@rm -rf .build .snakemake figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
 	@find runs/smoke -type f ! -name '*.yaml' -delete
 
 help:  ## this list

@@ -1,17 +1,17 @@
 # One rule runs one notebook of a profile in a process of its own; with `shards=n` another rule fills its store before,
 # in n jobs that share the trials. Stamps are the only outputs that snakemake knows: a declared result is deleted when
-# its job starts and lost when it fails. Results are published by lib.notebook.
+# its job starts and lost when it fails. Results are published by lib.run.
 import os
 import sys
 
-from lib import notebook, parameters
+from lib import parameters, run
 from lib.provenance import figures_dir, runs_dir
 
 PROFILE = config.get("profile", "smoke")
 SHARDS = int(config.get("shards", 1))
-CELL_SECONDS = int(config.get("cell_seconds", notebook.CELL_SECONDS))
+CELL_SECONDS = int(config.get("cell_seconds", run.CELL_SECONDS))
 NOTEBOOKS = parameters.check_profile(PROFILE)
-RUN = f"{sys.executable} -m lib.batch execute {PROFILE} {{wildcards.name}}"
+RUN = f"{sys.executable} -m lib.run execute {PROFILE} {{wildcards.name}}"
 
 
 def relative(folder):
@@ -40,23 +40,9 @@ wildcard_constraints:
     name="|".join(NOTEBOOKS),
 
 
-STAMPS = expand(f".build/{PROFILE}/{{name}}.done", name=NOTEBOOKS)
-
-
 rule all:
     input:
-        f".build/{PROFILE}/landed" if int(config.get("fresh", 0)) else STAMPS,
-
-
-rule land:
-    # A fresh run replaces what is published when all of it has succeeded, and not a notebook at a time.
-    input:
-        STAMPS,
-    output:
-        touch(f".build/{PROFILE}/landed"),
-    localrule: True
-    shell:
-        f"{sys.executable} -m lib.batch land {PROFILE}"
+        expand(f".build/{PROFILE}/{{name}}.done", name=NOTEBOOKS),
 
 
 rule shard:

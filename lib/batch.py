@@ -1,10 +1,11 @@
 """A profile's batch, on this machine or on a cluster, and the commands that run one notebook of it.
 
-python -m lib.batch figures PROFILE [shards=N] [cell_seconds=N] [fresh=1] [snakemake options]
+python -m lib.run figures PROFILE [shards=N] [cell_seconds=N] [snakemake options]
                                         the whole profile (what `make figures` calls)
-python -m lib.batch execute PROFILE NOTEBOOK [shard=I/N] [cell_seconds=N]
+python -m lib.run execute PROFILE NOTEBOOK [shard=I/N] [cell_seconds=N]
                                         one notebook, or one share of its trials (what the Snakefile calls)
-python -m lib.batch refresh             the outputs in notebooks/ (what `make notebooks` calls)
+python -m lib.run status PROFILE      how far a profile is (what `make status` calls)
+python -m lib.run refresh             the outputs in notebooks/ (what `make notebooks` calls)
 """
 
 import fcntl
@@ -16,9 +17,9 @@ import threading
 import time
 from pathlib import Path
 
-from lib import fresh
 from lib.notebook import CELL_SECONDS, execute, refresh
 from lib.parameters import check_profile
+from lib.status import overview
 from lib.provenance import CompanionError, command, root, runs_dir, unknown
 
 
@@ -48,11 +49,10 @@ def _end_with_batch() -> None:
 def figures(profile: str, options: list[str]) -> None:
     """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
 
-    options: first settings of the batch, `shards=N`, `cell_seconds=N` and `fresh=1` (compute everything again, in an
-        empty store), then snakemake's own options.
+    options: first settings of the batch, `shards=N` and `cell_seconds=N`, then snakemake's own options.
     """
     check_profile(profile)
-    settings, options = _settings(options, {"shards": 1, "cell_seconds": CELL_SECONDS, "fresh": 0})
+    settings, options = _settings(options, {"shards": 1, "cell_seconds": CELL_SECONDS})
     lock = root() / ".build" / "lock"
     lock.parent.mkdir(exist_ok=True)
     handle = lock.open("a+")
@@ -62,7 +62,6 @@ def figures(profile: str, options: list[str]) -> None:
         sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
         raise CompanionError(sentence) from None
     os.set_inheritable(handle.fileno(), True)
-    os.environ |= fresh.begin(profile) if settings["fresh"] else {}
     # What an earlier batch asked for and where it failed is no longer how far the profile is.
     for path in (*(runs_dir() / profile / "trials").glob("*/asked"), *(root() / ".build" / profile).glob("*/failed")):
         path.unlink()
@@ -95,12 +94,12 @@ def main(arguments: list[str]) -> None:
     match arguments:
         case ["figures", profile, *options]:
             figures(profile, options)
-        case ["land", profile]:
-            fresh.land(profile, check_profile(profile))
         case ["execute", profile, name, *words]:
             _end_with_batch()
             shard = words.pop(0).removeprefix("shard=") if words and words[0].startswith("shard=") else ""
             execute(profile, name, shard, _settings(words, {"cell_seconds": CELL_SECONDS})[0]["cell_seconds"])
+        case ["status", profile]:
+            print(overview(profile))
         case ["refresh", *names]:
             refresh(names)
         case ["check", profile]:

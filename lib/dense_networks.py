@@ -1,16 +1,14 @@
 """The dense networks that every notebook starts from: their specs, their trials, and where their weights are."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from lib import data, memory, models, training
+from lib import data, models, training
 from lib import weights as weights_io
 from lib.data import Data
 from lib.names import DATASETS
@@ -23,7 +21,6 @@ from lib.study import Study
 DENSE = (
     "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
 ).split()
-BATCHES = ("batch_size", "retraining_batch", "retrain_batch")  # in the specs of this house
 
 
 def train_baseline(spec: dict, device: str, weights: Path) -> dict:
@@ -196,27 +193,7 @@ def dense_spec(spec: dict) -> dict:
 
 def baselines(folder: Path) -> Study:
     """The study of dense networks of a profile; `folder` is `runs/<profile>`."""
-    return Study("00_baselines.networks", train_baseline, version=1, folder=folder, memory=training_mb)
-
-
-def training_mb(spec: dict) -> float:
-    """MiB that training a dense network needs on a GPU: the step (`memory.training_mb`), the data set, the process.
-
-    spec: as `train_baseline` takes it; what a trial prunes or fine-tunes needs no more.
-    """
-    spec = {"source": "trained"} | spec
-    return _training_mb(json.dumps(cost_specs([spec])[0], sort_keys=True), max(spec.get(name, 0) for name in BATCHES))
-
-
-@cache
-def _training_mb(text: str, batch_size: int) -> float:
-    spec = json.loads(text)
-    entry = DATASETS[spec["dataset"]]
-    shape = (entry["channels"], entry["size"], entry["size"])
-    with torch.device("meta"):
-        model = untrained(spec)
-    images = 2 * memory.IMAGES * entry["channels"] * entry["size"] ** 2 / 2**20  # once more while they are augmented
-    return memory.training_mb(model, (batch_size, *shape), half=True) + images + memory.CONTEXT_MB
+    return Study("00_baselines.networks", train_baseline, version=1, folder=folder)
 
 
 def samples(folder: Path) -> Study:

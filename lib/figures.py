@@ -34,7 +34,6 @@ COLOURS = {  # one meaning, one colour, in every notebook
     "resnet50": PALETTE[9],
     "resnet50-imagenet": PALETTE[4],
     "vit_tiny": PALETTE[2],
-    "speed_net": PALETTE[1],
     **{f"{name}-pretrained": PALETTE[place] for name, place in {"resnet50": 9, "vgg16": 3, "alexnet": 5}.items()},
     "vit_b_16-pretrained": PALETTE[2],
     "lowest": PALETTE[0],

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.divergences import kl_gaussian as kl_gaussian
+from lib.divergences import kl_gaussian
 from lib.divergences import kl_student_t, recovered_squared_distance
 from lib.masks import magnitude_mask
 

@@ -14,7 +14,6 @@ from lib.data import Statistics
 from lib.names import NETWORKS, split_name
 from lib.provenance import CompanionError, unknown
 from lib.resnets import CifarResNet, PreActResNet
-from lib.speed_net import SpeedNet
 
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
@@ -172,8 +171,6 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
         model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
     elif name == "vit_tiny":
         return _vit_tiny(classes, channels, size)
-    elif name == "speed_net":
-        return SpeedNet(classes, channels, width)
     elif name == "mobilenet_v2":
         model = _imagenet(name, classes, width=width)
         model.features[0][0] = nn.Conv2d(channels, model.features[0][0].out_channels, 3, 1, 1, bias=False)

@@ -20,7 +20,6 @@ NETWORKS = {
     "mobilenet_v2": {"cifar": 9, "imagenet": 32},
     "vit_b_16": {"imagenet": 16},
     "vit_tiny": {"cifar": 8},
-    "speed_net": {"cifar": 25},
 }
 # What may follow a network's name, so that a list of names can tell its forms apart, and the form that it must have.
 VARIANTS = {

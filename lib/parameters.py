@@ -41,7 +41,7 @@ KINDS = {
     dict: "a table",
 }
 # Parameters that hold names: of a network, or of a network and a data set as "network/dataset".
-NETWORKS = "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"
+NAMING_NETWORKS = "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"
 
 
 def notebook_names() -> list[str]:
@@ -177,7 +177,7 @@ def _check_range(parameter: str, value: object, source: str) -> None:
 
 def _check_names(parameter: str, value: object, source: str) -> None:
     """Networks and data sets exist."""
-    if parameter != "dataset" and not any(fnmatch(parameter, name) for name in NETWORKS.split()):
+    if parameter != "dataset" and not any(fnmatch(parameter, name) for name in NAMING_NETWORKS.split()):
         return
     for leaf in (leaf for leaf in _leaves(value) if isinstance(leaf, str)):
         network, slash, dataset = leaf.partition("/") if parameter != "dataset" else ("", "/", leaf)

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn")
 CONTEXT = ("device", "python", "torch", "commit", "code")  # what a row's numbers may depend on
 PREFIX = "made_"  # columns with this prefix tell how a row was made; they are measurements, never results
-_notes: ContextVar[dict | None] = ContextVar("notes", default=None)
 
 
 class CompanionError(RuntimeError):
@@ -175,26 +173,18 @@ def peak_memory_mb(device: str = "cpu") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
-def note(name: str, value: object) -> None:
-    """Add a provenance column `made_<name>` to the block of `made` that runs, if one does: how, not what."""
-    if (notes := _notes.get()) is not None:
-        notes[PREFIX + name] = value
-
-
 @contextmanager
 def made(device: str = "cpu") -> Iterator[dict]:
-    """Fill a dictionary with the provenance columns of whatever runs inside the block, those of `note` among them."""
+    """Fill a dictionary with the provenance columns of whatever runs inside the block."""
     import torch
 
     record: dict = {}
-    outer = _notes.set(record)
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     try:
         yield record
     finally:
-        _notes.reset(outer)
         record |= {
             f"{PREFIX}seconds": time.perf_counter() - start,
             f"{PREFIX}memory_mb": peak_memory_mb(device),

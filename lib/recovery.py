@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lib import batch_norm, data, dense_networks, factorisation, sweep, training, truncation
 from lib.data import Data, Split
-from lib.dense_networks import dense_spec, training_mb
+from lib.dense_networks import dense_spec
 from lib.seeds import generator
 from lib.study import Study
 from lib.truncation_trials import STUDY, part
@@ -34,7 +34,7 @@ def plans(folder: Path, baselines: Path) -> Study:
 def recoveries(folder: Path, baselines: Path) -> Study:
     """The study of truncated networks retrained."""
     return Study(
-        f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=2, folder=folder, memory=training_mb
+        f"{STUDY}.recoveries", partial(retrain, baselines=baselines), version=2, folder=folder
     )
 
 

@@ -27,7 +27,7 @@ PREDICTIONS = {  # what predicts, and on top of what
     "tilt beyond STD and smallest kept share": (["tilt"], ["std", "smallest_share"]),
     "mCB beyond these two and tilt": (MCB, ["std", "smallest_share", "tilt"]),
 }
-RESAMPLES, EXCHANGES = 400, 1999
+REDRAWS, EXCHANGES = 400, 1999
 
 
 def spread_effect(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], seed: int = 5) -> dict:
@@ -46,7 +46,7 @@ def spread_effect(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], seed: int 
     for pair in pairs:
         a, b = (table["drop"].to_numpy() for table in pair)
         value = value + area(a, b) / len(pairs)
-        draws = draws + area(*(random.choice(x, (RESAMPLES, len(x))) for x in (a, b))) / len(pairs)
+        draws = draws + area(*(random.choice(x, (REDRAWS, len(x))) for x in (a, b))) / len(pairs)
         mixed = random.permuted(np.tile(np.concatenate([a, b]), (999, 1)), axis=1)
         null = null + area(mixed[:, : len(a)], mixed[:, len(a) :]) / len(pairs)
     low, high = quantiles(draws)
@@ -97,7 +97,7 @@ def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str, seed
     """Ratio of two of `left_out_errors`; below 1 the model predicts regimes that it has not seen better."""
     random, limits, best = np.random.default_rng(seed), [], []
     for table in tables:
-        rows = random.integers(len(table), size=(RESAMPLES, len(table)))
+        rows = random.integers(len(table), size=(REDRAWS, len(table)))
         x, y = table["log_mcb"].to_numpy()[rows], table["drop"].to_numpy()[rows]
         limits.append(np.quantile(y, WINNERS, axis=1))
         best.append(vertices(x, y))
@@ -225,7 +225,7 @@ def prediction_gain(
         n, x, y = len(table), table[columns].to_numpy(), table["z"].to_numpy()
         x = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
         fold = random.permutation(n) % FOLDS
-        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), RESAMPLES)])
+        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), REDRAWS)])
         full = full + _fold_errors(x, y, fold, times)
         rest = rest + _fold_errors(x[:, : 1 + len(beyond)], y, fold, times)
     value, *draws = 1 - full / rest
@@ -262,7 +262,7 @@ def bootstrapped(statistic: Callable, tables: Sequence[pd.DataFrame], seed: int,
     random = np.random.default_rng(seed)
     draws = [
         statistic([table.iloc[random.integers(len(table), size=len(table))] for table in tables])
-        for _ in range(RESAMPLES)
+        for _ in range(REDRAWS)
     ]
     value = float(statistic(tables))
     low, high = np.array(quantiles(draws)) - (np.nanmean(draws) - value if recentred else 0)

@@ -50,7 +50,7 @@ def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
     read = {part: streams.stream("imagenet", part, **options) for part in ("train", "validation", "test")}
     some = islice(read["train"], spec["bn_batches"])
     batch_norm.reestimate(pruned, (images.to(device) for images, _ in some))
-    row |= _measured(pruned, "proxy", read["validation"], device)
+    row |= _measured_on_imagenet(pruned, "proxy", read["validation"], device)
     if spec["mode"] == "scratch":
         reinitialise(pruned, seed)
     if spec["mode"] != "none":
@@ -58,7 +58,7 @@ def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
             pruned, read["train"], spec["retraining_epochs"], MODES[spec["mode"]], spec["weight_decay"], device
         )
     for part in ("validation", "test"):
-        row |= _measured(pruned, part, read[part], device)
+        row |= _measured_on_imagenet(pruned, part, read[part], device)
     return {name: float(value) for name, value in row.items()}
 
 
@@ -85,7 +85,7 @@ def fit_streamed(
 
 
 @torch.inference_mode()
-def _measured(model: nn.Module, part: str, batches: DataLoader, device: str) -> dict[str, float]:
+def _measured_on_imagenet(model: nn.Module, part: str, batches: DataLoader, device: str) -> dict[str, float]:
     model.eval()
     right = n = 0
     for images, labels in batches:

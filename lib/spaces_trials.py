@@ -16,7 +16,6 @@ from torch import nn
 from lib import batch_norm, channels, data, dense_networks, models, spaces, training
 from lib.channels import Groups
 from lib.data import Data, Split
-from lib.dense_networks import training_mb
 from lib.names import DATASETS
 from lib.provenance import CompanionError, unknown
 from lib.seeds import generator, seed_from
@@ -32,7 +31,7 @@ BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
 def recipes(folder: Path, baselines: Path) -> Study:
     """The study of pruned and retrained recipes; both folders are `runs/<profile>`."""
     return Study(
-        "03_pruning_spaces.recipes", partial(retrain, baselines=baselines), version=1, folder=folder, memory=training_mb
+        "03_pruning_spaces.recipes", partial(retrain, baselines=baselines), version=1, folder=folder
     )
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from lib import data
 from lib import spline_selection as selection
 from lib.data import Data
-from lib.dense_networks import training_mb
 from lib.provenance import CompanionError, unknown
 from lib.seeds import generator
 from lib.spline_flops import forward_flops, training_flops
@@ -25,7 +24,7 @@ PRETRAINING = 0.25  # share of the operations that layerwise pretraining may use
 def tickets(folder: Path) -> Study:
     """The study of pruned networks that are trained; `folder` is `runs/<profile>`."""
     return Study(
-        "04_spline_early_bird.tickets", partial(ticket, folder=folder), version=1, folder=folder, memory=training_mb
+        "04_spline_early_bird.tickets", partial(ticket, folder=folder), version=1, folder=folder
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lib import data, dense_networks, partition, spline, training
 from lib import spline_selection as selection
 from lib.data import Data, Split
-from lib.dense_networks import training_mb
 from lib.names import SCORES
 from lib.provenance import write_atomically
 from lib.seeds import generator, seed_from
@@ -25,7 +24,7 @@ WATCHED = 100  # images on which losses are watched during training; no decision
 
 def searches(folder: Path) -> Study:
     """The study of trainings whose codes are kept; `folder` is `runs/<profile>`."""
-    return Study("04_spline_early_bird.searches", search, version=1, folder=folder, memory=training_mb)
+    return Study("04_spline_early_bird.searches", search, version=1, folder=folder)
 
 
 def oneshots(folder: Path) -> Study:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from lib.fresh import FRESH
 from lib.parameters import check_profile
 from lib.provenance import PREFIX, command, root, runs_dir
 from lib.store import Store
@@ -56,17 +55,8 @@ def notebook_state(folder: Path, name: str, studies: dict[str, dict]) -> str:
 
 
 def overview(profile: str) -> str:
-    """What `make status` prints: a table, and another one while a fresh run of the profile is not complete."""
-    beside = runs_dir() / FRESH
-    tables = [table(profile, runs_dir() / profile)]
-    if (beside / f"{profile}.json").exists():
-        tables.append(f"\nA fresh run of {profile}, which replaces the above when it is complete:\n")
-        tables.append(table(profile, beside / profile))
-    return "\n".join(tables)
-
-
-def table(profile: str, folder: Path) -> str:
-    """Notebooks of a profile and the studies that a folder of runs holds."""
+    """What `make status` prints: notebooks of a profile and their studies."""
+    folder = runs_dir() / profile
     lines, total = [], 0.0
     for name in check_profile(profile):
         names = {path.stem for path in folder.glob(f"{name}.*.parquet")}
@@ -82,9 +72,3 @@ def table(profile: str, folder: Path) -> str:
     return "\n".join([HEADER, *lines, *filter(None, [ending])])
 
 
-def main(arguments: list[str]) -> None:
-    print(overview(arguments[0] if arguments else "smoke"))
-
-
-if __name__ == "__main__":
-    command(main)

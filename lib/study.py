@@ -24,7 +24,6 @@ from lib.workers import one_thread, side_by_side
 
 Trial = Callable[[dict, str, Path], dict]
 LOOSE = 200  # more finished trials than this as single files are compacted into one
-SPARE = 0.9  # share of a GPU's free memory that trials side by side may be expected to fill
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,12 @@ class Study:
         trial: the function that computes one row.
         version: raised when what a trial means changes; then everything is computed again.
         folder: `runs/<profile>`, which holds the store.
-        memory: MiB that a trial of a spec needs on a GPU, by which the number of workers there is chosen.
     """
 
     name: str
     trial: Trial
     version: int
     folder: Path
-    memory: Callable[[dict], float] | None = None
 
     @property
     def store(self) -> Store:
@@ -69,8 +66,7 @@ class Study:
 
         Args:
             specs: one row or dictionary a trial.
-            workers: processes (on the CPU each with one torch thread); 1 runs in this process. Fewer on a GPU whose
-                free memory does not hold so many trials.
+            workers: processes (on the CPU each with one torch thread); 1 runs in this process.
             device: torch device of every trial; not part of a trial's identity.
             shard: (i, n) takes only the specs i, i + n, i + 2n, …
             retry_failed: run failed trials again.
@@ -87,7 +83,6 @@ class Study:
         self.store.ask([key for key, _ in self._asked(asked)], workers * n)
         todo = self.missing(asked, retry_failed)
         todo = [spec for share in range(n) for spec in todo[(i + share) % n :: n]]
-        workers = self._affordable(todo, workers, device)
         for _ in shown(self._run_all(todo, workers, device, retry_failed), len(todo), self.name):
             pass
         if self.store.count_loose() > LOOSE:
@@ -150,17 +145,6 @@ class Study:
     def publish(self, rows: pd.DataFrame, folder: Path) -> None:
         """Write rows as `folder/NN_notebook.study.parquet`, from which figures and claims can be remade."""
         self.store.publish(rows, folder)
-
-    def _affordable(self, todo: list[dict], workers: int, device: str) -> int:
-        """So many of the workers as a GPU's free memory holds, at least one; what a trial needs goes to stderr."""
-        if self.memory is None or not todo or torch.device(device).type != "cuda":
-            return workers
-        torch.cuda.empty_cache()
-        free, needed = torch.cuda.mem_get_info(device)[0] / 2**20, max(map(self.memory, todo))
-        fitting = max(1, min(workers, int(SPARE * free / needed)))
-        told = f"about {needed / 1024:.1f} GiB a trial, {free / 1024:.1f} GiB free"
-        print(f"{self.name}: {told}, {fitting} side by side", file=sys.stderr)
-        return fitting
 
     def _asked(self, specs: pd.DataFrame | list[dict]) -> list[tuple[str, dict]]:
         specs = [canonical(spec) for spec in _records(specs)]

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 from tqdm.auto import tqdm
 
-from lib import data, memory, provenance
+from lib import data
 from lib.data import Data, Split
 from lib.names import SCHEDULES
 from lib.progress import quiet
 from lib.provenance import unknown
 from lib.seeds import generator, seed_from
-from lib.throughput import Backward, autocast, chosen, on_cuda, placed, repeatable
+from lib.throughput import Backward, autocast, on_cuda, placed, repeatable
 
 
 class Diverged(ArithmeticError):
@@ -51,9 +51,8 @@ def fit(
 ) -> list[dict]:
     """Train in place with SGD and Nesterov momentum; the last epoch counts, never the best one.
 
-    On the CPU in float32; on CUDA in bfloat16 by the strategy that `throughput.chosen` finds fastest, with kernels that
-    give the same numbers each time. Data stay on the device, and the host waits for it once an epoch. A batch that does
-    not fit there is split, and the row says into how many (`made_micro_batches`).
+    On the CPU in float32; on CUDA in bfloat16, with kernels that give the same numbers each time. Data stay on the
+    device, and the host waits for it once an epoch.
 
     Args:
         dataset: its training split is fitted, its validation split measured after each epoch.
@@ -72,7 +71,7 @@ def fit(
     order, noise = generator(seed, "order", device=device), generator(seed, "augmentation", device=device)
     history = []
     with torch.random.fork_rng(enabled=True), repeatable(device):
-        step = Backward(model, _strategy(model, dataset, batch_size, steps, device), device)
+        step = Backward(model, device)
         torch.manual_seed(seed_from(seed, "dropout"))
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
             model.train()
@@ -85,8 +84,6 @@ def fit(
                 rate.step()
                 total += loss.float() * len(labels)
             train_loss = total.item() / len(dataset.train)
-            if step.parts > 1:
-                provenance.note("micro_batches", step.parts)
             if not torch.isfinite(total):
                 raise Diverged(f"the training loss became {train_loss} in epoch {epoch}; lower lr")
             measured = evaluate(model, dataset.validation, dataset, device=device)
@@ -96,31 +93,16 @@ def fit(
     return history
 
 
-def _strategy(model: nn.Module, dataset: Data, batch_size: int, steps: int, device: str) -> str:
-    if not on_cuda(device):
-        return "plain"
-    images, labels = dataset.train.images[:batch_size], dataset.train.labels[:batch_size]
-    name = chosen(model, data.normalise(images, dataset.mean, dataset.std), labels, steps, device)
-    provenance.note("strategy", name)
-    return name
-
-
 @torch.inference_mode()
 def logits(
     model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu"
 ) -> Iterator[torch.Tensor]:
-    """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch.
-
-    A batch that does not fit in the device's memory is halved, which changes no output.
-    """
+    """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch."""
     model = placed(model, device).eval()
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with autocast(device):
-            return model(data.normalise(images, dataset.mean, dataset.std)).float()
-
     for images, _ in data.batches(split, batch_size):
-        yield memory.halving(forward, images)
+        with autocast(device):
+            outputs = model(data.normalise(images, dataset.mean, dataset.std))
+        yield outputs.float()
 
 
 def evaluate(model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu") -> dict:
