@@ -5,19 +5,17 @@ A rule is data that exists before the rows do. A verdict is computed from the ru
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from lib.provenance import write_atomically
+from lib.stats import LEVEL, holm
 
 SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
 INCONCLUSIVE, UNTESTABLE = "inconclusive at this scale", "cannot be tested"
-LEVEL = 0.95
 FIELDS = "id section network dataset regime primary rule statistic value low high n p p_holm null verdict why".split()
 
 
@@ -191,72 +189,3 @@ def _interval_text(entry: dict) -> str:
         return "-"
     exact = entry["low"] == entry["value"] == entry["high"]
     return f"{entry['value']:.4g}" + ("" if exact else f" [{entry['low']:.4g}, {entry['high']:.4g}]")
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of several p-values (Holm 1979), in their order."""
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return corrected.tolist()
-
-
-def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval of a proportion, for example of an accuracy on n test images."""
-    interval = stats.binomtest(int(correct), int(n)).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Student's t interval of a mean, for example over seeds; ValueError for fewer than two values."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        raise ValueError("An interval of a mean needs at least two values: ask for more seeds, trials or networks.")
-    half = stats.sem(values) * stats.t.ppf((1 + level) / 2, len(values) - 1)
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def bootstrap_interval(
-    statistic: Callable[..., float], *samples: Sequence[float], seed: int, resamples: int = 2000, level: float = LEVEL
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of one sample, or of several paired ones.
-
-    Args:
-        statistic: takes as many 1-D arrays as there are samples.
-        samples: arrays of one length; units are resampled, so paired values stay together.
-        seed: of the resampling; the same seed gives the same interval.
-    """
-    arrays = [np.asarray(sample) for sample in samples]
-    random = np.random.default_rng(seed)
-    draws = random.integers(len(arrays[0]), size=(resamples, len(arrays[0])))
-    values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def paired_gain(
-    a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int = 2000, level: float = LEVEL
-) -> dict[str, float]:
-    """Mean of a minus mean of b, with a percentile bootstrap interval and a one-sided p against no gain.
-
-    Args:
-        a, b: (seeds, images) of scores on the same images; seeds of each are drawn anew, images for both together.
-        seed: of the resampling.
-
-    Returns: `gain`, `low`, `high`, in the unit of the scores; and `p`.
-    """
-    random, (rows_a, images), rows_b = np.random.default_rng(seed), a.shape, len(b)
-    draws = np.empty(resamples)
-    for draw in range(resamples):
-        chosen = random.integers(images, size=images)
-        ours, theirs = (m[random.integers(n, size=n)][:, chosen] for m, n in ((a, rows_a), (b, rows_b)))
-        draws[draw] = ours.mean() - theirs.mean()
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    p = (1 + np.sum(draws <= 0)) / (1 + resamples)
-    return {"gain": float(a.mean() - b.mean()), "low": float(low), "high": float(high), "p": float(p)}
-
-
-def dkw_half_width(n: int, level: float = LEVEL) -> float:
-    """Half-width of the band that holds a whole distribution function with this probability (Massart 1990)."""
-    return float(np.sqrt(np.log(2 / (1 - level)) / (2 * n)))

@@ -1,19 +1,230 @@
-"""Networks by name, CIFAR- and ImageNet-shaped, initialised from a seed or with public weights."""
+"""Weights on disk: safetensors of our own, public checkpoints of others, each checked before it is trusted.
 
+Residual networks for small images: He et al.'s of depth 6n + 2, and pre-activation bottlenecks.
+
+Networks by name, CIFAR- and ImageNet-shaped, initialised from a seed or with public weights.
+"""
+
+import hashlib
 from collections import OrderedDict
 from copy import deepcopy
+from http.client import HTTPException
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torchvision
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from lib import weights
-from lib.data import Statistics
-from lib.names import NETWORKS, split_name
-from lib.provenance import CompanionError, unknown
-from lib.resnets import CifarResNet, PreActResNet
+from lib.data import STATISTICS, Statistics
+from lib.parameters import NETWORKS, split_name
+from lib.provenance import CompanionError, data_dir, unknown, write_atomically
+
+CHENYAOFO_STATISTICS = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))  # those of its own training script
+# Public ResNets by data set: shortcut, statistics of the images that they were trained on, place on GitHub.
+AUTHORS = {
+    "cifar10": ("A", STATISTICS["imagenet"], "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"),
+    "cifar100": ("B", CHENYAOFO_STATISTICS, "chenyaofo/pytorch-cifar-models/releases/download/resnet"),
+}
+# By network and data set: file in DATA_DIR, file on GitHub, `tensor_digest`.
+PUBLIC = {
+    ("resnet20", "cifar10"): ("akamaster/resnet20-12fca82f.th", "resnet20-12fca82f.th", "545fa8b5a258bee4"),
+    ("resnet56", "cifar10"): ("akamaster/resnet56-4bfd9763.th", "resnet56-4bfd9763.th", "0ff5908e066f14b1"),
+    ("resnet20", "cifar100"): ("chenyaofo/cifar100_resnet20.pth", "cifar100_resnet20-23dac2f1.pt", "d7ed4a89f3a881b0"),
+    ("resnet56", "cifar100"): ("chenyaofo/cifar100_resnet56.pth", "cifar100_resnet56-f2eff4c8.pt", "4336c899ec60d9d5"),
+}
+# Test images of 10,000 that each public checkpoint misclassifies, as its authors publish it.
+PUBLISHED_WRONG = {
+    ("resnet20", "cifar10"): 827,
+    ("resnet56", "cifar10"): 661,
+    ("resnet20", "cifar100"): 3117,
+    ("resnet56", "cifar100"): 2737,
+}
+
+
+def save(model: nn.Module, path: Path | str) -> None:
+    """Write a network's parameters and buffers as safetensors, whole or not at all."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_atomically(Path(path), safetensors.torch.save(state))
+
+
+def load(model: nn.Module, path: Path | str) -> nn.Module:
+    """Fill a network of the same shape with the weights that `save` wrote, and return it.
+
+    Raises CompanionError, with the network untouched, for a file that is missing, damaged or of another network.
+    """
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CompanionError(f"The weights in {path} cannot be read ({error}): make them again.") from error
+    if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in model.state_dict().items()}:
+        raise CompanionError(f"{path} holds the weights of another network: build the network that was saved there.")
+    model.load_state_dict(state)
+    return model
+
+
+def public_state(name: str, dataset: str) -> tuple[dict[str, Tensor], str, Statistics]:
+    """The tensors of a public CIFAR ResNet under this house's names, its shortcut option, and its images' statistics.
+
+    Read from DATA_DIR, or else fetched from its authors and kept there. Sources: akamaster/pytorch_resnet_cifar10
+    (BSD 2-clause), chenyaofo/pytorch-cifar-models (BSD 3-clause).
+    Raises CompanionError if there is no such checkpoint, or if it is damaged or cannot be fetched.
+    """
+    if (name, dataset) not in PUBLIC:
+        raise unknown("public checkpoint", f"{name} on {dataset}", [" on ".join(key) for key in PUBLIC])
+    shortcut, statistics, address = AUTHORS[dataset]
+    file, remote, digest = PUBLIC[name, dataset]
+    path = _fetched(data_dir() / file, f"https://github.com/{address}/{remote}")
+    state = _read(path)
+    state = state.get("state_dict", state)
+    state = {key.removeprefix("module.").replace("linear.", "fc."): value for key, value in state.items()}
+    if tensor_digest(state) != digest:
+        raise _damaged(path)
+    return state, shortcut, statistics
+
+
+def imagenet_state(name: str) -> dict[str, Tensor]:
+    """The tensors of torchvision's default ImageNet weights, from torch's own cache or fetched into it."""
+    published = torchvision.models.get_model_weights(name).DEFAULT
+    path = _fetched(Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name, published.url)
+    with path.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.split("-")[-1]):
+            raise _damaged(path)
+    return _read(path)
+
+
+def tensor_digest(state: dict[str, Tensor]) -> str:
+    """16 hex digits of the SHA-256 of a state's floating-point tensors by name, whatever file they came in."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        if state[key].is_floating_point():
+            digest.update(key.encode() + b"\0" + state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fetched(path: Path, url: str) -> Path:
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), progress=False)  # renames a temporary file at the end
+        except (OSError, HTTPException) as error:
+            raise CompanionError(
+                f"{path} is missing and {url} could not be fetched ({error}): connect to the internet, "
+                f"put that file there, or set DATA_DIR to where you have it."
+            ) from error
+    return path
+
+
+def _read(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> CompanionError:
+    return CompanionError(
+        f"{path} is damaged (not the weights its authors published): delete it so it is fetched anew."
+    )
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2016: every `stride`-th pixel, and zero channels in equal number before and after."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.stride, self.before, self.after = stride, (outputs - inputs) // 2, (outputs - inputs + 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, plus the shortcut, then ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Identity()
+        if (inputs, stride) != (outputs, 1) and shortcut == "A":
+            self.downsample = PadShortcut(inputs, outputs, stride)
+        elif (inputs, stride) != (outputs, 1):
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.downsample(x))
+
+
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n + 2 in three stages, with `blocks` = n a stage (He et al. 2016, section 4.2)."""
+
+    def __init__(self, blocks: int, classes: int, channels: int = 3, shortcut: str = "A", width: float = 1.0):
+        super().__init__()
+        widths = [max(1, round(stage * width)) for stage in (16, 16, 32, 64)]
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        for stage in (1, 2, 3):
+            first = BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2, shortcut)
+            others = [BasicBlock(widths[stage], widths[stage], 1, shortcut) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(first, *others))
+        self.fc = nn.Linear(widths[3], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class PreActBottleneck(nn.Module):
+    """BN-ReLU-conv three times, 1x1, 3x3 and 1x1, plus the shortcut (He et al. 2016, identity mappings)."""
+
+    def __init__(self, inputs: int, planes: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.downsample = nn.Identity()
+        if (inputs, stride) != (outputs, 1):
+            self.downsample = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(x)))
+        y = self.conv2(F.relu(self.bn2(y)))
+        return self.conv3(F.relu(self.bn3(y))) + self.downsample(x)
+
+
+class PreActResNet(nn.Module):
+    """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n a stage."""
+
+    def __init__(self, blocks: int, classes: int, channels: int = 3, width: float = 1.0):
+        super().__init__()
+        planes = [max(1, round(stage * width)) for stage in (16, 32, 64)]
+        self.conv1 = nn.Conv2d(channels, planes[0], 3, 1, 1, bias=False)
+        inputs = planes[0]
+        for stage in (0, 1, 2):
+            outputs = 4 * planes[stage]
+            first = PreActBottleneck(inputs, planes[stage], outputs, 1 if stage == 0 else 2)
+            others = [PreActBottleneck(outputs, planes[stage], outputs, 1) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *others))
+            inputs = outputs
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+
 
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
@@ -91,7 +302,7 @@ def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
 
     Raises CompanionError if there is no such checkpoint, or if it is damaged or cannot be fetched.
     """
-    state, shortcut, statistics = weights.public_state(name, dataset)
+    state, shortcut, statistics = public_state(name, dataset)
     model = build(name, classes=len(state["fc.bias"]), shortcut=shortcut)
     model.load_state_dict(state)
     return model.eval(), statistics
@@ -121,7 +332,7 @@ def _imagenet(name: str, classes: int, size: int = 224, width: float = 1.0) -> n
 
 
 def _pretrained(name: str, classes: int, size: int) -> nn.Module:
-    state = weights.imagenet_state(name)
+    state = imagenet_state(name)
     if name == "vit_b_16" and size != 224:
         state = interpolate_embeddings(size, 16, state)
     model = _imagenet(name, 1000, size)

@@ -1,9 +1,14 @@
-"""Where the house is, and what made a result: commit, code, versions, device, seconds, memory."""
+"""Where the house is, and what made a result: commit, code, versions, device, seconds, memory.
+
+Locks between processes, on one machine or on several that share a file system.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -210,3 +215,30 @@ def table(studies: dict[str, pd.DataFrame]) -> pd.DataFrame:
         } | same
 
     return pd.DataFrame({name: one(rows) for name, rows in studies.items()})
+
+
+@contextlib.contextmanager
+def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock that the kernel releases when its owner dies.
+
+    Yields True, or False at once if another holds the lock and `blocking` is off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = path.open("a")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        except BlockingIOError:
+            handle.close()
+            yield False
+            return
+        # The last owner may have deleted the file between our open and our lock: then this lock protects nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                break
+        handle.close()
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        handle.close()

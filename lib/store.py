@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lib.locks import locked
-from lib.provenance import PREFIX, CompanionError, write_atomically
+from lib.provenance import PREFIX, CompanionError, locked, write_atomically
 
 
 def _canonical_value(value: object) -> object:

@@ -1,26 +1,149 @@
-"""A study is many trials; a trial is a pure function spec -> row. What is missing, what failed, shards.
+"""Random streams by name: a trial has one seed, and each thing drawn in it a stream of its own.
+
+Progress of a long loop: a bar where a person watches, a line now and then in a log, nothing in a worker.
+
+Trials side by side: worker processes that start once, die with their parent and use one torch thread each.
+
+A study is many trials; a trial is a pure function spec -> row. What is missing, what failed, shards.
 
 A trial is `trial(spec, device, weights) -> row`: a function of an importable module (workers import it) that takes the
 canonical spec, a torch device and the `.safetensors` path that is its own to write, and returns plain values: numbers,
 strings, lists. Result names that begin with `made_` are measurements (seconds, memory), not results.
 """
 
+import contextlib
+import hashlib
+import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm as text_bar
+from tqdm.auto import tqdm
 
 from lib import provenance
-from lib.progress import shown
 from lib.provenance import CompanionError
 from lib.store import Store, canonical
-from lib.workers import one_thread, side_by_side
+
+
+def seed_from(seed: int, *names: object) -> int:
+    """A 63-bit seed of the random stream that these names stand for, spawned from a trial's own seed."""
+    text = json.dumps([int(seed), *map(str, names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *names: object, device: str = "cpu") -> torch.Generator:
+    """A torch generator of the named random stream of a trial's seed, for example `generator(3, "augmentation")`."""
+    return torch.Generator(device).manual_seed(seed_from(seed, *names))
+
+
+LINE_SECONDS = 30.0  # between two lines of progress in batch output
+
+
+def quiet() -> bool:
+    """Whether progress bars would be noise: in batch output, and in worker processes, whose parent shows one."""
+    return bool(os.environ.get("COMPANION_QUIET")) or parent_process() is not None
+
+
+def shown(steps: Iterable, total: int, name: str) -> Iterator:
+    """A bar in Jupyter and terminals once it has lasted some seconds; a line now and then in a log.
+
+    COMPANION_QUIET says which in a batch: "bar" where a person watches it in a terminal, "lines" otherwise.
+    """
+    if not quiet():
+        yield from tqdm(steps, total=total, desc=name, delay=5, disable=total == 0)
+        return
+    if os.environ.get("COMPANION_QUIET") == "bar" and parent_process() is None:
+        yield from text_bar(steps, total=total, desc=name, delay=5, mininterval=1, ncols=100, leave=False)
+        return
+    start = last = time.monotonic()
+    for done, step in enumerate(steps, 1):
+        if time.monotonic() - last > LINE_SECONDS:
+            last = time.monotonic()
+            left = (last - start) / done * (total - done)
+            print(f"{name}: {done} of {total} trials, about {left:.0f} s left", file=sys.stderr, flush=True)
+        yield step
+
+
+def side_by_side(
+    function: Callable[[dict], bool], specs: list[dict], workers: int, name: str
+) -> Iterator[tuple[dict, bool]]:
+    """Each spec with what the function returns for it, as they finish.
+
+    Args:
+        function: can be pickled; it is called in worker processes.
+        workers: how many of them.
+        name: of the study, for the error.
+
+    Raises: CompanionError if a worker is killed. On any other error, an interrupt too, the workers are killed.
+    """
+    pool, left = _pool(workers), iter(specs)
+    waiting: dict[Future, dict] = {}
+    try:
+        while True:
+            while len(waiting) < 2 * workers and (spec := next(left, None)) is not None:
+                waiting[pool.submit(function, spec)] = spec
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
+    except BrokenProcessPool:
+        _pool.cache_clear()
+        raise CompanionError(
+            f"A worker process of {name} was killed, most likely for lack of memory: use fewer workers and "
+            "start again (finished trials are kept)."
+        ) from None
+    except BaseException:
+        _pool.cache_clear()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.kill()
+        raise
+
+
+@contextlib.contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """One torch thread on the CPU: several on busy cores are many times slower, and sums depend on their number."""
+    threads = torch.get_num_threads()
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    torch.set_num_threads(1)
+
+    def die_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+@cache
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """The one pool of so many processes, made when first needed: an import of torch costs seconds a process."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"  # read by the children when they load their libraries
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
+
 
 Trial = Callable[[dict, str, Path], dict]
 LOOSE = 200  # more finished trials than this as single files are compacted into one

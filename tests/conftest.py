@@ -19,7 +19,7 @@ def matplotlib_settings_of_its_own():
 def house(tmp_path, monkeypatch):
     """A small checkout with one notebook, whose profile writes into it."""
     toy_house.build(tmp_path)
-    for module in ("lib.batch", "lib.notebook", "lib.parameters", "lib.provenance"):
+    for module in ("lib.run", "lib.run", "lib.parameters", "lib.provenance"):
         monkeypatch.setattr(f"{module}.root", lambda: tmp_path)
     for variable in ("RUNS_DIR", "FIGURES_DIR"):
         monkeypatch.setenv(variable, "")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.agreement import (
+from lib.stats import (
     largest_fraction,
     nested_interval,
     permutation_p,

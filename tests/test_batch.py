@@ -2,7 +2,7 @@
 
 import signal
 
-from lib import notebook
+from lib import run as notebook
 from tests.toy_house import (
     finished,
     hold,

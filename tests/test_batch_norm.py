@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from lib import batch_norm
-from lib.seeds import generator
+from lib import training as batch_norm
+from lib.study import generator
 
 
 def test_reestimated_batchnorm_is_the_mean_over_batches():

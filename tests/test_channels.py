@@ -6,8 +6,9 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from lib import channels, models, resnets
-from lib.seeds import generator
+from lib import channels, models
+from lib import models as resnets
+from lib.study import generator
 
 NETS = {
     "R20-A": ("resnet20", {"shortcut": "A"}, 32),

@@ -2,8 +2,9 @@
 
 import torch
 
-from lib import channels, channels_graph, models
-from lib.seeds import generator
+from lib import channels, models
+from lib import channels as channels_graph
+from lib.study import generator
 
 
 def test_the_traceable_network_is_the_same_function():

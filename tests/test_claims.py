@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats as scipy_stats
 
-from lib import claims
+from lib import claims, stats
 from lib.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Ledger, Rule
 
 
@@ -103,17 +103,15 @@ def test_the_sentence_counts_decided_claims_and_refuses_unknown_ones():
 
 
 def test_holm_agrees_with_its_definition_by_hand():
-    assert claims.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert claims.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert claims.holm([]) == []
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert stats.holm([]) == []
 
 
 def test_wilson_agrees_with_its_closed_form():
-    z, n, p = stats.norm.ppf(0.975), 300, 291 / 300
+    z, n, p = scipy_stats.norm.ppf(0.975), 300, 291 / 300
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert claims.wilson(291, 300) == pytest.approx(
-        ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
-    )
+    assert stats.wilson(291, 300) == pytest.approx(((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)))
 
 
 @pytest.mark.parametrize("interval", ["t", "bootstrap"])
@@ -122,24 +120,24 @@ def test_intervals_of_a_mean_cover_at_their_level(interval):
     for repeat in range(n):
         values = random.normal(1, 2, size=100)
         if interval == "t":
-            low, high = claims.mean_interval(values)
+            low, high = stats.mean_interval(values)
         else:
-            low, high = claims.bootstrap_interval(np.mean, values, seed=repeat, resamples=300)
+            low, high = stats.bootstrap_interval(np.mean, values, seed=repeat, resamples=300)
         hits += low <= 1 <= high
     assert hits / n > 0.90 and hits < n, f"{hits} of {n}"
 
 
 def test_an_interval_of_one_value_is_refused():
     with pytest.raises(ValueError, match="more seeds"):
-        claims.mean_interval([1.0])
+        stats.mean_interval([1.0])
 
 
 def test_the_bootstrap_repeats_by_seed_and_keeps_pairs_together():
     x = np.random.default_rng(0).normal(size=50)
     correlation = lambda a, b: np.corrcoef(a, b)[0, 1]  # noqa: E731
-    one, two, other = (claims.bootstrap_interval(correlation, x, 2 * x, seed=s) for s in (0, 0, 1))
+    one, two, other = (stats.bootstrap_interval(correlation, x, 2 * x, seed=s) for s in (0, 0, 1))
     assert one == two and one == pytest.approx((1, 1))
-    assert claims.bootstrap_interval(np.mean, x, seed=0) != claims.bootstrap_interval(np.mean, x, seed=1)
+    assert stats.bootstrap_interval(np.mean, x, seed=0) != stats.bootstrap_interval(np.mean, x, seed=1)
     assert other == pytest.approx((1, 1))
 
 
@@ -148,7 +146,7 @@ def test_the_band_holds_whole_distribution_functions_at_its_level():
     for _ in range(400):
         values = np.sort(random.uniform(size=n))
         steps = np.arange(n + 1) / n
-        hits += max((steps[1:] - values).max(), (values - steps[:-1]).max()) <= claims.dkw_half_width(n)
+        hits += max((steps[1:] - values).max(), (values - steps[:-1]).max()) <= stats.dkw_half_width(n)
     assert hits / 400 > 0.93
 
 
@@ -156,10 +154,10 @@ def test_a_paired_gain_counts_seeds_and_images():
     random = np.random.default_rng(0)
     images = random.random(400) < 0.7
     a, b = (np.tile(images, (3, 1)).astype(float) for _ in range(2))
-    same = claims.paired_gain(a, b, seed=0, resamples=200)
+    same = stats.paired_gain(a, b, seed=0, resamples=200)
     assert same == {"gain": 0, "low": 0, "high": 0, "p": 1}  # the same images right: pairing takes their luck out
     b[:, :40] = 0
-    found = claims.paired_gain(a, b, seed=0, resamples=500)
+    found = stats.paired_gain(a, b, seed=0, resamples=500)
     assert found["gain"] == pytest.approx(a[0, :40].sum() / 400) and 0 < found["low"] < found["gain"] < found["high"]
     error = np.sqrt(found["gain"] * (1 - found["gain"]) / 400)  # only images vary: a binomial standard error
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.2) and found["p"] == 1 / 501

@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lib import consistency, dense_networks, names, parameters, training, weights
-from lib.consistency import contradiction
+from lib import baselines as dense_networks
+from lib import models as weights
+from lib import parameters, training
+from lib import parameters as consistency
+from lib import parameters as names
+from lib.parameters import contradiction
 from lib.provenance import CompanionError
-from lib.spaces_trials import prunable
+from lib.spaces.trials import prunable
 
 CASES = [
     ("00_baselines", {"networks": ["mlp"]}, "networks must hold linear"),

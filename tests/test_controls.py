@@ -3,19 +3,23 @@ import math
 import pytest
 import torch
 
-from lib.controls import (
+from lib.truncation.cuts import (
+    CUTS,
+    cut_svd,
     gaussian_like,
     marchenko_pastur,
+    matrix_shape,
     perturbed,
     projected_at_random,
     pruned,
     shrunk,
     shuffled,
     smallest_kept,
+    spectrum,
+    unfold,
     zeroed,
 )
-from lib.cuts import CUTS, cut_svd, matrix_shape, spectrum, unfold
-from lib.truncation import correlation_loss, entropy, norm_loss, relative_error, truncate
+from lib.truncation.measures import correlation_loss, entropy, norm_loss, relative_error, truncate
 
 SHAPE = (20, 12, 3, 5)
 

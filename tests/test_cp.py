@@ -6,7 +6,7 @@ import torch
 from tensorly.cp_tensor import CPTensor, cp_to_tensor
 from tensorly.decomposition import parafac
 
-from lib.cp import cp, cp_als, largest_rank
+from lib.truncation.forms import cp, cp_als, largest_rank
 
 SHAPE = (20, 12, 3, 5)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.cuts import (
+from lib.truncation.cuts import (
     CUTS,
     MODES,
     CutSVD,

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets, transforms
 
 from lib import data
-from lib.names import DATASETS
+from lib.parameters import DATASETS
 from lib.provenance import CompanionError, data_dir
 from tests.toy_trials import Program
 

@@ -8,9 +8,8 @@ from tensorly.decomposition import partial_tucker, tucker
 from tensorly.decomposition import tensor_ring as tensorly_ring
 from tensorly.decomposition import tensor_train as tensorly_train
 
-from lib.cp import CP
-from lib.cuts import CUTS, MODES, cut_svd, spectrum, unfold
-from lib.decomposition import RANKS, checked_ranks, decompose, hooi, hosvd, limits, tensor_ring, tensor_train
+from lib.truncation.cuts import CUTS, MODES, cut_svd, spectrum, unfold
+from lib.truncation.forms import CP, RANKS, checked_ranks, decompose, hooi, hosvd, limits, tensor_ring, tensor_train
 
 ORDERS = tuple(itertools.permutations(MODES))
 SHAPE = (20, 12, 3, 5)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from lib import dense_figures as pictures
+from lib import baselines as pictures
 
 NETWORKS = ["linear", "mlp"]
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from lib import dense_networks, parameters, training, weights
+from lib import baselines as dense_networks
+from lib import models as weights
+from lib import parameters, training
 from lib.provenance import CompanionError
 from lib.store import canonical
 

@@ -11,23 +11,18 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import (
-    cp,
-    cuts,
-    data,
-    dense_networks,
-    latent_trials,
-    models,
-    recovery,
-    spaces_trials,
-    spline,
-    spline_arms,
-    spline_trials,
-    training,
-    truncation,
-    truncation_trials,
-)
+from lib import baselines as dense_networks
+from lib import data, models, training
 from lib.data import Split
+from lib.latent import trials as latent_trials
+from lib.spaces import trials as spaces_trials
+from lib.spline import measures as spline
+from lib.spline import trials as spline_arms
+from lib.spline import trials as spline_trials
+from lib.truncation import cuts, recovery
+from lib.truncation import forms as cp
+from lib.truncation import measures as truncation
+from lib.truncation import trials as truncation_trials
 from tests.pretend_cuda import DeviceTensor, pretended
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

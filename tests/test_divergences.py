@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import integrate, linalg, special, stats
 
-from lib.divergences import (
+from lib.latent.measures import (
     equal_covariance_divergences,
     kl_gaussian,
     kl_gaussian_printed,

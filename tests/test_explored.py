@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from lib import notebook, parameters
+from lib import parameters
+from lib import run as notebook
 from lib.provenance import root
 
 EXPLORED = sorted((root() / "tests" / "explored").glob("*"))
 FOLDERS = ("lib", "tests", "notebooks", "pyproject.toml")
 OWN = ("COMPANION_STAGE", "COMPANION_BATCH", "COMPANION_QUIET", "COMPANION_SHARD")
-MODULES = ("lib.batch", "lib.notebook", "lib.parameters", "lib.provenance")
+MODULES = ("lib.run", "lib.run", "lib.parameters", "lib.provenance")
 
 
 def checkout(folder: Path, profile: Path, monkeypatch) -> None:

@@ -6,20 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from lib.cp import cp_als
-from lib.cuts import CUTS, MODES, unfold
-from lib.decomposition import RANKS, decompose, limits, tensor_ring
-from lib.factorisation import (
+from lib.models import count_macs, count_parameters
+from lib.truncation.cuts import CUTS, MODES, unfold
+from lib.truncation.forms import (
+    RANKS,
     SharedConv2d,
     break_even,
+    cp_als,
+    decompose,
     dense_kernel,
     layers,
+    limits,
     macs,
     parameters,
     ranks_at,
     ranks_within,
+    tensor_ring,
 )
-from lib.models import count_macs, count_parameters
 
 ORDERS = tuple(itertools.permutations(MODES))
 SHAPE = (20, 12, 3, 5)

@@ -19,7 +19,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from lib import batch, notebook
+from lib import run as batch
+from lib import run as notebook
 from lib.provenance import CompanionError, write_atomically
 from lib.study import Study
 from tests import toy_house, toy_trials

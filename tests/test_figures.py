@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from lib import figures
-from lib.names import NETWORKS
+from lib.parameters import NETWORKS
 
 
 def draw(line=(3, 4)):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import special
 
-from lib.divergences import kl_gaussian
-from lib.head import (
+from lib.latent.measures import ap2, epoch_series, fisher_covariance, kl_gaussian
+from lib.latent.trials import (
     evaluate_head,
     finetune_head,
     head_empirical_fisher_diagonal,
@@ -14,7 +14,6 @@ from lib.head import (
     head_hessian_max,
     head_hessian_product,
 )
-from lib.latent import ap2, epoch_series, fisher_covariance
 from lib.masks import METHODS, magnitude_mask
 
 

@@ -7,8 +7,9 @@ import subprocess
 import pytest
 import yaml
 
-from lib import parameters, weights
-from lib.names import DATASETS
+from lib import models as weights
+from lib import parameters
+from lib.parameters import DATASETS
 from lib.provenance import root
 
 README = (root() / "README.md").read_text()

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from lib import latent
-from lib.divergences import kl_gaussian, kl_student_t, precision_range
-from lib.latent import (
+from lib.latent import measures as latent
+from lib.latent.measures import (
     ap2,
     approximate_ap3_gaps,
     epoch_series,
@@ -17,10 +16,13 @@ from lib.latent import (
     gaussian_performance_bound,
     gaussian_performance_bound_printed,
     group_means,
+    kl_gaussian,
+    kl_student_t,
     lambda_factor,
     nondiagonal_precision_code,
     performance_bound,
     permute_pruned,
+    precision_range,
     prune_highest_code,
     random_direction,
     random_mask_code,

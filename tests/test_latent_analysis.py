@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import latent
-from lib import latent_analysis as analysis
+from lib.latent import analysis
+from lib.latent import measures as latent
 from lib.masks import METHODS
 
 FRACTIONS, EPOCHS, TRIALS = (0.1, 0.3, 0.5, 0.8), 3, 2

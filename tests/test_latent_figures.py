@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from lib import latent_figures as pictures
+from lib.latent import figures as pictures
 from lib.masks import METHODS
 
 FRACTIONS, EPOCHS, TRIALS = (0.1, 0.3, 0.5, 0.8), 3, 2

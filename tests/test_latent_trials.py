@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib import dense_networks, latent, latent_trials, models, training
-from lib.head import evaluate_head
+from lib import baselines as dense_networks
+from lib import models, training
+from lib.latent import measures as latent
+from lib.latent import trials as latent_trials
+from lib.latent.trials import evaluate_head
 
 DENSE = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
 DENSE |= {"width": 0.25, "batch_size": 64, "augment": False}

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 
-from lib.locks import locked
-from lib.provenance import root
+from lib.provenance import locked, root
 
 
 def test_a_lock_excludes_others_and_leaves_no_file(tmp_path):

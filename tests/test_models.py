@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib import models, resnets, weights
-from lib.names import NETWORKS
+from lib import models
+from lib import models as resnets
+from lib import models as weights
+from lib.parameters import NETWORKS
 from lib.provenance import CompanionError
 
 FORMS = [(name, form) for name, forms in NETWORKS.items() for form in forms]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import names
+from lib import parameters as names
 from lib.provenance import CompanionError
 
 

@@ -6,9 +6,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lib import notebook, parameters
-from lib.locks import locked
-from lib.provenance import CompanionError
+from lib import parameters
+from lib import run as notebook
+from lib.provenance import CompanionError, locked
 from tests.toy_house import PARAMETERS, published, write_notebook, write_yaml
 
 

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from lib import data, latent, latent_trials, models
-from lib.divergences import kl_gaussian
-from lib.head import evaluate_head, finetune_head, head_hessian_diagonal
+from lib import data, models
+from lib.latent import measures as latent
+from lib.latent import trials as latent_trials
+from lib.latent.measures import kl_gaussian
+from lib.latent.trials import evaluate_head, finetune_head, head_hessian_diagonal
 
 NAMED = (("alexnet", 64, 40960), ("vgg16", 32, 40960), ("resnet50", 32, 20480), ("vit_b_16", 32, 7680))
 

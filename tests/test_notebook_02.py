@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from lib import cuts, data, models, recovery, sweep, truncation
+from lib import data, models
+from lib.truncation import cuts, recovery, sweep
+from lib.truncation import measures as truncation
 
 NAMED = (  # network, form, pixels, layers: a large kernel, a 3x3, a 1x1 or linear one
     ("vanilla_cnn", "cifar", 16, ("features.12", "classifier.0")),

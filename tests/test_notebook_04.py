@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib import models, spline
-from lib import spline_selection as selection
-from lib.seeds import generator
+from lib import models
+from lib.spline import measures as spline
+from lib.spline import selection
+from lib.study import generator
 
 NAMED = {
     "vgg16": ({"width": 0.125}, 13, 12 + 1),

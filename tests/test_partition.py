@@ -9,8 +9,9 @@ from scipy.spatial import cKDTree
 from torch import nn
 from torch.nn import functional as F
 
-from lib import channels, models, partition
+from lib import channels, models
 from lib.provenance import CompanionError
+from lib.spline import partition
 
 BOX = ((-2.0, 2.0), (-2.0, 2.0))
 

@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from lib import partition_cells as pc
+from lib.spline import partition as pc
 
 HUGE = ((-1e4, 1e4), (-1e4, 1e4))
 BOX = ((-2.0, 2.0), (-1.0, 3.0))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib import partition
-from lib import partition_lines as pl
+from lib.spline import partition
+from lib.spline import partition as pl
 from tests.test_partition import AXES, cross, mlp
 
 BOX = ((-2.0, 2.0), (-2.0, 2.0))

@@ -6,22 +6,18 @@ from functools import cache
 import pytest
 import torch
 
-from lib import (
-    data,
-    dense_networks,
-    latent_trials,
-    models,
-    spaces,
-    spaces_imagenet,
-    spaces_trials,
-    spline,
-    spline_selection,
-    sweep,
-    throughput,
-)
-from lib.names import DATASETS, split_name
-from lib.parameters import notebook_names, profile_parameters
+from lib import baselines as dense_networks
+from lib import data, models
+from lib import training as throughput
+from lib.latent import trials as latent_trials
+from lib.parameters import DATASETS, notebook_names, profile_parameters, split_name
 from lib.provenance import root
+from lib.spaces import measures as spaces
+from lib.spaces import trials as spaces_imagenet
+from lib.spaces import trials as spaces_trials
+from lib.spline import measures as spline
+from lib.spline import selection as spline_selection
+from lib.truncation import sweep
 
 PROFILES = ("gpu", "paper")
 DEVICE_GIB = 120  # of the 139 of an H200

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from lib import progress
+from lib import study as progress
 from lib.provenance import root
 from lib.study import Study
 from tests import toy_trials

@@ -82,7 +82,7 @@ def test_each_way_to_add_something_takes_at_most_ten_lines(what):
 
 
 def test_the_added_network_learns_on_the_added_data_set_in_a_profile_of_ones_own(house):
-    run(house, "-m", "lib.batch", "execute", "mine", "00_baselines")
+    run(house, "-m", "lib.run", "execute", "mine", "00_baselines")
     rows = (house / "runs/mine/00_baselines.networks.parquet").read_bytes()
     assert b"perceptron" in rows and b"noise" in rows
 

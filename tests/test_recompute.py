@@ -25,27 +25,23 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import (
-    dense_networks,
-    latent_trials,
-    models,
-    provenance,
-    recovery,
-    spaces_imagenet,
-    spaces_trials,
-    spline_arms,
-    spline_pictures,
-    spline_toy_trials,
-    spline_trials,
-    summary,
-    truncation_trials,
-    weights,
-)
-from lib.names import DATASETS
+from lib import baselines as dense_networks
+from lib import models, provenance, summary
+from lib import models as weights
+from lib.latent import trials as latent_trials
+from lib.parameters import DATASETS
 from lib.provenance import PREFIX, root
+from lib.spaces import trials as spaces_imagenet
+from lib.spaces import trials as spaces_trials
+from lib.spline import figures as spline_pictures
+from lib.spline import toy as spline_toy_trials
+from lib.spline import trials as spline_arms
+from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
 from lib.training import fit
+from lib.truncation import recovery
+from lib.truncation import trials as truncation_trials
 
 REFERENCE = "bb75ec93eec993a8"  # `arithmetic` of the processor that made the published rows
 DRIFT = 0.02
@@ -216,7 +212,7 @@ def test_results_are_remade_byte_for_byte_where_neither_data_nor_weights_are(not
     shutil.copy(root() / "pyproject.toml", tmp_path)
     (tmp_path / "empty").mkdir()
     own = {"PYTHONPATH": str(tmp_path), "DATA_DIR": str(tmp_path / "empty"), "RUNS_DIR": "", "FIGURES_DIR": ""}
-    command = [sys.executable, "-m", "lib.batch", "execute", "laptop", notebook]
+    command = [sys.executable, "-m", "lib.run", "execute", "laptop", notebook]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     files = [*(root() / "runs/laptop").glob(f"{notebook}.*"), *(root() / "figures/laptop").glob(f"{notebook[:2]}_*")]

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, dense_networks, models, recovery, sweep, training
-from lib.cuts import unfold
+from lib import baselines as dense_networks
+from lib import data, models, training
 from lib.data import Split
-from lib.truncation_trials import part
+from lib.truncation import recovery, sweep
+from lib.truncation.cuts import unfold
+from lib.truncation.trials import part
 
 DENSE = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
 DENSE |= {"width": 0.25, "batch_size": 64, "augment": False}

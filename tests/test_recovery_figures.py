@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import recovery_figures as draw
+from lib.truncation import figures as draw
 
 
 @pytest.fixture(autouse=True)

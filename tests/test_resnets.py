@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from lib import models, resnets
+from lib import models
+from lib import models as resnets
 
 
 def test_batchnorm_scale_starts_at_a_half_in_vgg16_and_preresnet101_only():

@@ -2,7 +2,7 @@
 
 import torch
 
-from lib.seeds import generator, seed_from
+from lib.study import generator, seed_from
 
 
 def test_named_streams_differ_by_name_and_seed_and_repeat():

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import parameters, settling, summary
-from lib.claims import INCONCLUSIVE, Rule, holm, mean_interval, wilson
+from lib import parameters, summary
+from lib import summary as settling
+from lib.claims import INCONCLUSIVE, Rule
 from lib.provenance import root
+from lib.stats import holm, mean_interval, wilson
 
 SUPPORTED, NOT = "supported", "not supported"
 

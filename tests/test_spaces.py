@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib import channels, models, spaces
+from lib import channels, models
 from lib.provenance import CompanionError
-from lib.spaces import Regime
+from lib.spaces import measures as spaces
+from lib.spaces.measures import Regime
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import spaces_analysis as analysis
+from lib.spaces import analysis
 
 
 def recipes(mean, seed, n=40, kept=0.5, spread=1.0):

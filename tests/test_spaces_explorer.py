@@ -4,8 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from lib import channels, models, spaces, spaces_explorer
-from lib.spaces import Regime
+from lib import channels, models
+from lib.spaces import figures as spaces_explorer
+from lib.spaces import measures as spaces
+from lib.spaces.measures import Regime
 
 
 @pytest.fixture(scope="module")

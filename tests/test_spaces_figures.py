@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import spaces_figures as pictures
-from lib import spaces_optimum, spaces_published
+from lib.spaces import analysis as spaces_optimum
+from lib.spaces import analysis as spaces_published
+from lib.spaces import figures as pictures
 
 SHARES = (0.6, 0.4)
 

@@ -5,8 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import channels, models, spaces, spaces_imagenet, spaces_published, spaces_samplers
-from lib.spaces import Regime
+from lib import channels, models
+from lib.spaces import analysis as spaces_published
+from lib.spaces import measures as spaces
+from lib.spaces import samplers as spaces_samplers
+from lib.spaces import trials as spaces_imagenet
+from lib.spaces.measures import Regime
 
 SPEC = {"network": "resnet18", "classes": 2, "size": 32, "pretrained": False, "criterion": "l1", "mode": "finetune"}
 SPEC |= {"retraining": 0, "retraining_epochs": 1, "batch_size": 8, "weight_decay": 1e-4, "bn_batches": 2, "readers": 0}

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import channels, models, spaces
-from lib import spaces_optimum as optimum
+from lib import channels, models
+from lib.spaces import analysis as optimum
+from lib.spaces import measures as spaces
 
 
 def population(best, seed, n=40, kept=0.5, noise=1.0, strength=30.0, spread=0.35):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lib import channels, models, spaces
-from lib import spaces_published as published
+from lib import channels, models
+from lib.spaces import analysis as published
+from lib.spaces import measures as spaces
 
 
 def test_eagleeyes_recipes_have_the_published_macs_and_parameters():

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from lib import channels, models, spaces
-from lib import spaces_samplers as samplers
+from lib import channels, models
 from lib.provenance import CompanionError
-from lib.spaces import Regime
+from lib.spaces import measures as spaces
+from lib.spaces import samplers
+from lib.spaces.measures import Regime
 
 
 @pytest.fixture(scope="module")

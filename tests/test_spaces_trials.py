@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from lib import channels, data, dense_networks, models, spaces, spaces_trials, training
+from lib import baselines as dense_networks
+from lib import channels, data, models, training
 from lib.provenance import CompanionError
-from lib.seeds import generator
-from lib.spaces import Regime
+from lib.spaces import measures as spaces
+from lib.spaces import trials as spaces_trials
+from lib.spaces.measures import Regime
+from lib.study import generator
 
 DENSE = {"source": "trained", "network": "resnet8", "dataset": "digits", "seed": 0, "epochs": 2, "lr": 0.1}
 DENSE |= {"batch_size": 64, "augment": False}

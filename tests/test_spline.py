@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, models, spline
+from lib import data, models
 from lib.provenance import CompanionError
-from lib.seeds import generator
+from lib.spline import measures as spline
+from lib.study import generator
 from tests.test_partition import mlp
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import spline_analysis as analysis
+from lib.spline import analysis
 
 
 def test_a_plateau_is_found_where_a_fall_ends_and_nowhere_else():

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib import dense_networks, models, spline_arms
-from lib import spline_trials as trials
+from lib import baselines as dense_networks
+from lib import models
 from lib.provenance import CompanionError
-from lib.spline_flops import forward_flops
+from lib.spline import trials
+from lib.spline import trials as spline_arms
+from lib.spline.measures import forward_flops
 from tests.test_spline_trials import SPEC
 
 TICKET = SPEC | {"ratio": 0.5, "method": "magnitude", "draw": 2}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import spline_pictures as pictures
+from lib.spline import figures as pictures
 from lib.store import plain
 
 

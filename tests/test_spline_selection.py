@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib import channels, models, spline
-from lib import spline_selection as selection
-from lib.names import SCORES
+from lib import channels, models
+from lib.parameters import SCORES
 from lib.provenance import CompanionError
-from lib.seeds import generator
+from lib.spline import measures as spline
+from lib.spline import selection
+from lib.study import generator
 
 
 def network(rows: list[list[float]], outgoing: list[float]) -> nn.Sequential:

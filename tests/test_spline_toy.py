@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib import spline_toy as toy
-from lib.seeds import generator
+from lib.spline import toy
+from lib.study import generator
 
 WIDTHS = [2, 7, 5, 2]
 

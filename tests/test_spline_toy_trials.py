@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib import partition
-from lib import spline_toy as toy
-from lib import spline_toy_trials as trials
-from lib.seeds import generator
+from lib.spline import partition, toy
+from lib.spline import toy as trials
 from lib.store import plain
+from lib.study import generator
 
 NOWHERE = Path("unused.safetensors")
 SMALL = {"seed": 0, "width": 8, "epochs": 8, "levels": [6, 2], "tuned_levels": [2], "tuning": [1, 2]}

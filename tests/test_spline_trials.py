@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib import data, dense_networks, spline, training
-from lib import spline_trials as trials
+from lib import baselines as dense_networks
+from lib import data, training
+from lib.spline import measures as spline
+from lib.spline import trials
 from lib.store import plain
 
 SPEC = {

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lib import notebook, status
+from lib import run as notebook
+from lib import run as status
 from lib.provenance import PREFIX, CompanionError
 from lib.store import Store
 from lib.study import Study
@@ -51,7 +52,7 @@ def test_a_fresh_clone_shows_the_published_rows(tmp_path):
 
 
 def test_a_fresh_run_that_is_not_complete_has_a_table_of_its_own(house, monkeypatch):
-    monkeypatch.setattr("lib.status.root", lambda: house)
+    monkeypatch.setattr("lib.run.root", lambda: house)
     populate(house)
     fresh_runs = house / "runs/fresh"
     study = Study("00_toy.squares", toy_trials.square, 1, fresh_runs / "smoke")
@@ -64,7 +65,7 @@ def test_a_fresh_run_that_is_not_complete_has_a_table_of_its_own(house, monkeypa
 
 
 def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkeypatch):
-    monkeypatch.setattr("lib.status.root", lambda: house)
+    monkeypatch.setattr("lib.run.root", lambda: house)
     populate(house)
     assert "00_toy                         not started" in status.overview("smoke")
     held = hold(house / "runs/smoke/trials", 8)
@@ -82,7 +83,7 @@ def test_a_profile_in_one_glance_before_during_and_after_its_batch(house, monkey
 
 
 def test_a_notebook_that_failed_is_shown_with_its_cell(house, monkeypatch):
-    monkeypatch.setattr("lib.status.root", lambda: house)
+    monkeypatch.setattr("lib.run.root", lambda: house)
     for trouble, why in (("bug", "ZeroDivisionError: division by zero"), ("death", "the kernel died")):
         write_yaml(house, trouble=trouble)
         with pytest.raises(CompanionError):

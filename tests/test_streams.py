@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import data, streams
+from lib import data
+from lib import data as streams
 from lib.provenance import CompanionError
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
-from lib import data, models, sweep
+from lib import data, models
 from lib.data import Split, normalise
+from lib.truncation import sweep
 
 # Network, its options, the shape of its images, and how many of its layers: every so many-th.
 CASES = {

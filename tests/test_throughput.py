@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib import models, provenance, throughput
+from lib import models, provenance
+from lib import training as throughput
 from lib.provenance import CompanionError
 from tests.bench import throughput as bench
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib import models, truncation
-from lib.cuts import CUTS, MODES, applicable_cuts, cut_svd, spectrum, unfold
-from lib.decomposition import RANKS, hosvd
-from lib.truncation import (
+from lib import models
+from lib.truncation import measures as truncation
+from lib.truncation.cuts import CUTS, MODES, applicable_cuts, cut_svd, spectrum, unfold
+from lib.truncation.forms import RANKS, hosvd
+from lib.truncation.measures import (
     CUT2,
     JOINT2,
     approximate,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import truncation_analysis as analysis
+from lib.truncation import analysis
 from tests.truncation_rows import row
 
 

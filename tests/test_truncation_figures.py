@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import truncation_figures as draw
-from lib.cuts import CUTS
-from lib.recovery_figures import all_layers
+from lib.truncation import figures as draw
+from lib.truncation.cuts import CUTS
+from lib.truncation.figures import all_layers
 
 
 @pytest.fixture(autouse=True)

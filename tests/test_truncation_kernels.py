@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from lib import dense_networks, factorisation, models, sweep, truncation_kernels
-from lib.cuts import CUTS, MODES, applicable_cuts, unfold
-from lib.truncation import relative_error
+from lib import baselines as dense_networks
+from lib import models
+from lib.truncation import forms as factorisation
+from lib.truncation import sweep
+from lib.truncation import trials as truncation_kernels
+from lib.truncation.cuts import CUTS, MODES, applicable_cuts, unfold
+from lib.truncation.measures import relative_error
 from tests.test_truncation_trials import CNN, CONTROLS, FORMS, GRID
 
 SHAPES = ((12, 8, 3, 3), (8, 1, 3, 3), (10, 6, 1, 1), (8, 3, 5, 3))

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import cuts, factorisation
-from lib import truncation_plans as plans
+from lib.truncation import cuts
+from lib.truncation import forms as factorisation
+from lib.truncation import recovery as plans
 
 
 @pytest.fixture(scope="module")

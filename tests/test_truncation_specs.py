@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lib import truncation_specs as specs
+from lib.truncation import trials as specs
 
 COMMON = {"dataset": "digits", "epochs": 3, "source": "trained"}
 KNOWN = [COMMON | {"network": name, "seed": seed} for name in ("digits_cnn", "resnet8") for seed in range(3)]

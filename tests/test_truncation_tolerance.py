@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import truncation_analysis as analysis
-from lib import truncation_tolerance as tolerance
+from lib.truncation import analysis
+from lib.truncation import analysis as tolerance
 from tests.truncation_rows import row
 
 

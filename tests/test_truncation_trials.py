@@ -5,11 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from lib import dense_networks, factorisation, models, sweep, training, truncation, truncation_trials
-from lib.cuts import CUTS, applicable_cuts, unfold
+from lib import baselines as dense_networks
+from lib import models, training
 from lib.data import Data, Split
 from lib.provenance import CompanionError
-from lib.truncation import relative_error
+from lib.truncation import forms as factorisation
+from lib.truncation import measures as truncation
+from lib.truncation import sweep
+from lib.truncation import trials as truncation_trials
+from lib.truncation.cuts import CUTS, applicable_cuts, unfold
+from lib.truncation.measures import relative_error
 
 CNN = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
 CNN |= {"width": 0.25, "batch_size": 64, "augment": False}

@@ -13,7 +13,8 @@ import torch
 import torchvision
 from torch import nn
 
-from lib import data, models, weights
+from lib import data, models
+from lib import models as weights
 from lib.provenance import CompanionError, data_dir
 from tests.toy_trials import Program
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from lib.provenance import CompanionError
-from lib.study import Study
-from lib.workers import side_by_side
+from lib.study import Study, side_by_side
 from tests import toy_trials
 
 

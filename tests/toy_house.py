@@ -129,7 +129,7 @@ def published(house: Path) -> dict[str, bytes]:
 
 def start_batch(house: Path, *options: str) -> subprocess.Popen:
     """`make figures` of this house in another process; `batch.log` gets what it prints."""
-    command = [sys.executable, "-m", "lib.batch", "figures", "smoke", *options]
+    command = [sys.executable, "-m", "lib.run", "figures", "smoke", *options]
     environment = os.environ | {"PYTHONPATH": str(house)}
     with (house / "batch.log").open("a") as log:
         return subprocess.Popen(command, cwd=house, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

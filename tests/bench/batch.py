@@ -28,7 +28,7 @@ def overhead() -> Iterator[Line]:
         folder = Path(name)
         checkout(folder)
         environment = os.environ | {"PYTHONPATH": str(folder), "RUNS_DIR": "", "FIGURES_DIR": ""}
-        command = [sys.executable, "-m", "lib.batch", "figures", "smoke"]
+        command = [sys.executable, "-m", "lib.run", "figures", "smoke"]
         for store in ("empty", "warm"):
             start = time.perf_counter()
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import channels, models, spaces, training
-from lib.spaces import Regime
+from lib import channels, models, training
+from lib.spaces import measures as spaces
+from lib.spaces.measures import Regime
 from lib.study import Study
 from tests.bench import Line, trials
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lib import divergences, latent
+from lib.latent import measures as divergences
+from lib.latent import measures as latent
 from tests.bench import Line
 
 DRAWS, REPEATS = 600_000, 100  # of the released code, for each plotted point

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib import partition, spline
+from lib.spline import measures as spline
+from lib.spline import partition
 from tests.bench import Line
 from tests.bench.latent import best
 

@@ -15,13 +15,13 @@ from tensorly.cp_tensor import CPTensor, cp_to_tensor
 from tensorly.decomposition import parafac, tensor_train, tucker
 from torch import Tensor, nn
 
-from lib import data, models, sweep, training, truncation
-from lib.cp import cp_als
-from lib.cuts import MODES, applicable_cuts, cut_svd
+from lib import data, models, training
 from lib.data import Data, Split
-from lib.decomposition import ORDER, decompose
-from lib.factorisation import ranks_at
 from lib.provenance import CompanionError
+from lib.truncation import measures as truncation
+from lib.truncation import sweep
+from lib.truncation.cuts import MODES, applicable_cuts, cut_svd
+from lib.truncation.forms import ORDER, cp_als, decompose, ranks_at
 from tests.bench import Line, trials
 from tests.bench.latent import best
 

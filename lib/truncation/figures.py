@@ -1,0 +1,327 @@
+"""The figures of paper 2: each function draws one from tables and returns it with the numbers behind it.
+
+The figures of paper 2 on whole networks and factorised layers: truncated everywhere, retrained, timed.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from lib import stats
+from lib.figures import NULL, PALETTE
+from lib.truncation.analysis import ALLOWED
+from lib.truncation.cuts import CUTS
+
+DEPTH = plt.cm.viridis  # early layers dark, deep layers light
+BLUE, ORANGE, RED, GREY, PURPLE, BROWN, RUST, KHAKI, SLATE, CYAN = PALETTE
+# One colour and marker a form in every figure: channel cuts are circles, pixel cuts squares, pair cuts triangles.
+LOOKS = {"OUT": (BLUE, "o"), "IN": (CYAN, "o"), "KH": (RED, "s"), "KW": (ORANGE, "s")}
+LOOKS |= {"OUT.IN": (PURPLE, "^"), "OUT.KH": (SLATE, "^"), "OUT.KW": (KHAKI, "^")}
+LOOKS |= {"OUT+IN": (BROWN, "D"), "OUT+KW": (RUST, "D"), "KH+KW": (GREY, "D")}
+LOOKS |= {
+    "tucker2": (BROWN, "P"),
+    "tucker": (RUST, "P"),
+    "tt": (GREY, "X"),
+    "cp": ("black", "v"),
+    "dense": ("black", "+"),
+}
+Drawn = tuple[Figure, pd.DataFrame]
+
+
+def look(form: str) -> dict:
+    """Colour, marker and line of a form; dashed where two factorisations add up."""
+    colour, marker = LOOKS[form]
+    return {"color": colour, "marker": marker, "linestyle": "--" if "+" in form else "-", "markersize": 4}
+
+
+def in_order(forms: Iterable[str]) -> list[str]:
+    """Forms as LOOKS lists them, so that legends do not depend on what came first."""
+    present = set(forms)
+    return [form for form in LOOKS if form in present]
+
+
+def _mean_over_layers(points: pd.DataFrame) -> dict:
+    """Mean drop over layers, half of its 95 % interval (Student's t; NaN for one layer), and their number."""
+    drops = points.groupby(["case", "seed", "layer"])["drop"].mean()
+    half = stats.mean_interval(drops)[1] - drops.mean() if len(drops) > 1 else np.nan
+    return {"drop": drops.mean(), "half": half, "layers": len(drops), "relative_error": points["relative_error"].mean()}
+
+
+def _in_points(axis: plt.Axes) -> None:
+    """An axis of accuracy on which both the allowance of one point and a collapse can be read."""
+    axis.set_yscale("symlog", linthresh=2 * ALLOWED, linscale=1)
+    axis.set_yticks([2, 1, 0, -1, -2, -5, -10, -20, -50], ["2", "1", "0", "-1", "-2", "-5", "-10", "-20", "-50"])
+    axis.minorticks_off()
+
+
+def _cut_panels(height: float = 5.4, **options) -> tuple[Figure, dict, plt.Axes]:
+    """A panel for each cut, and a free place for the legend."""
+    figure, axes = plt.subplots(2, 4, figsize=(11, height), **options)
+    axes[1, 3].axis("off")
+    panels = dict(zip(CUTS, axes.flat, strict=False))
+    for cut, axis in panels.items():
+        axis.set_title(cut)
+    return figure, panels, axes[1, 3]
+
+
+def spectra(rows: pd.DataFrame, layers: int = 4) -> Drawn:
+    """Shares p of the squared norm against the index, for some layers of one network beside random kernels.
+
+    rows: of `truncation_trials.spectra`, one network.
+    """
+    figure, panels, corner = _cut_panels(5.2)
+    square = rows[[shape[2] > 1 for shape in rows["shape"]]]
+    chosen = square.iloc[np.unique(np.linspace(0, len(square) - 1, layers).round().astype(int))]
+    numbers = []
+    for (_, row), colour in zip(chosen.iterrows(), DEPTH(np.linspace(0, 0.85, len(chosen))), strict=True):
+        for cut in row["cut"]:
+            place = np.arange(1, len(row[f"weights_{cut}"]) + 1)
+            panels[cut].plot(place, row[f"weights_{cut}"], color=colour)
+            panels[cut].plot(place, row[f"random_{cut}"], ":", color=colour, linewidth=1.2)
+            both = {"index": place, "weight": row[f"weights_{cut}"], "random_weight": row[f"random_{cut}"]}
+            numbers.append(pd.DataFrame(both).assign(case=row["case"], layer=row["layer"], cut=cut))
+        corner.plot([], [], color=colour, label=row["layer"])
+    for axis in panels.values():
+        axis.set(yscale="log", ylim=(1e-5, 1.5))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
+    corner.plot([], [], ":", color="black", label="random kernel")
+    corner.legend(loc="center", title=rows["case"].iloc[0])
+    figure.supxlabel("index k")
+    figure.supylabel("share of the squared norm p")
+    return figure, pd.concat(numbers)
+
+
+def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
+    """Change of accuracy against norm loss, one layer truncated at a time, a panel a cut; points of one network.
+
+    The axis of accuracy is linear up to two points and logarithmic beyond.
+    """
+    figure, panels, corner = _cut_panels(5.8, sharey=True)
+    numbers = points[points["method"] == "cut"]
+    for (cut, _), one in numbers.groupby(["cut", "layer"], sort=False):
+        one = one.sort_values("norm_loss")
+        line = {"color": DEPTH(0.9 * one["depth"].iloc[0]), "linewidth": 1, "markersize": 4}
+        panels[cut].plot([0, *one["norm_loss"]], [0, *-one["drop"]], ".-", **line)
+    for cut, axis in panels.items():
+        axis.axhline(-ALLOWED, **NULL)
+        axis.set(xlim=(0, 1))
+        _in_points(axis)
+        axis.set_title(cut, y=1.12)
+        convert = (lambda d: np.sqrt(np.clip(1 - (1 - d) ** 2, 0, 1)), lambda e: 1 - np.sqrt(np.clip(1 - e**2, 0, 1)))
+        upper = axis.secondary_xaxis("top", functions=convert)
+        upper.set_xticks([0.5, 0.7, 0.9])
+        upper.tick_params(labelsize=7)
+    _depth_bar(figure, corner)
+    figure.supxlabel("norm loss δ (upper axes: relative error ε)")
+    figure.supylabel("change of accuracy (points)")
+    return figure, numbers
+
+
+def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
+    """Median tolerance over trainings: layers downwards, cuts sideways, a panel a case."""
+    cases = list(dict.fromkeys(tolerated["case"]))
+    figure, axes = plt.subplots(1, len(cases), figsize=(2.2 + 2.6 * len(cases), 4.8), squeeze=False)
+    for axis, case in zip(axes.flat, cases, strict=True):
+        one = tolerated[tolerated["case"] == case]
+        grid = one.pivot_table(index="place", columns="cut", values="tolerance", aggfunc="median")
+        grid = grid.reindex(columns=[cut for cut in CUTS if cut in grid])
+        image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        names = one.drop_duplicates("place").sort_values("place")["layer"]
+        axis.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.grid(False)
+        axis.set_title(f"{case}\n{one['n'].iloc[0]} images", fontsize=9)
+    figure.colorbar(image, ax=axes, label="tolerance: ε at a drop of 1 point")
+    return figure, tolerated
+
+
+def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
+    """Mean tolerance over trainings against the layer, a line a cut, a panel a case; hollow: a lower bound."""
+    cases = list(dict.fromkeys(tolerated["case"]))
+    figure, axes = plt.subplots(1, len(cases), figsize=(1.5 + 2.9 * len(cases), 3.4), sharey=True, squeeze=False)
+    for axis, case in zip(axes.flat, cases, strict=True):
+        here = tolerated[tolerated["case"] == case]
+        for cut in in_order(here["cut"]):
+            one = here[here["cut"] == cut].groupby("place").agg({"tolerance": "mean", "censored": "max"})
+            axis.plot(one.index, one["tolerance"], **look(cut), label=cut, linewidth=1)
+            bounds = one[one["censored"]]
+            axis.plot(bounds.index, bounds["tolerance"], **look(cut) | {"linestyle": "", "markerfacecolor": "white"})
+        shapes = here.drop_duplicates("place").sort_values("place").set_index("place")["shape"]
+        for place in shapes.index[shapes != shapes.shift()][1:]:
+            axis.axvline(place - 0.5, color="0.8", zorder=0)
+        axis.set(title=case, xlabel="layer, from the input", ylim=(0, 1.02))
+        axis.title.set_fontsize(9)
+    axes[0, 0].set_ylabel("tolerance (relative error)")
+    legend = figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", title="hollow: at least")
+    legend.get_title().set_fontsize(8)
+    return figure, tolerated
+
+
+def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
+    """Mean change of accuracy over layers against relative error, for both readings of two-mode; bars: 95 % intervals.
+
+    A mean of fewer than three layers is left out.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4))
+    numbers = []
+    pairs = points[points["method"].isin(["cut", "joint2"]) & points["cut"].str.contains(r"[.+]")]
+    for form in in_order(pairs["cut"]):
+        one = pairs[pairs["cut"] == form]
+        groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
+        means = [_mean_over_layers(group) for _, group in groups]
+        line = pd.DataFrame(
+            [mean for mean in means if mean["layers"] >= 3], columns=["drop", "half", "layers", "relative_error"]
+        )
+        axis.errorbar(line["relative_error"], -line["drop"], line["half"], **look(form), elinewidth=0.8, label=form)
+        numbers.append(line.assign(cut=form))
+    _in_points(axis)
+    axis.set(xlabel="relative error ε of the kernel", ylabel="change of accuracy (points)")
+    figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2\nbars: 95 %")
+    return figure, pd.concat(numbers)
+
+
+def controls(points: pd.DataFrame, names: dict[str, str]) -> Drawn:
+    """Mean change of accuracy of truncations and controls at equal relative error; bars: 95 % intervals over layers.
+
+    points: of `truncation_trials.controlled`. names: methods with their text, in order.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4))
+    numbers = []
+    for k, (method, text) in enumerate(names.items()):
+        groups = points[points["method"] == method].groupby("target")
+        line = pd.DataFrame([{"target": error} | _mean_over_layers(one) for error, one in groups])
+        moved = line["target"] + 0.01 * (k - len(names) / 2)  # side by side, not on top of each other
+        style = {"color": PALETTE[k], "marker": "o", "markersize": 4, "elinewidth": 0.8}
+        axis.errorbar(moved, -line["drop"], line["half"], **style, label=text)
+        numbers.append(line.assign(method=text))
+    table = pd.concat(numbers)
+    axis.set(xlabel="relative error ε", ylabel="change of accuracy (points)", xticks=table["target"].unique())
+    figure.legend(loc="outside right", title="bars: 95 %")
+    return figure, table
+
+
+def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
+    """Tolerance against the entropy that a kernel has less than a random one, a panel a cut, coloured by depth.
+
+    Hollow points are lower bounds.
+    """
+    figure, panels, corner = _cut_panels(sharey=True)
+    for cut, one in joined.groupby("cut", sort=False):
+        shades = DEPTH(0.9 * one["depth"])
+        inside = np.where(one["censored"].to_numpy()[:, None], 1.0, shades)
+        panels[cut].scatter(one["excess"], one["tolerance"], color=inside, edgecolors=shades, linewidths=1, s=14)
+        panels[cut].set(ylim=(0, 1.02))
+    _depth_bar(figure, corner)
+    figure.supxlabel("entropy below that of a random kernel (nats)")
+    figure.supylabel("tolerance (relative error; hollow: at least)")
+    return figure, joined
+
+
+def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
+    """Mean change of accuracy over layers of every form at equal parameters, and against its mean relative error.
+
+    points: of `truncation_trials.forms`; all starts of CP and all orders of a tensor train are averaged within a layer.
+    Bars: 95 % intervals over layers. Hollow symbols: the last budget.
+    """
+    shown = points[~points["method"].isin(["dense", "as cp"])].copy()
+    shown["form"] = shown["method"].replace({"cp, not converged": "cp"}).where(shown["method"] != "cut", shown["cut"])
+    groups = shown.groupby(["form", "target"], sort=False)
+    means = pd.DataFrame([{"form": f, "target": t} | _mean_over_layers(one) for (f, t), one in groups])
+    order = means[means["target"] == budgets[-1]].sort_values("drop")["form"].tolist()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for form in in_order(means["form"]):
+        for k, budget in enumerate(budgets):
+            one = means[(means["form"] == form) & (means["target"] == budget)]
+            hollow = {"markerfacecolor": "white"} if k == len(budgets) - 1 else {"label": form}
+            style = look(form) | {"linestyle": "", "markersize": 6, "elinewidth": 0.8} | hollow
+            place = [order.index(form) + 0.3 * k] if form in order else []
+            axes[0].errorbar(place, -one["drop"][: len(place)], one["half"][: len(place)], **style)
+            axes[1].errorbar(one["relative_error"], -one["drop"], one["half"], **style)
+    axes[0].set_xticks(range(len(order)), order, rotation=60, ha="right", rotation_mode="anchor")
+    axes[0].set(ylabel="change of accuracy (points)", title="at equal parameters")
+    axes[1].set(xlabel="mean relative error ε", title="the same by the error that they make")
+    kept = f"filled: {budgets[0]:.0%}\nhollow: {budgets[-1]:.0%} of the\nparameters\nbars: 95 %"
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=kept)
+    return figure, means
+
+
+def _depth_bar(figure: Figure, corner: plt.Axes) -> None:
+    shades = ListedColormap(DEPTH(np.linspace(0, 0.9, 64)))
+    place = corner.inset_axes([0.1, 0.1, 0.1, 0.8])
+    bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), shades), cax=place, ticks=[0, 1])
+    bar.set_ticklabels(["first layer", "last layer"])
+
+
+ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
+ARMS |= {"batch norm": (PURPLE, "s")}
+COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
+
+
+def all_layers(table: pd.DataFrame) -> Drawn:
+    """Change of accuracy with all layers truncated, against the relative error and against the parameters left.
+
+    table: `form_name`, `target`, `relative_error`, `drop`, `kept`.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    means = table.groupby(["form_name", "target"], sort=False)[["relative_error", "drop", "kept"]].mean().reset_index()
+    for form in in_order(means["form_name"]):
+        one = means[means["form_name"] == form]
+        axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **look(form), label=form)
+        if form in COUNTED:
+            axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **look(form))
+    axes[0].set(xlabel="relative error of all kernels together", ylabel="change of accuracy (points)")
+    axes[1].set(xlabel="share of the network's parameters, factorised")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
+    return figure, means
+
+
+def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
+    """Accuracy by epoch of retraining, a line an arm, a panel a truncation, mean over trainings; dotted: `few` epochs.
+
+    rows: `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
+    Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0.
+    """
+    panels = list(rows[rows["arm"] != "untruncated"].groupby(["form_name", "target"], sort=False).groups)
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 1.95 * len(panels), 3.8), sharey=True, squeeze=False)
+    numbers = []
+    for axis, (form, error) in zip(axes.flat, panels, strict=True):
+        here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
+        for arm in [name for name in ARMS if name in set(rows["arm"])]:
+            line = np.mean(rows.loc[here & (rows["arm"] == arm), "accuracy"].tolist(), axis=0)
+            line = line[1:] if arm == "batch norm" else line
+            colour, marker = ARMS[arm]
+            style = {"color": colour, "marker": marker, "linestyle": "--" if arm == "dense" else "-"}
+            axis.plot(range(len(line)), line, **style, zorder=3 if arm == "dense" else 2, label=arm)
+            labels = {"arm": arm, "form": form, "target": error}
+            numbers.append(pd.DataFrame({"epoch": range(len(line)), "accuracy": line} | labels))
+        axis.axvline(few, **NULL)
+        axis.set_title(f"{form}\nε = {error:g}", fontsize=9)
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
+    axes[0, 0].set_ylabel("accuracy (%)")
+    figure.supxlabel("epoch of retraining")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    return figure, pd.concat(numbers)
+
+
+def latencies(table: pd.DataFrame) -> Drawn:
+    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: what MACs promise.
+
+    table: `kernel`, `form`, `macs_share`, `made_latency_share`.
+    """
+    kernels = list(dict.fromkeys(table["kernel"]))
+    figure, axes = plt.subplots(1, len(kernels), figsize=(1.4 + 3.8 * len(kernels), 3.8), sharey=True, squeeze=False)
+    for axis, kernel in zip(axes.flat, kernels, strict=True):
+        axis.plot([0, 1], [0, 1], **NULL)
+        here = table[table["kernel"] == kernel]
+        for form in in_order(here["form"]):
+            one = here[here["form"] == form]
+            style = look(form) | {"linestyle": "", "markersize": 6}
+            axis.plot(one["macs_share"], one["made_latency_share"], **style, label=form)
+        axis.set(title=kernel, xlabel="MACs, share of the dense layer", xlim=(0, 1.05))
+    axes[0, 0].set_ylabel("measured time, share of the dense layer")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    return figure, table
