@@ -1,61 +1,98 @@
-"""A claim, its rule, its statistic with interval and n, its verdict; intervals, bands and corrections.
+"""A claim, its rule, its evidence with interval and n, its forks, its verdict.
 
 A rule is data that exists before the rows do. A verdict is computed from the rule and the interval, never typed.
 """
 
+import html
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from lib.provenance import write_atomically
-from lib.stats import LEVEL, holm
+
+# stats and pandas are imported where evidence is judged: a batch that starts reads the rules alone.
+if TYPE_CHECKING:
+    import pandas as pd
+    from IPython.display import HTML
 
 SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
 INCONCLUSIVE, UNTESTABLE = "inconclusive at this scale", "cannot be tested"
-FIELDS = "id section network dataset regime primary rule statistic value low high n p p_holm null verdict why".split()
+PACKAGES = {
+    "01_latent_kl": "latent",
+    "02_tensor_truncation": "truncation",
+    "03_pruning_spaces": "spaces",
+    "04_spline_early_bird": "spline",
+}
+FIELDS = (
+    "id section network dataset regime primary fork claim statistic unit relation threshold tolerance open_if n_unit "
+    "value low high n p p_holm null verdict why"
+).split()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """What a claim says and when it holds, written before the run.
 
     Args:
         id: for example "P1.8".
         section: heading of the notebook section that tests it.
-        claim: the claim in one line.
-        statistic: what is measured, with its unit.
-        relation: ">" or "<": the whole interval must lie beyond `threshold`; "=": within `tolerance` of it.
-        threshold: in the statistic's unit.
-        null: what would be seen with no effect at all.
+        claim: the claim in one sentence.
+        statistic: the measured quantity, without its unit.
+        unit: of the statistic and of `threshold`; "" for a pure number.
+        relation: ">" or "<": the whole interval lies beyond `threshold`; "=": within `tolerance` of it.
+        threshold: in `unit`.
         tolerance: half-width of the equivalence range of "="; 0 asks for equality.
-        open_if: where the statistic has no room to decide, for example at a ceiling; such evidence stays open.
+        null: the value of the statistic if there is no effect at all.
+        open_if: the case in which the statistic has no room to decide, for example at a ceiling.
+        n_unit: the things that n counts.
+
+    Raises:
+        ValueError: for another relation.
     """
 
     id: str
     section: str
     claim: str
     statistic: str
+    unit: str = ""
     relation: str
     threshold: float
-    null: str
     tolerance: float = 0.0
+    null: str
     open_if: str = ""
+    n_unit: str
 
     def __post_init__(self) -> None:
         if self.relation not in ("<", ">", "="):
             raise ValueError(f"{self.id}: relation is {self.relation!r}; it must be '<', '>' or '='.")
 
+    @property
+    def condition(self) -> str:
+        """The condition on the statistic, such as "> 0 points" or "= 0 within 0.095"."""
+        within = f" within {self.tolerance:.3g}" if self.tolerance else ""
+        return f"{self.relation} {self.threshold:g}{within} {self.unit}".rstrip()
+
     def __str__(self) -> str:
-        within = f" (within {self.tolerance:g})" if self.tolerance else ""
-        left_open = f" Open if {self.open_if}." if self.open_if else ""
-        return f"{self.claim} Holds if {self.statistic} {self.relation} {self.threshold:g}{within}.{left_open}"
+        left_open = f" It stays open if {self.open_if}." if self.open_if else ""
+        return f"{self.id}. {self.claim} It holds if {self.statistic} {self.condition}.{left_open}"
 
     def verdict(self, low: float, high: float, p_holm: float | None = None) -> str:
-        """Judge an interval [low, high]; a corrected p above 1 - LEVEL turns a support into "inconclusive"."""
+        """Judge an interval.
+
+        Args:
+            low: lower end of the interval, in `unit`.
+            high: upper end.
+            p_holm: corrected p of the null; above 1 - `stats.LEVEL` it turns a support into "inconclusive". A p that
+                is NaN could not be computed and does the same.
+
+        Returns:
+            SUPPORTED, NOT_SUPPORTED or INCONCLUSIVE.
+        """
+        from lib.stats import LEVEL
+
         if not low <= high:  # also true of NaN
             return INCONCLUSIVE
         near, far = {
@@ -66,20 +103,19 @@ class Rule:
                 low > self.threshold + self.tolerance or high < self.threshold - self.tolerance,
             ),
         }[self.relation]
-        if near and p_holm is not None and p_holm > 1 - LEVEL:
+        if near and p_holm is not None and not p_holm <= 1 - LEVEL:
             return INCONCLUSIVE
         return SUPPORTED if near else NOT_SUPPORTED if far else INCONCLUSIVE
 
 
-def bounds(rule: str) -> tuple[str, float, float]:
-    """Relation, threshold and tolerance of a rule as a claims file words it (`str(Rule)`).
+BASELINE_RULES = ()
 
-    Raises ValueError for a text that no rule writes.
-    """
-    found = re.search(r" ([<>=]) (\S+?)(?: \(within (\S+)\))?\.(?: Open if .*)?$", rule)
-    if not found:
-        raise ValueError(f"{rule!r} is no rule: it does not name a relation and a threshold at its end.")
-    return found[1], float(found[2]), float(found[3] or 0)
+
+def rules_of(notebook: str) -> tuple[Rule, ...]:
+    """The rules that a notebook tests, in order; none for a notebook that has no claims."""
+    if notebook == "00_baselines":
+        return BASELINE_RULES
+    return import_module(f"lib.{PACKAGES[notebook]}.claims").RULES if notebook in PACKAGES else ()
 
 
 @dataclass
@@ -90,88 +126,122 @@ class Ledger:
     _entries: list[dict] = field(default_factory=list)
 
     def rule(self, claim: str) -> Rule:
+        """The rule of a claim, by its id."""
         return next(rule for rule in self.rules if rule.id == claim)
+
+    def show(self) -> "HTML":
+        """All rules as a table that folds."""
+        from IPython.display import HTML
+
+        names = ("id", "claim", "statistic", "condition", "null", "n_unit")
+        heads = ("claim", "it says", "statistic", "holds if", "without any effect", "n counts")
+        rows = [[getattr(rule, name) for name in names] for rule in self.rules]
+        cells = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
+        table = "".join(f"<tr>{row}</tr>" for row in ["".join(f"<th>{head}</th>" for head in heads), *cells])
+        summary = f"{len(rows)} claims and their rules, written before the run"
+        return HTML(f"<details open><summary>{summary}</summary><table>{table}</table></details>")
 
     def enter(
         self,
         claim: str,
-        value: float,
-        interval: tuple[float, float] | None = None,
         *,
+        value: float,
         n: int,
+        low: float | None = None,
+        high: float | None = None,
         p: float | None = None,
         network: str = "",
         dataset: str = "",
         regime: str = "",
+        fork: str = "",
         primary: bool = True,
         open: bool = False,
+        n_unit: str = "",
         why: str = "",
     ) -> None:
         """Enter the evidence on a claim.
 
         Args:
+            claim: id of its rule.
             value: the rule's statistic.
-            interval: its confidence interval at `LEVEL`; none for an exact value (a count, a closed form).
-            n: how many units the statistic is taken over; `why` says what they are and what they share.
-            p: of the null hypothesis; primary ones are corrected together.
-            primary: whether this entry decides the claim; others are shown beside it.
-            open: whether the rule's `open_if` is the case; ValueError if the rule has none.
+            n: number of units that the statistic is taken over.
+            low: lower end of its confidence interval at `stats.LEVEL`; none for an exact value, such as a count.
+            high: upper end.
+            p: of the null hypothesis; the primary ones are corrected together. NaN if it cannot be computed.
+            network: the network that the evidence is about, if it is about one.
+            dataset: likewise the data set.
+            regime: any other part of the trials that the evidence is about.
+            fork: a choice that was made another way than in the primary entry, such as "tuning_lr = 0.01".
+            primary: whether this entry decides the claim; the others are shown beside it. An entry of a fork never is.
+            open: whether the rule's `open_if` is the case.
+            n_unit: the things that n counts, where they differ from the rule's.
             why: one line on how to read it.
+
+        Raises:
+            ValueError: if `open` is set and the rule has no `open_if`, or if an interval has one end only.
         """
         rule = self.rule(claim)
         if open and not rule.open_if:
             raise ValueError(f"{claim} has no `open_if`: say in its rule when it stays open.")
-        low, high = (value, value) if interval is None else interval
+        if (low is None) != (high is None):
+            raise ValueError(f"{claim} needs both ends of its interval, or none for an exact value.")
+        low, high = (value, value) if low is None else (low, high)
         self._entries.append(
-            dict.fromkeys(FIELDS)
-            | {"id": claim, "section": rule.section, "network": network, "dataset": dataset, "regime": regime}
-            | {"primary": primary, "rule": str(rule), "statistic": rule.statistic, "value": float(value)}
-            | {"low": float(low), "high": float(high), "n": int(n), "p": p, "null": rule.null, "why": why}
-            | {"verdict": INCONCLUSIVE if open else None}
+            self._blank(rule)
+            | {"network": network, "dataset": dataset, "regime": regime}
+            | {"primary": primary and not fork, "fork": fork, "n_unit": n_unit or rule.n_unit}
+            | {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
+            | {"p": None if p is None else float(p), "why": why, "verdict": INCONCLUSIVE if open else None}
         )
 
     def untestable(self, claim: str, why: str) -> None:
         """Enter that a claim cannot be tested, and for lack of which input."""
-        rule = self.rule(claim)
-        entry = {"id": claim, "section": rule.section, "primary": True, "rule": str(rule), "n": 0}
-        entry |= {"statistic": rule.statistic, "null": rule.null, "verdict": UNTESTABLE, "why": why}
-        self._entries.append(dict.fromkeys(FIELDS) | entry)
+        entry = {"primary": True, "n": 0, "verdict": UNTESTABLE, "why": why}
+        self._entries.append(self._blank(self.rule(claim)) | entry)
 
     def entries(self) -> list[dict]:
-        """All entries with verdicts, by id; ValueError unless every claim has exactly one primary entry."""
+        """All entries with their verdicts, by claim.
+
+        The p-values of the primary entries are corrected together (Holm). That of a fork is corrected in the place of
+        its claim's primary one, so that a fork differs by its data alone.
+
+        Raises:
+            ValueError: unless every claim has exactly one primary entry.
+        """
         for rule in self.rules:
             if (found := sum(e["primary"] for e in self._entries if e["id"] == rule.id)) != 1:
                 raise ValueError(f"{rule.id} has {found} primary entries; it needs exactly one.")
-        tested = [e for e in self._entries if e["primary"] and e["p"] is not None]
-        corrected = dict(zip(map(id, tested), holm([e["p"] for e in tested]), strict=True))
+        order = {rule.id: place for place, rule in enumerate(self.rules)}
         judged = []
-        for entry in sorted(self._entries, key=lambda e: [r.id for r in self.rules].index(e["id"])):
-            p_holm = corrected.get(id(entry))
+        for entry in sorted(self._entries, key=lambda entry: order[entry["id"]]):
+            p_holm = self._corrected(entry) if entry["primary"] or entry["fork"] else None
             verdict = entry["verdict"] or self.rule(entry["id"]).verdict(entry["low"], entry["high"], p_holm)
             judged.append(entry | {"p_holm": p_holm, "verdict": verdict})
         return judged
 
-    def table(self) -> pd.DataFrame:
-        """The primary entries as a table to read."""
-        rows = [
-            {
-                "claim": entry["id"],
-                "what it says": self.rule(entry["id"]).claim,
-                "statistic": entry["statistic"],
-                "value": _interval_text(entry),
-                "n": entry["n"],
-                "verdict": entry["verdict"],
-                "why": entry["why"],
-            }
-            for entry in self.entries()
-            if entry["primary"]
-        ]
-        return pd.DataFrame(rows).set_index("claim")
+    def table(self) -> "pd.DataFrame":
+        """The primary entries as a table to read; with forks, in how many the verdict is the same and where not."""
+        import pandas as pd
+
+        entries, rows = self.entries(), []
+        for entry in (entry for entry in entries if entry["primary"]):
+            rows.append(
+                {
+                    "claim": entry["id"],
+                    "it says": entry["claim"],
+                    "statistic": f"{entry['statistic']} ({entry['unit']})" if entry["unit"] else entry["statistic"],
+                    "value": evidence(entry),
+                    "n": f"{entry['n']:,} {entry['n_unit'] or ''}",
+                    "verdict": entry["verdict"],
+                    "forks": forks_text(entry, entries),
+                    "remark": entry["why"],
+                }
+            )
+        table = pd.DataFrame(rows).set_index("claim")
+        return table if table["forks"].any() else table.drop(columns="forks")
 
     def decided(self, sized_for: Sequence[str]) -> str:
         """A sentence: how many of the claims that a profile is sized to decide were decided."""
-        if unknown := sorted(set(sized_for) - {rule.id for rule in self.rules}):
-            raise ValueError(f"decides names {unknown}, which no rule has: known are {[r.id for r in self.rules]}.")
         settled = {e["id"] for e in self.entries() if e["primary"] and e["verdict"] in (SUPPORTED, NOT_SUPPORTED)}
         missed = [claim for claim in sized_for if claim not in settled]
         n = len(sized_for)
@@ -183,9 +253,32 @@ class Ledger:
         text = json.dumps(self.entries(), indent=1, ensure_ascii=False)
         write_atomically(folder / f"{notebook}.claims.json", (text + "\n").encode())
 
+    @staticmethod
+    def _blank(rule: Rule) -> dict:
+        return dict.fromkeys(FIELDS) | {"network": "", "dataset": "", "regime": "", "fork": ""} | asdict(rule)
 
-def _interval_text(entry: dict) -> str:
+    def _corrected(self, entry: dict) -> float | None:
+        """The p of an entry after Holm's correction among the primary entries of the other claims."""
+        from lib.stats import holm
+
+        if entry["p"] is None:
+            return None
+        others = [e["p"] for e in self._entries if e["primary"] and e["p"] is not None and e["id"] != entry["id"]]
+        return holm([entry["p"], *others])[0]
+
+
+def evidence(entry: dict) -> str:
+    """The value of an entry with its interval, to four digits."""
     if entry["value"] is None:
         return "-"
     exact = entry["low"] == entry["value"] == entry["high"]
     return f"{entry['value']:.4g}" + ("" if exact else f" [{entry['low']:.4g}, {entry['high']:.4g}]")
+
+
+def forks_text(primary: dict, entries: Sequence[dict]) -> str:
+    """In how many of its forks a claim has the verdict of its primary entry, which counts as one, and where not."""
+    forks = [entry for entry in entries if entry["id"] == primary["id"] and entry["fork"]]
+    if not forks:
+        return ""
+    flips = [f"{entry['verdict']} with {entry['fork']}" for entry in forks if entry["verdict"] != primary["verdict"]]
+    return "; ".join([f"{1 + len(forks) - len(flips)} of {1 + len(forks)}", *flips])

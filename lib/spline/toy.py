@@ -340,13 +340,13 @@ def scratch(spec: dict, device: str, weights: Path) -> dict:
     sets = [draw(seed) for seed in spec["seeds"]]
     points, labels, *test = (torch.stack(part) for part in zip(*sets, strict=True))
     networks = [initial([2, spec["level"], 2], 1, generator(seed, "small")) for seed in spec["seeds"]]
-    batch, done, accuracy = stacked(networks), 0, []
+    batch, done, accuracies = stacked(networks), 0, []
     stream = generator(spec["level"], "order")
     for epochs in spec["checkpoints"]:
         fit(batch, points, labels, epochs - done, stream)
         done = epochs
-        accuracy.append([100 * value for value in accuracy(batch, *test)])
-    return {"accuracy": accuracy}
+        accuracies.append([100 * value for value in accuracy(batch, *test)])
+    return {"accuracy": accuracies}
 
 
 def changed(spec: dict, device: str, weights: Path) -> dict:
