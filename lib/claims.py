@@ -108,7 +108,42 @@ class Rule:
         return SUPPORTED if near else NOT_SUPPORTED if far else INCONCLUSIVE
 
 
-BASELINE_RULES = ()
+BASELINE_RULES = (  # of the dense networks, which belong to no paper
+    Rule(
+        id="B0.1",
+        section="Do the hidden layers earn their keep?",
+        claim="Every dense network is more accurate than a linear classifier on the same pixels.",
+        statistic="gain in test accuracy over the linear classifier, of the network where it is smallest",
+        unit="points",
+        relation=">",
+        threshold=0,
+        null="a network whose hidden layers add nothing gains 0 points",
+        n_unit="seeds, on one test set",
+    ),
+    Rule(
+        id="B0.2",
+        section="Could it be a leak?",
+        claim="Trained on shuffled labels, a network is at chance on the test set.",
+        statistic="test accuracy minus chance",
+        unit="points",
+        relation="=",
+        threshold=0,
+        tolerance=5,
+        null="test labels that reach the network past the training labels keep it far above chance",
+        n_unit="seeds, each with its own permutation, on one test set",
+    ),
+    Rule(
+        id="B0.3",
+        section="Are the public checkpoints what they say?",
+        claim="Public checkpoints misclassify exactly as many test images as their authors publish.",
+        statistic="largest difference from the published number of wrong images",
+        unit="images",
+        relation="=",
+        threshold=0,
+        null="any difference in preprocessing or architecture moves some of 10,000 images",
+        n_unit="checkpoints, each on 10,000 test images",
+    ),
+)
 
 
 def rules_of(notebook: str) -> tuple[Rule, ...]:

@@ -17,6 +17,7 @@ from fnmatch import fnmatch
 
 import yaml
 
+from lib.claims import rules_of
 from lib.provenance import CompanionError, root, unknown
 
 DEPTHS = (8, 20, 32, 56, 110)
@@ -303,15 +304,10 @@ def checked(name: str, asked: dict, source: str) -> dict:
     values = known | asked
     if values != known and (sentence := contradiction(name, values)):
         raise CompanionError(f"{source}: {sentence}.")
-    if undeclared := [claim for claim in values.get("decides", []) if claim not in _claims(name)]:
-        raise unknown(f"claim in {source}: decides:", undeclared[0], _claims(name))
+    known_claims = [rule.id for rule in rules_of(name)]
+    if undeclared := [claim for claim in values.get("decides", []) if claim not in known_claims]:
+        raise unknown(f"claim in {source}: decides:", undeclared[0], known_claims)
     return values
-
-
-def _claims(name: str) -> list[str]:
-    """The claims whose rules a notebook declares."""
-    cells = json.loads((root() / "notebooks" / f"{name}.ipynb").read_text())["cells"]
-    return [claim for cell in cells for claim in re.findall(r'claims\.Rule\(\s*"([^"]+)"', "".join(cell["source"]))]
 
 
 def check_profile(profile: str) -> list[str]:

@@ -18,12 +18,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib import provenance
+from lib.claims import Ledger
 from lib.parameters import check_profile, checked, default_parameters, notebook_names, profile_parameters, profiles
 from lib.provenance import (
     PREFIX,
@@ -41,6 +42,8 @@ from lib.provenance import (
 # papermill and nbformat are imported where a notebook is run: checking a profile takes less time than importing them.
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.display import Image
+    from matplotlib.figure import Figure
 
     from lib.store import Store
     from lib.study import Study
@@ -50,37 +53,97 @@ CELL_SECONDS = 7200  # that one cell may take, unless a batch says otherwise
 
 
 class Run:
-    """Where a notebook's results go, decided by its parameters; its setup cell makes `Run("NN_name", globals())`.
+    """One run of a notebook: its parameters, where its results go, and the studies that it computes.
 
-    `folder` holds the stores of its studies, `results` gets its rows and claims, `figures` its figures. A notebook
-    whose parameters equal its profile's file writes to that profile; any other set of values writes to `local`.
-    `parameters` are the values that stand in the notebook, by name.
+    A notebook whose parameters equal its profile's file writes to that profile; any other set of values writes to
+    `local`. The setup cell makes `Run("NN_name", globals())`.
+
+    Attributes:
+        parameters: the values that stand in the notebook, by name.
+        profile: the profile that the results belong to, or `local`.
+        folder: holds the stores of the notebook's studies.
+        baselines: the store of the declared profile, where the dense networks lie even if other parameters differ.
+        device: "cuda" where torch sees a GPU, else "cpu".
+
+    Raises:
+        CompanionError: for a parameter that is unknown, of the wrong type, or out of range.
     """
 
     def __init__(self, name: str, namespace: dict) -> None:
-        defaults = default_parameters(name)
-        values = {parameter: namespace[parameter] for parameter in defaults}
-        checked(name, values, f"{name}.ipynb")
-        self.profile = values["profile"]
-        if self.profile not in profiles():
-            check_profile(self.profile)
-        published = (root() / "runs" / self.profile / f"{name}.yaml").exists()
-        if not published or values != profile_parameters(self.profile, name):
-            self.profile = LOCAL
-        self.name, self.parameters, self.device = name, values, provenance.default_device()
-        self.folder = runs_dir() / self.profile
+        import torch
+
+        from lib import figures
+
+        self.name, self.parameters = name, {parameter: namespace[parameter] for parameter in default_parameters(name)}
+        checked(name, self.parameters, f"{name}.ipynb")
+        declared = self.parameters["profile"]
+        if declared not in profiles():
+            check_profile(declared)
+        published = (root() / "runs" / declared / f"{name}.yaml").exists()
+        own = not published or self.parameters != profile_parameters(declared, name)
+        self.profile, self.device = LOCAL if own else declared, provenance.default_device()
+        self.folder, self.baselines = runs_dir() / self.profile, runs_dir() / declared
         stage = os.environ.get("COMPANION_STAGE")
-        self.results = Path(stage) / "runs" if stage else self.folder
-        self.figures = Path(stage) / "figures" if stage else figures_dir() / self.profile
+        self._results = Path(stage) / "runs" if stage else self.folder
+        self._figures = Path(stage) / "figures" if stage else figures_dir() / self.profile
+        self._computed: dict[str, tuple[Study, list[dict]]] = {}
+        figures.use_style()
+        torch.set_num_threads(1)
 
-        #: the store of the declared profile, where baselines lie even if other parameters are a reader's own
-        self.baselines = runs_dir() / values["profile"]
+    def compute(self, study: "Study", specs: "list[dict] | pd.DataFrame", workers: int | None = None) -> "pd.DataFrame":
+        """The rows of some trials, computed where they are missing, and published at the end by `finish`.
 
-    def announce(self, study: "Study", specs: "list[dict] | pd.DataFrame") -> None:
-        """Print what a study holds; how much is still to be computed goes to stderr, which no published copy keeps."""
+        Args:
+            study: a study of this notebook, in `folder`.
+            specs: one dictionary a trial.
+            workers: processes that run trials side by side; by default the notebook's parameter of that name.
+
+        Returns:
+            The rows in the order of the specs, as `Study.run` returns them.
+
+        Raises:
+            CompanionError: as `Study.run`.
+        """
+        specs = specs if isinstance(specs, list) else specs.to_dict("records")
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
-        if missing := len(study.missing(specs)):
+        if missing := len(study.missing(specs)):  # on stderr, which no published copy keeps
             print(f"{study.name}: {missing} to be computed on {self.device}", file=sys.stderr)
+        self._computed.setdefault(study.name, (study, []))[1].extend(specs)
+        return study.run(specs, workers=workers or self.parameters.get("workers", 1), device=self.device)
+
+    def save(self, figure: "Figure", slug: str, numbers: "pd.DataFrame", alt: str) -> "Image":
+        """Save a figure with the numbers behind it; arguments and result as `figures.save`."""
+        from lib import figures
+
+        return figures.save(figure, self._figures, slug, numbers, alt)
+
+    def animate(self, frames: "Iterable[Figure]", slug: str, alt: str) -> "Image":
+        """Save an animation; arguments and result as `figures.animate`."""
+        from lib import figures
+
+        return figures.animate(frames, self._figures, slug, alt)
+
+    def finish(self, ledger: Ledger) -> "pd.DataFrame":
+        """Publish the rows of all computed studies and the claims; says how many claims are decided.
+
+        Returns:
+            The verdicts as a table.
+
+        Raises:
+            ValueError: unless every claim has exactly one primary entry.
+        """
+        ledger.save(self._results, self.name)
+        for study, rows in self._rows():
+            study.publish(rows, self._results)
+        print(ledger.decided(self.parameters["decides"]))
+        return ledger.table()
+
+    def provenance(self) -> "pd.DataFrame":
+        """What made the rows of each computed study: trials, seconds, memory, device, versions, commit."""
+        return provenance.table({study.name: rows for study, rows in self._rows()})
+
+    def _rows(self) -> "Iterator[tuple[Study, pd.DataFrame]]":
+        return ((study, study.rows(study.distinct(specs))) for study, specs in self._computed.values())
 
 
 def execute(profile: str, name: str, shard: str = "", timeout: int = CELL_SECONDS) -> Path:

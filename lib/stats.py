@@ -1,4 +1,7 @@
-"""Whether two measures order the same configurations alike: ranks within strata, orders of a few, separations."""
+"""Every interval, band, bootstrap, rank correlation and correction; all of them at one level.
+
+A resampling takes a seed, or a numpy generator where several share one stream of draws.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,15 +9,25 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 LEVEL = 0.95  # of every interval and band
+Seed = int | np.random.Generator
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of several p-values (Holm 1979), in their order."""
+    """Holm's step-down correction of several p-values (Holm 1979), in their order.
+
+    A p that is NaN could not be computed: it counts as 1 among the others and stays NaN itself.
+    """
     p = np.asarray(p, dtype=float)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return corrected.tolist()
+    known = np.where(np.isnan(p), 1.0, p)
+    order = np.argsort(known, kind="stable")
+    corrected = np.empty_like(known)
+    corrected[order] = np.minimum(np.maximum.accumulate(known[order] * np.arange(len(p), 0, -1)), 1.0)
+    return np.where(np.isnan(p), np.nan, corrected).tolist()
+
+
+def quantile(level: float = LEVEL) -> float:
+    """The standard normal deviate that the middle share `level` of a normal distribution lies within, 1.96 for .95."""
+    return float(scipy_stats.norm.ppf((1 + level) / 2))
 
 
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -24,7 +37,11 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Student's t interval of a mean, for example over seeds; ValueError for fewer than two values."""
+    """Student's t interval of a mean, for example over seeds.
+
+    Raises:
+        ValueError: for fewer than two values.
+    """
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         raise ValueError("An interval of a mean needs at least two values: ask for more seeds, trials or networks.")
@@ -32,8 +49,47 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float,
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def mean_estimate(values: Sequence[float]) -> dict[str, float]:
+    """A mean with its `mean_interval`: `value`, `low`, `high`, `n`, as `Ledger.enter` takes them."""
+    low, high = mean_interval(values)
+    return {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+
+
+def dkw_half_width(n: int, level: float = LEVEL) -> float:
+    """Half-width of the band that holds a whole distribution function with this probability (Massart 1990)."""
+    return float(np.sqrt(np.log(2 / (1 - level)) / (2 * n)))
+
+
+def percentile_interval(draws: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """The interval that holds the middle share `level` of bootstrap draws; draws that are NaN are left out."""
+    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def redrawn(*sizes: int, seed: Seed, resamples: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Indices of `sizes` units of each kind, drawn with replacement, each independently, `resamples` times."""
+    random = np.random.default_rng(seed)
+    return (tuple(random.integers(n, size=n) for n in sizes) for _ in range(resamples))
+
+
+def resampled(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> np.ndarray:
+    """Bootstrap draws (resamples,) of a statistic.
+
+    Args:
+        statistic: takes an array of indices for each size, drawn with replacement, each independently.
+        sizes: number of units of each kind, for example of trials and of configurations.
+        seed: of the resampling.
+        resamples: number of draws.
+    """
+    return np.array([statistic(*rows) for rows in redrawn(*sizes, seed=seed, resamples=resamples)])
+
+
 def bootstrap_interval(
-    statistic: Callable[..., float], *samples: Sequence[float], seed: int, resamples: int = 2000, level: float = LEVEL
+    statistic: Callable[..., float],
+    *samples: Sequence[float],
+    seed: Seed,
+    resamples: int = 2000,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of one sample, or of several paired ones.
 
@@ -41,40 +97,41 @@ def bootstrap_interval(
         statistic: takes as many 1-D arrays as there are samples.
         samples: arrays of one length; units are resampled, so paired values stay together.
         seed: of the resampling; the same seed gives the same interval.
+        resamples: number of draws.
+        level: of the interval.
     """
     arrays = [np.asarray(sample) for sample in samples]
-    random = np.random.default_rng(seed)
-    draws = random.integers(len(arrays[0]), size=(resamples, len(arrays[0])))
-    values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    draws = resampled(
+        lambda rows: statistic(*(array[rows] for array in arrays)), len(arrays[0]), seed=seed, resamples=resamples
+    )
+    return percentile_interval(draws, level)
 
 
-def paired_gain(
-    a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int = 2000, level: float = LEVEL
-) -> dict[str, float]:
+def upper_p(value: float, null: np.ndarray) -> float:
+    """One-sided p of a value among draws of its null distribution; large values speak for an effect."""
+    return float((1 + np.sum(null >= value)) / (1 + len(null)))
+
+
+def paired_gain(a: np.ndarray, b: np.ndarray, *, seed: Seed, resamples: int = 2000) -> dict[str, float]:
     """Mean of a minus mean of b, with a percentile bootstrap interval and a one-sided p against no gain.
 
     Args:
-        a, b: (seeds, images) of scores on the same images; seeds of each are drawn anew, images for both together.
+        a: (seeds, images) scores; the seeds of each are drawn anew, the images for both together.
+        b: likewise, on the same images.
         seed: of the resampling.
+        resamples: number of draws.
 
-    Returns: `gain`, `low`, `high`, in the unit of the scores; and `p`.
+    Returns:
+        `value`, `low`, `high`, in the unit of the scores; and `p`.
     """
-    random, (rows_a, images), rows_b = np.random.default_rng(seed), a.shape, len(b)
-    draws = np.empty(resamples)
-    for draw in range(resamples):
-        chosen = random.integers(images, size=images)
-        ours, theirs = (m[random.integers(n, size=n)][:, chosen] for m, n in ((a, rows_a), (b, rows_b)))
-        draws[draw] = ours.mean() - theirs.mean()
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    p = (1 + np.sum(draws <= 0)) / (1 + resamples)
-    return {"gain": float(a.mean() - b.mean()), "low": float(low), "high": float(high), "p": float(p)}
-
-
-def dkw_half_width(n: int, level: float = LEVEL) -> float:
-    """Half-width of the band that holds a whole distribution function with this probability (Massart 1990)."""
-    return float(np.sqrt(np.log(2 / (1 - level)) / (2 * n)))
+    draws = resampled(
+        lambda images, ours, theirs: a[ours][:, images].mean() - b[theirs][:, images].mean(),
+        *(a.shape[1], len(a), len(b)),
+        seed=seed,
+        resamples=resamples,
+    )
+    low, high = percentile_interval(draws)
+    return {"value": float(a.mean() - b.mean()), "low": low, "high": high, "p": upper_p(0, -draws)}
 
 
 def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata: Sequence = ()) -> float | np.ndarray:
@@ -86,7 +143,11 @@ def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata
         strata: (n,) labels; without them all values form one stratum. What strata have in common (a network, a
             sparsity) then adds nothing to the correlation.
 
-    Returns: a value in [-1, 1], or (...) of them; NaN where a measure is constant within every stratum.
+    Returns:
+        A value in [-1, 1], or (...) of them; NaN where a measure is constant within every stratum.
+
+    Raises:
+        ValueError: for arrays of different lengths.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.ndim != 1 or y.shape[-1:] != x.shape or len(strata) not in (0, len(x)):
@@ -97,36 +158,24 @@ def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata
     return pooled if y.ndim > 1 else float(pooled)
 
 
-def nested_interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    trials: int,
-    units: int,
-    *,
-    seed: int,
-    resamples: int = 1000,
-    level: float = LEVEL,
+def rank_correlation_interval(
+    x: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: Seed, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of several trials of several units (configurations, panels).
-
-    Args:
-        statistic: takes indices of trials and indices of units, drawn with replacement, each independently.
-    """
-    return _middle([statistic(*draw) for draw in _draws(trials, units, seed, resamples)], level)
-
-
-def rank_correlation_interval(x: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: int) -> tuple[float, float]:
     """Interval of `rank_correlation` of means over trials, by drawing trials and configurations anew.
 
     Args:
-        x, y: (configurations, trials); a trial is drawn for both measures. Configurations keep the ranks that they
-            have within their strata when they are drawn.
+        x: (configurations, trials). Configurations keep the ranks that they have within their strata when they are
+            drawn.
+        y: likewise; a trial is drawn for both measures.
         strata: (configurations,).
+        seed: of the resampling.
+        resamples: number of draws.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    labels = _labels(strata, len(x))
-    trials, units = map(np.array, zip(*_draws(x.shape[1], len(x), seed, resamples=1000), strict=True))
+    labels, draws = _labels(strata, len(x)), redrawn(x.shape[1], len(x), seed=seed, resamples=resamples)
+    trials, units = map(np.array, zip(*draws, strict=True))
     ranks = (_centred_ranks(measure[:, trials].mean(-1).T, labels) for measure in (x, y))
-    return _middle(_pooled(*(np.take_along_axis(rank, units, axis=1) for rank in ranks)), level=LEVEL)
+    return percentile_interval(_pooled(*(np.take_along_axis(rank, units, axis=1) for rank in ranks)))
 
 
 def permutation_p(
@@ -134,20 +183,24 @@ def permutation_p(
     y: Sequence[float],
     strata: Sequence = (),
     *,
-    seed: int,
+    seed: Seed,
     draws: int = 999,
 ) -> float:
-    """One-sided p of a statistic of y, where values are exchanged within strata if there is no effect.
+    """One-sided p of a statistic of y, whose values could be exchanged within strata if there were no effect.
 
     Args:
         statistic: takes (..., n) values of y and returns (...) values; large ones speak for an effect.
+        y: (n,) values.
+        strata: (n,) labels; without them all values may be exchanged.
+        seed: of the permutations.
+        draws: number of permutations.
     """
     y = np.asarray(y, dtype=float)
     labels, random = _labels(strata, len(y)), np.random.default_rng(seed)
     order = np.lexsort((random.random((draws, len(y))), np.broadcast_to(labels, (draws, len(y)))))
     exchanged = np.empty(order.shape)
     exchanged[:, np.argsort(labels, kind="stable")] = y[order]
-    return float((1 + np.sum(statistic(exchanged) >= statistic(y))) / (1 + draws))
+    return upper_p(statistic(y), statistic(exchanged))
 
 
 def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -184,18 +237,6 @@ def _labels(strata: Sequence, n: int) -> np.ndarray:
     if not np.issubdtype(np.asarray(strata).dtype, np.integer):
         strata = [str(label) for label in strata]
     return np.unique(strata, return_inverse=True)[1]
-
-
-def _draws(trials: int, units: int, seed: int, resamples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of trials and of units, drawn with replacement, each independently."""
-    random = np.random.default_rng(seed)
-    return ((random.integers(trials, size=trials), random.integers(units, size=units)) for _ in range(resamples))
-
-
-def _middle(values: Sequence[float], level: float) -> tuple[float, float]:
-    """Between which values the middle share `level` of them lies."""
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _centred_ranks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

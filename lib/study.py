@@ -174,7 +174,11 @@ class Study:
         known = self.store.known()
         states = dict(zip(known["key"].to_pylist(), known["status"].to_pylist(), strict=True))
         stored = {key for key, state in states.items() if state == "done" or not retry_failed}
-        return [spec for key, spec in dict(self._asked(specs)).items() if key not in stored]
+        return [spec for spec in self.distinct(specs) if self.store.key(spec) not in stored]
+
+    def distinct(self, specs: pd.DataFrame | list[dict]) -> list[dict]:
+        """The canonical specs, each once, in the order in which they are first asked for."""
+        return list(dict(self._asked(specs)).values())
 
     def run(
         self,

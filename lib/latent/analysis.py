@@ -16,10 +16,11 @@ from lib.latent.measures import kl_student_t
 from lib.latent.trials import DF, GROUPS
 from lib.masks import METHODS
 from lib.stats import (
-    nested_interval,
+    percentile_interval,
     permutation_p,
     rank_correlation,
     rank_correlation_interval,
+    resampled,
     same_order,
     separation,
 )
@@ -98,7 +99,7 @@ def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, pairs: np.ndarray) -> dict:
         return share(x_values[:, trials].mean(1), y_values[:, trials].mean(1), pairs[units])
 
     a, b = x_values.mean(1), y_values.mean(1)
-    low, high = nested_interval(drawn, x.shape[1], len(pairs), seed=1)
+    low, high = percentile_interval(resampled(drawn, x.shape[1], len(pairs), seed=1))
     p = permutation_p(lambda values: share(a, values), b, strata(x, "case", "method"), seed=1)
     return {"value": float(share(a, b)), "low": low, "high": high, "p": p, "n": len(pairs)}
 
@@ -116,7 +117,7 @@ def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
         return 1 - same_order(x[units][..., chosen].mean(-1), y[units][..., chosen].mean(-1)).mean()
 
     value = differ(np.arange(trials), np.arange(len(x)))
-    low, high = nested_interval(differ, trials, len(x), seed=3)
+    low, high = percentile_interval(resampled(differ, trials, len(x), seed=3))
     p = stats.binomtest(round((1 - value) * len(x)), len(x), 1 / 6, alternative="greater").pvalue
     return {"value": value, "low": low, "high": high, "p": p, "n": len(x)}
 
@@ -151,7 +152,9 @@ def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> di
     shares |= {"agree below": part(below, every), "agree above": part(above, every)}
     value, low, high = shares["agree below"] - shares["agree above"], np.nan, np.nan
     if np.isfinite(value):
-        low, high = nested_interval(lambda _, u: part(below, u) - part(above, u), 1, len(index), seed=4)
+        low, high = percentile_interval(
+            resampled(lambda rows: part(below, rows) - part(above, rows), len(index), seed=4)
+        )
     return shares | {"value": value, "low": low, "high": high, "n": len(index)}
 
 
@@ -166,12 +169,12 @@ def order_at_equal_ap2(blocks: pd.DataFrame, column: str) -> dict:
     products = pd.DataFrame({"xy": ranks[column] * ranks["gap"], "xx": ranks[column] ** 2, "yy": ranks["gap"] ** 2})
     products = products.groupby(blocks["configuration"], sort=False).sum().to_numpy()
 
-    def rho(_: np.ndarray, units: np.ndarray) -> float:
+    def rho(units: np.ndarray) -> float:
         xy, xx, yy = products[units].sum(0)
         return xy / np.sqrt(xx * yy)
 
-    low, high = nested_interval(rho, 1, len(products), seed=7)
-    return {"value": rho(None, np.arange(len(products))), "low": low, "high": high, "n": len(products)}
+    low, high = percentile_interval(resampled(rho, len(products), seed=7))
+    return {"value": rho(np.arange(len(products))), "low": low, "high": high, "n": len(products)}
 
 
 def own_against_others(kl_gap: np.ndarray, gap: np.ndarray, case: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +201,7 @@ def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFra
         a, b, y = (array[:, trials].mean(1)[units] for array in arrays)
         return rank_correlation(a, y, labels[units]) - rank_correlation(b, y, labels[units])
 
-    low, high = nested_interval(difference, target.shape[1], len(target), seed=8)
+    low, high = percentile_interval(resampled(difference, target.shape[1], len(target), seed=8))
     value = difference(np.arange(target.shape[1]), np.arange(len(target)))
     ranks = [frame.mean(axis=1).groupby(labels).rank() for frame in (better, other)]
     return {"value": value, "low": low, "high": high, "n": len(target), "tied": bool(ranks[0].equals(ranks[1]))}

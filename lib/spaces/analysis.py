@@ -23,7 +23,7 @@ from lib import channels, models
 from lib.channels import Groups
 from lib.spaces import measures, samplers
 from lib.spaces.measures import Regime, best_of_k
-from lib.stats import LEVEL, nested_interval, paired_gain, rank_correlation
+from lib.stats import LEVEL, paired_gain, percentile_interval, rank_correlation, resampled
 
 WINNERS, FEWEST_WINNERS = 0.05, 3  # share of a population that wins, and the fewest that have a median
 CONTROL = ["network", "dataset", "mode", "retraining"]
@@ -451,7 +451,7 @@ def common_share(selection: pd.DataFrame, report: pd.DataFrame, seed: int = 10) 
         with np.errstate(invalid="ignore"):  # a draw of one recipe alone has no correlation
             return float(((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))).mean())
 
-    low, high = nested_interval(lambda _, rows: correlation(rows), 1, len(selection), seed=seed)
+    low, high = percentile_interval(resampled(correlation, len(selection), seed=seed))
     return {"value": correlation(np.arange(len(selection))), "low": low, "high": high, "n": len(selection)}
 
 
@@ -541,7 +541,7 @@ def contest(rows: pd.DataFrame, champion: str, rivals: Sequence[str], seed: int 
     right = {name: 100.0 - 100.0 * np.array(one) for name, one in wrong.items()}
     best = max((name for name in rivals if name in right), key=lambda name: right[name].mean())
     found = paired_gain(right[champion], right[best], seed=seed)
-    return {"value": found.pop("gain"), "n": len(right[champion]), "rival": best} | found
+    return found | {"n": len(right[champion]), "rival": best}
 
 
 def bootstrapped(statistic: Callable, tables: Sequence[pd.DataFrame], seed: int, recentred: bool = False) -> dict:

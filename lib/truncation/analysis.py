@@ -310,7 +310,9 @@ def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[in
     for row, a, b in zip(scores, first, second, strict=True):
         row[list(b)] += 100
         row[list(a)] -= 100
-    low, high = stats.nested_interval(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=seed)
+    low, high = stats.percentile_interval(
+        stats.resampled(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=seed)
+    )
     return {"value": float(scores.mean()), "low": low, "high": high, "n": len(first)}
 
 
