@@ -43,7 +43,7 @@ def placed(model: nn.Module, device: str) -> nn.Module:
 
 @contextmanager
 def repeatable(device: str) -> Iterator[None]:
-    """cuDNN chooses kernels that give the same numbers each time; nothing changes on the CPU."""
+    """CuDNN chooses kernels that give the same numbers each time; nothing changes on the CPU."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = before or on_cuda(device)
     try:

@@ -372,7 +372,7 @@ def gaussian_ap3_code(weight: Tensor, pruned: Tensor) -> float:
 
 
 def lambda_factor(ap2_values: Tensor | Sequence[float]) -> float:
-    """lambda = 3.8 / max AP2: the covariance (1 / lambda) I under which the largest KL of the table is 1.9.
+    """Lambda = 3.8 / max AP2: the covariance (1 / lambda) I under which the largest KL of the table is 1.9.
 
     ap2_values: AP2 >= 0 of all configurations and epochs of one (network, data set, trial), any shape.
     Raises ValueError if a value is negative or not finite, or if all are 0.
@@ -549,7 +549,7 @@ def _group_mean_differences(weight: Tensor, pruned: Tensor, groups: int) -> Tens
 
 
 def _differences(weight: Tensor, pruned: Tensor, size: int) -> Iterator[Tensor]:
-    """weight - pruned, `size` entries at a time, each in the memory of the last one."""
+    """Weight - pruned, `size` entries at a time, each in the memory of the last one."""
     _check_shapes(weight, pruned)
     buffer = torch.empty(size, dtype=torch.result_type(weight, pruned), device=weight.device)
     for a, b in zip(weight.flatten().split(size), pruned.flatten().split(size), strict=True):

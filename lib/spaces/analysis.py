@@ -70,7 +70,7 @@ def refined_recipes(groups: Groups, kept: float, pool: np.ndarray, best: float, 
 
 
 def optimum(table: pd.DataFrame) -> float:
-    """log m*: where the quadratic of drop on log mCB is least within the sampled range, maybe at an end of it."""
+    """Log m*: where the quadratic of drop on log mCB is least within the sampled range, maybe at an end of it."""
     return float(vertices(*_arrays(table)))
 
 
@@ -95,7 +95,7 @@ def u_shape(tables: Sequence[pd.DataFrame], seed: int = 1) -> dict:
 
 
 def pooled_optimum(tables: Sequence[pd.DataFrame], seed: int = 2) -> dict:
-    """log m*, the random-effects mean over regimes (DerSimonian and Laird), with its normal interval."""
+    """Log m*, the random-effects mean over regimes (DerSimonian and Laird), with its normal interval."""
     values = np.array([optimum(table) for table in tables])
     variance = np.maximum(_redrawn_optima(tables, seed).var(axis=0), 1e-6)
     weights = 1 / variance
@@ -275,7 +275,7 @@ def eagleeye_groups() -> Groups:
 
 
 def eagleeye_population(groups: Groups, name: str, n: int, seed: int = 0) -> np.ndarray:
-    """n random recipes (n, 37) as the search for a published recipe drew them, with its rounding and tolerance."""
+    """N random recipes (n, 37) as the search for a published recipe drew them, with its rounding and tolerance."""
     kept, largest, _ = EAGLEEYE_SEARCH[name]
     regime = Regime(kept, tolerance=EAGLEEYE_TOLERANCE / kept)
     return measures.sample_recipes(groups, regime, n, seed=seed, ratios=(0, largest), rounding=measures.floored).widths

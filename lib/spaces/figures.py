@@ -161,7 +161,7 @@ def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 
 
 def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
-    """mCB of all recipes and winners by space and regime; the lowest point m* of each fit in the sampled range."""
+    """MCB of all recipes and winners by space and regime; the lowest point m* of each fit in the sampled range."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.6, 1])
     frames, colours, labels = [], shades(list(best)), {}
     for share, place in best.items():
@@ -252,7 +252,7 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
 
 def published(table: pd.DataFrame) -> Figure:
-    """mCB against kept MACs of published networks, each with its accuracy; the band is 10 % around mCB 1."""
+    """MCB against kept MACs of published networks, each with its accuracy; the band is 10 % around mCB 1."""
     figure, axis = plt.subplots(figsize=(10, 4.4))
     family = table["method"].str.split("[- ]", regex=True).str[0]
     groups = table.groupby([family, "network", "dataset"], sort=False)

@@ -116,7 +116,7 @@ def feasible_range(groups: Groups, regime: Regime) -> tuple[float, float]:
 
 
 def mcb_ladder(low: float, high: float, n: int) -> np.ndarray:
-    """n values of mCB, evenly spaced in their logarithm."""
+    """N values of mCB, evenly spaced in their logarithm."""
     return np.exp(np.linspace(np.log(low), np.log(high), n))
 
 

@@ -184,7 +184,7 @@ def spectrum(kernel: Tensor, cut: str, gram: bool = False) -> Tensor:
 
 
 def weights(values: Tensor) -> Tensor:
-    """p = s^2 / sum s^2 of singular values: the share of the squared norm that each carries.
+    """P = s^2 / sum s^2 of singular values: the share of the squared norm that each carries.
 
     Raises ValueError if all are zero.
     """

@@ -135,7 +135,7 @@ def entanglement_entropy(kernel: Tensor, cut: str) -> float:
 
 
 def effective_rank(kernel: Tensor, cut: str) -> float:
-    """exp of `entanglement_entropy`, from 1 to the number N of singular values, whatever the base of the logarithm."""
+    """Exp of `entanglement_entropy`, from 1 to the number N of singular values, whatever the base of the logarithm."""
     return math.exp(entanglement_entropy(kernel, cut))
 
 
