@@ -203,34 +203,6 @@ def permutation_p(
     return upper_p(statistic(y), statistic(exchanged))
 
 
-def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether two measures put the last axis into one order: (..., k) and (..., k) -> (...) of bool.
-
-    With k = 3 two unrelated measures agree once in six times. Ties agree with no strict order.
-    """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    pairs = [(i, j) for i in range(x.shape[-1]) for j in range(i)]
-    signs = [np.sign(x[..., i] - x[..., j]) == np.sign(y[..., i] - y[..., j]) for i, j in pairs]
-    return np.all(signs, axis=0)
-
-
-def separation(a: Sequence[float], b: Sequence[float]) -> float:
-    """|difference of means| over the pooled standard deviation of two samples; infinite if neither varies."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
-    difference = abs(a.mean() - b.mean())
-    return float(difference / pooled) if pooled > 0 else float("inf") if difference > 0 else 0.0
-
-
-def largest_fraction(fractions: Sequence[float], loss: Sequence[float], allowed: float) -> float:
-    """The largest sparsity whose performance difference is at most `allowed`; 0 if none is.
-
-    Source: paper 1 leaves "optimal sparsity" without a number; this is the companion's s*(delta).
-    """
-    within = [fraction for fraction, value in zip(fractions, loss, strict=True) if value <= allowed]
-    return float(max(within, default=0.0))
-
-
 def _labels(strata: Sequence, n: int) -> np.ndarray:
     if not len(strata):
         return np.zeros(n, dtype=int)
@@ -265,3 +237,50 @@ def _middles(changes: np.ndarray) -> np.ndarray:
 def _pooled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+
+
+def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> dict:
+    """A statistic of all units with its percentile bootstrap interval, as `Ledger.enter` takes them.
+
+    Args:
+        statistic: as `resampled` takes it.
+        sizes: number of units of each kind, for example of trials and of configurations.
+        seed: of the resampling.
+        resamples: number of draws.
+
+    Returns:
+        `value`, `low`, `high`, and as `n` the units of the last kind.
+    """
+    low, high = percentile_interval(resampled(statistic, *sizes, seed=seed, resamples=resamples))
+    return {"value": float(statistic(*map(np.arange, sizes))), "low": low, "high": high, "n": sizes[-1]}
+
+
+def rank_correlation_gain(
+    a: np.ndarray, b: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: Seed
+) -> dict[str, float]:
+    """`rank_correlation` of one measure with a target minus that of another; draws trials and configurations anew.
+
+    Args:
+        a: (configurations, trials); means over trials are ranked within strata, among the drawn configurations.
+        b: likewise, the other measure.
+        y: likewise, the target.
+        strata: (configurations,).
+        seed: of the resampling.
+
+    Returns:
+        `value`, `low`, `high` and `n`, the number of configurations.
+    """
+    arrays = [np.asarray(measure, dtype=float) for measure in (a, b, y)]
+    labels = _labels(strata, len(arrays[0]))
+
+    def gain(trials: np.ndarray, units: np.ndarray) -> float:
+        first, second, target = (array[:, trials].mean(1)[units] for array in arrays)
+        return rank_correlation(first, target, labels[units]) - rank_correlation(second, target, labels[units])
+
+    return bootstrap_estimate(gain, arrays[0].shape[1], len(arrays[0]), seed=seed)
+
+
+def sign_test_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """One-sided p of paired values against a exceeding b as often as b exceeds a; ties do not count."""
+    more, less = int(np.sum(np.greater(a, b))), int(np.sum(np.less(a, b)))
+    return float(scipy_stats.binomtest(more, more + less, alternative="greater").pvalue) if more + less else 1.0

@@ -1,7 +1,7 @@
 """Rows of paper 1's studies as tables by epoch, and its verdict statistics.
 
-A configuration is a case (network and data set), a method and a fraction; statistics are dictionaries with `value`,
-`low`, `high`, `n` and, where they have one, `p`.
+A configuration is a case (network and data set), a method and a fraction. Statistics are dictionaries with `value`,
+`low`, `high`, `n` and, where they have one, `p`, as `Ledger.enter` takes them.
 """
 
 from collections.abc import Sequence
@@ -9,38 +9,31 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+from scipy import stats as scipy_stats
 
-from lib.latent import measures as latent
-from lib.latent.measures import kl_student_t
+from lib import stats
+from lib.latent import measures
 from lib.latent.trials import DF, GROUPS
 from lib.masks import METHODS
-from lib.stats import (
-    percentile_interval,
-    permutation_p,
-    rank_correlation,
-    rank_correlation_interval,
-    resampled,
-    same_order,
-    separation,
-)
 
 KEY = ["case", "method", "fraction"]
-PAIRS = [("lowest", "random"), ("random", "highest"), ("lowest", "highest")]
 SERIES = ["ap2", "ap2_to_last", "r2", "t_ap3", "fisher_ap3", "train_loss", "test_loss", "test_accuracy"]
 
 
-def named(rows: pd.DataFrame) -> pd.DataFrame:
+def with_case(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with a column `case`, "network, data set"."""
     return rows.assign(case=rows["network"] + ", " + rows["dataset"])
 
 
 def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
-    """The rows of `latent_trials.heads`, one an epoch, with performance differences and the lambda rule applied.
+    """The rows of `trials.heads`, one an epoch, with performance differences and the lambda rule applied.
 
-    Returns: added are `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2` of the configurations that
-        have one of the fractions (epochs 1 on, by case and trial), `kl` = 1.9 ap2 / largest_ap2, and `scaled_r2`, the
+    Returns:
+        Added are `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2` of the configurations that have
+        one of the fractions (epochs 1 on, by case and trial), `kl` = 1.9 ap2 / largest_ap2, and `scaled_r2`, the
         squared distance of group means for the covariance I / lambda.
+
+    Source: the lambda rule is that of paper 1's released code, main.py, `modify_first_column`.
     """
     record = heads[heads["status"] == "done"].explode(SERIES).reset_index(drop=True)
     record[SERIES] = record[SERIES].astype(float)
@@ -51,8 +44,8 @@ def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
     plain = (record["structure"] == "weights") & (record["mode"] == "paper") & record["fraction"].isin(fractions)
     largest = record[plain & (record["epoch"] > 0)].groupby(["case", "trial"])["ap2"].max().rename("largest_ap2")
     record = record.merge(largest.reset_index(), on=["case", "trial"])
-    record["kl"] = latent.KL_LIMIT * record["ap2"] / record["largest_ap2"]
-    record["scaled_r2"] = 2 * latent.KL_LIMIT * record["r2"] / record["largest_ap2"]
+    record["kl"] = measures.KL_LIMIT * record["ap2"] / record["largest_ap2"]
+    record["scaled_r2"] = 2 * measures.KL_LIMIT * record["r2"] / record["largest_ap2"]
     return record
 
 
@@ -61,27 +54,38 @@ def matrix(rows: pd.DataFrame, column: str, key: Sequence[str] = KEY) -> pd.Data
     return rows.pivot_table(column, list(key), "trial", sort=False)
 
 
-def text(found: dict) -> str:
-    """A statistic with its interval, to stand in a table."""
+def interval_text(found: dict) -> str:
+    """A statistic with its interval, for a table."""
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def strata(table: pd.DataFrame, *levels: str) -> list[tuple]:
+def strata(table: pd.DataFrame, levels: Sequence[str]) -> list[tuple]:
     """For each row of a table the values of some index levels."""
     return list(zip(*(table.index.get_level_values(level) for level in levels), strict=True))
 
 
 def correlation(x: pd.DataFrame, y: pd.DataFrame, *within: str) -> dict:
     """Rank correlation of means over trials within index levels, with interval and permutation p."""
-    groups = strata(x, *within) if within else []
+    groups = strata(x, within)
     a, b = x.mean(axis=1).to_numpy(), y.mean(axis=1).to_numpy()
-    low, high = rank_correlation_interval(x, y, groups, seed=2)
-    p = permutation_p(lambda values: rank_correlation(a, values, groups), b, groups, seed=2)
-    return {"value": rank_correlation(a, b, groups), "low": low, "high": high, "p": p, "n": len(x)}
+    low, high = stats.rank_correlation_interval(x, y, groups, seed=2)
+    p = stats.permutation_p(lambda values: stats.rank_correlation(a, values, groups), b, groups, seed=2)
+    return {"value": stats.rank_correlation(a, b, groups), "low": low, "high": high, "p": p, "n": len(x)}
+
+
+def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFrame, *within: str) -> dict:
+    """Rank correlation of one measure with a target minus that of another, within index levels.
+
+    Tables are those of `matrix`. The result is `open` if both measures rank alike in every stratum.
+    """
+    groups = strata(target, within)
+    found = stats.rank_correlation_gain(better, other, target, groups, seed=8)
+    ranks = [frame.mean(axis=1).groupby(list(map(str, groups))).rank() for frame in (better, other)]
+    return found | {"open": bool(ranks[0].equals(ranks[1]))}
 
 
 def pairs_within_method(table: pd.DataFrame, left_out: tuple[str, set[float]]) -> np.ndarray:
-    """(pairs, 2) places of configurations that differ in fraction alone; one pair of fractions of one method is out."""
+    """Places (pairs, 2) of configurations that differ in fraction alone, without one pair of fractions of a method."""
     index = list(table.index)
     places = [(i, j) for i in range(len(index)) for j in range(i) if index[i][:2] == index[j][:2]]
     return np.array([(i, j) for i, j in places if (index[i][1], {index[i][2], index[j][2]}) != left_out])
@@ -99,9 +103,8 @@ def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, pairs: np.ndarray) -> dict:
         return share(x_values[:, trials].mean(1), y_values[:, trials].mean(1), pairs[units])
 
     a, b = x_values.mean(1), y_values.mean(1)
-    low, high = percentile_interval(resampled(drawn, x.shape[1], len(pairs), seed=1))
-    p = permutation_p(lambda values: share(a, values), b, strata(x, "case", "method"), seed=1)
-    return {"value": float(share(a, b)), "low": low, "high": high, "p": p, "n": len(pairs)}
+    p = stats.permutation_p(lambda values: share(a, values), b, strata(x, ["case", "method"]), seed=1)
+    return stats.bootstrap_estimate(drawn, x.shape[1], len(pairs), seed=1) | {"p": p}
 
 
 def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
@@ -116,25 +119,43 @@ def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
     def differ(chosen: np.ndarray, units: np.ndarray) -> float:
         return 1 - same_order(x[units][..., chosen].mean(-1), y[units][..., chosen].mean(-1)).mean()
 
-    value = differ(np.arange(trials), np.arange(len(x)))
-    low, high = percentile_interval(resampled(differ, trials, len(x), seed=3))
-    p = stats.binomtest(round((1 - value) * len(x)), len(x), 1 / 6, alternative="greater").pvalue
-    return {"value": value, "low": low, "high": high, "p": p, "n": len(x)}
+    found = stats.bootstrap_estimate(differ, trials, len(x), seed=3)
+    alike = round((1 - found["value"]) * len(x))
+    return found | {"p": scipy_stats.binomtest(alike, len(x), 1 / 6, alternative="greater").pvalue}
 
 
-def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> dict:
+def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether two measures put the last axis into one order: (..., k) and (..., k) -> (...) of bool.
+
+    With k = 3 two unrelated measures agree once in six times. Ties agree with no strict order.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    pairs = [(i, j) for i in range(x.shape[-1]) for j in range(i)]
+    signs = [np.sign(x[..., i] - x[..., j]) == np.sign(y[..., i] - y[..., j]) for i, j in pairs]
+    return np.all(signs, axis=0)
+
+
+def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> tuple[dict, dict]:
     """Agreement of t-AP3 and PD in order: pairs below a t-AP3 minus pairs above it.
 
     Pairs share a method or a fraction, not both; a pair is below (above) in an epoch if both of its t-AP3 are. Pairs
-    across the border are left out: they lie far apart, and agree more wherever the border is. The interval is over
-    configurations, which are drawn, and not over their pairs, which overlap; draws without a pair on both sides do not
-    count. squared: the column of squared distances of group means.
+    across the border are left out: they are far apart, and agree more wherever the border is. The interval draws
+    configurations, since their pairs overlap; draws without a pair on both sides do not count.
+
+    Args:
+        rows: by epoch.
+        squared: the column of squared distances of group means.
+        border: in nats.
+
+    Returns:
+        The statistic, NaN if one side has no pairs; and the shares of pairs `below` and `above` and those of them that
+        agree.
     """
     mean = rows[rows["epoch"] > 0].groupby([*KEY, "epoch"])[[squared, "pd"]].mean().unstack("epoch")
     weights = rows.groupby("case")["weights"].first()
     dim = [-(-weights[case] // max(weights[case] // GROUPS, 1)) for case in mean.index.get_level_values("case")]
     radius = torch.tensor(np.sqrt(mean[squared].to_numpy()))
-    kl = np.stack([kl_student_t(r, d, DF).numpy() for r, d in zip(radius, dim, strict=True)])
+    kl = np.stack([measures.kl_student_t(r, d, DF).numpy() for r, d in zip(radius, dim, strict=True)])
     loss, index = mean["pd"].to_numpy(), list(mean.index)
     pairs = [(i, j) for i in range(len(kl)) for j in range(i) if index[i][0] == index[j][0]]
     pairs = [(i, j) for i, j in pairs if (index[i][1] == index[j][1]) != (index[i][2] == index[j][2])]
@@ -150,19 +171,17 @@ def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> di
     every = np.arange(len(index))
     shares = {"below": below.mean(), "above": above.mean()}
     shares |= {"agree below": part(below, every), "agree above": part(above, every)}
-    value, low, high = shares["agree below"] - shares["agree above"], np.nan, np.nan
-    if np.isfinite(value):
-        low, high = percentile_interval(
-            resampled(lambda rows: part(below, rows) - part(above, rows), len(index), seed=4)
-        )
-    return shares | {"value": value, "low": low, "high": high, "n": len(index)}
+    if not (below.any() and above.any()):
+        return {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(index)}, shares
+    found = stats.bootstrap_estimate(lambda units: part(below, units) - part(above, units), len(index), seed=4)
+    return found, shares
 
 
 def order_at_equal_ap2(blocks: pd.DataFrame, column: str) -> dict:
     """Rank correlation of a measure with the loss gap within blocks of equal AP2; the interval draws configurations.
 
-    blocks: `block`, `configuration`, `gap` and the measure. Blocks of one configuration are its trials, which share the
-    pruned weights wherever masks are deterministic and the dense network is one; n counts configurations.
+    The rows hold `block`, `configuration`, `gap` and the measure. Blocks of one configuration are its trials, which
+    share the pruned weights wherever masks are deterministic and the dense network is one; n counts configurations.
     """
     ranks = blocks.groupby("block", sort=False)[[column, "gap"]].rank()
     ranks -= ranks.groupby(blocks["block"]).transform("mean")
@@ -173,89 +192,89 @@ def order_at_equal_ap2(blocks: pd.DataFrame, column: str) -> dict:
         xy, xx, yy = products[units].sum(0)
         return xy / np.sqrt(xx * yy)
 
-    low, high = percentile_interval(resampled(rho, len(products), seed=7))
-    return {"value": rho(np.arange(len(products))), "low": low, "high": high, "n": len(products)}
+    return stats.bootstrap_estimate(rho, len(products), seed=7)
 
 
 def own_against_others(kl_gap: np.ndarray, gap: np.ndarray, case: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Kendall's tau over epochs of each loss gap with its own KL gap, and its mean with those of the case's others.
 
-    kl_gap, gap: (configurations, epochs). case: (configurations,).
+    Both gaps are (configurations, epochs), their cases (configurations,).
     """
-    tau = np.array([[stats.kendalltau(k, g).statistic for k in kl_gap] for g in gap])
+    tau = np.array([[scipy_stats.kendalltau(k, g).statistic for k in kl_gap] for g in gap])
     tau[case[:, None] != case] = np.nan
     own = np.diag(tau).copy()
     np.fill_diagonal(tau, np.nan)
     return own, np.nanmean(tau, axis=1)
 
 
-def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFrame, *within: str) -> dict:
-    """Rank correlation of one measure with a target minus that of another; `tied` if both rank alike in every stratum.
-
-    better, other, target: (configurations, trials), as `matrix` returns them. within: index levels that make strata.
-    """
-    labels = np.unique([str(group) for group in strata(target, *within)], return_inverse=True)[1]
-    arrays = [frame.to_numpy() for frame in (better, other, target)]
-
-    def difference(trials: np.ndarray, units: np.ndarray) -> float:
-        a, b, y = (array[:, trials].mean(1)[units] for array in arrays)
-        return rank_correlation(a, y, labels[units]) - rank_correlation(b, y, labels[units])
-
-    low, high = percentile_interval(resampled(difference, target.shape[1], len(target), seed=8))
-    value = difference(np.arange(target.shape[1]), np.arange(len(target)))
-    ranks = [frame.mean(axis=1).groupby(labels).rank() for frame in (better, other)]
-    return {"value": value, "low": low, "high": high, "n": len(target), "tied": bool(ranks[0].equals(ranks[1]))}
+def separation(a: Sequence[float], b: Sequence[float]) -> float:
+    """|difference of means| over the pooled standard deviation of two samples; infinite if neither varies."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    difference = abs(a.mean() - b.mean())
+    return float(difference / pooled) if pooled > 0 else float("inf") if difference > 0 else 0.0
 
 
-def separations(final: pd.DataFrame, measures: Sequence[str] = ("ap2", "t_ap3")) -> pd.DataFrame:
-    """For each pair of methods at one fraction of a case: how far apart each measure puts them.
+def separations(final: pd.DataFrame) -> pd.DataFrame:
+    """For each pair of methods at one fraction of a case: how far apart AP2 and t-AP3 put them in one epoch.
 
-    final: rows of one epoch. Returns, for each measure, whether the difference of mean logarithms is at least two
-    pooled standard deviations over trials (`separated`), and its size in factors of ten (`gap`).
+    Returns:
+        For each measure, whether the difference of mean logarithms is at least two pooled standard deviations over
+        trials (`separated`), and its size in factors of ten (`gap`).
     """
     rows = []
     for (case, fraction), part in final.groupby(["case", "fraction"], sort=False):
-        for pair in PAIRS:
+        for pair in (("lowest", "random"), ("random", "highest"), ("lowest", "highest")):
             line = {"case": case, "fraction": fraction, "pair": ", ".join(pair)}
-            for name in measures:
+            for name in ("ap2", "t_ap3"):
                 a, b = (np.log10(part.loc[part["method"] == m, name].clip(lower=1e-12)) for m in pair)
                 line |= {f"{name} separated": separation(a, b) >= 2, f"{name} gap": abs(a.mean() - b.mean())}
             rows.append(line)
     return pd.DataFrame(rows)
 
 
-def ablated(projections: pd.DataFrame) -> pd.DataFrame:
+def largest_fractions(ending: pd.DataFrame, allowed: Sequence[float]) -> pd.DataFrame:
+    """The largest sparsity `s` of each case, trial and method whose PD is at most `delta`; 0 if none is.
+
+    Args:
+        ending: rows by epoch, of the last one.
+        allowed: values of `delta`, in points.
+
+    Source: paper 1 leaves "optimal sparsity" without a number; this is the companion's s*(delta).
+    """
+    unit = ["case", "trial", "method"]
+    within = [
+        ending["fraction"].where(ending["pd"] <= delta, 0.0).groupby([ending[k] for k in unit], sort=False).max()
+        for delta in allowed
+    ]
+    return pd.concat(within, keys=allowed, names=["delta"]).rename("s").reset_index()
+
+
+def group_ablation(projections: pd.DataFrame) -> pd.DataFrame:
     """Means over trials of t-AP3 by number of groups, as stored (`contiguous`) and `shuffled`."""
     asked = [f"{order}_{what}" for order in ("contiguous", "shuffled") for what in ("dim", "r2", "t_ap3")]
     rows = projections.explode(["groups", *asked]).astype(dict.fromkeys(["groups", *asked], float))
     return rows.groupby(["case", "fraction", "method", "groups"], sort=False)[[*asked, "ap2"]].mean().reset_index()
 
 
-def method_orders(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """The methods in the order of each measure, by case and fraction, as text; rows are one a method."""
-    wide = rows.pivot(index=["case", "fraction"], columns="method", values=list(measures))
-    return pd.DataFrame(
-        {m: [" < ".join(row.sort_values().index) for _, row in wide[m].iterrows()] for m in measures}, wide.index
-    )
-
-
 def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     """Rows by epoch with both sides of the bounds on the training-loss gap, for the covariance I / lambda.
 
-    rows: of pruned heads, as `by_epoch` returns them. features: rows of `latent_trials.features` with `case`.
-    Returns: added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense
+    Args:
+        rows: of pruned heads, by epoch.
+        features: rows of `trials.features` with `case`.
+
+    Returns:
+        Added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense
         Hessian times AP2), `slope` (gradient norm times distance: what a gradient that is not zero can add), and for
         both bounds `fails` and `over gap`.
     """
-    seed = features["seed"] if "seed" in features else pd.Series(np.nan, features.index)
-    dense = features.assign(trial=seed)[["case", "trial", "hessian_max", "gradient_norm"]]
-    trials = pd.DataFrame({"trial": sorted(set(rows["trial"]))})
-    shared = dense[dense["trial"].isna()].drop(columns="trial").merge(trials, how="cross")
-    dense = pd.concat([dense[dense["trial"].notna()], shared]).astype({"trial": rows["trial"].dtype})
-    found = rows.merge(dense, on=["case", "trial"], how="left", validate="many_to_one")
-    trace = found["weights"] * found["largest_ap2"] / (2 * latent.KL_LIMIT)
+    dense = features.reindex(columns=["case", "seed", "hessian_max", "gradient_norm"]).rename(columns={"seed": "own"})
+    found = rows.merge(dense, on="case")  # a checkpoint has no seed and serves all trials
+    found = found[found["own"].isna() | (found["own"] == found["trial"])].drop(columns="own").reset_index(drop=True)
+    trace = found["weights"] * found["largest_ap2"] / (2 * measures.KL_LIMIT)
     columns = zip(found["kl"], found["hessian_max"], trace, strict=True)
-    found["lemma"] = [latent.performance_bound(kl, value, t, t).item() for kl, value, t in columns]
+    found["lemma"] = [measures.performance_bound(kl, value, t, t).item() for kl, value, t in columns]
     found["core"] = found["hessian_max"] * found["ap2"] / 2
     found["slope"] = found["gradient_norm"] * np.sqrt(found["ap2"])
     for bound in ("lemma", "core"):
@@ -267,7 +286,8 @@ def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
 def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
     """One row a change of equal AP2 (the pruning itself, and draws of its controls), with its PD and loss gap.
 
-    Raises ValueError if AP2 within a block differs by more than single precision explains.
+    Raises:
+        ValueError: if AP2 within a block differs by more than single precision explains.
     """
     columns = [name for name in projections if name.startswith("control")]
     other = projections.explode(columns)

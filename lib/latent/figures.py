@@ -57,7 +57,7 @@ def panels(rows: pd.DataFrame, control: pd.DataFrame, measure: str, by: str, lab
     """The layout of paper 1's figures: a panel a method or a fraction, colours the other; the measure solid, PD dashed.
 
     Lines are means over trials, bands their range.
-    rows, control: as `latent_analysis.by_epoch` returns them; of pruned heads, and of the dense control.
+    rows, control: as `analysis.by_epoch` returns them; of pruned heads, and of the dense control.
     by: "method" or "fraction". label: the measure with its unit. Returns the figure and the numbers behind it.
     """
     along = "fraction" if by == "method" else "method"
@@ -139,7 +139,7 @@ def released_code(modes: pd.DataFrame, trials: int) -> Figure:
 def bounds(edges: pd.DataFrame) -> Figure:
     """Training-loss gap against two bounds at the first and the last epoch: a row a bound, a panel a case.
 
-    edges: as `latent_analysis.with_bounds` returns them, two epochs; one point a configuration and trial.
+    edges: as `analysis.with_bounds` returns them, two epochs; one point a configuration and trial.
     """
     cases, names = list(dict.fromkeys(edges["case"])), {"lemma": "Lemma 2", "core": "½ λmax AP2"}
     figure, axes = plt.subplots(2, len(cases), figsize=(10, 6), squeeze=False, sharey=True, sharex="row")
@@ -168,7 +168,7 @@ def bounds(edges: pd.DataFrame) -> Figure:
 def controls(other: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Loss gap against curvature AP3 among changes of equal AP2, both over their means there; a panel a case.
 
-    other: as `latent_analysis.control_rows` returns them. Returns the figure and the numbers behind it.
+    other: as `analysis.control_rows` returns them. Returns the figure and the numbers behind it.
     """
     numbers = block_means(other)
     cases = list(dict.fromkeys(numbers["case"]))
@@ -222,7 +222,7 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
 def layers(shown: pd.DataFrame) -> Figure:
     """PD after the head is tuned against the relative AP2 of a pruned hidden layer; weights left, filters right.
 
-    shown: rows of `latent_trials.layers` with `case` and `pd`, without the dense control.
+    shown: rows of `trials.layers` with `case` and `pd`, without the dense control.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharey=True, sharex=True)
     places = dict.fromkeys(zip(shown["case"], shown["layer"], strict=True))
