@@ -3,13 +3,10 @@ import pytest
 from scipy import stats
 
 from lib.stats import (
-    largest_fraction,
     nested_interval,
     permutation_p,
     rank_correlation,
     rank_correlation_interval,
-    same_order,
-    separation,
 )
 
 
@@ -74,24 +71,6 @@ def test_permutation_exchanges_within_strata_only():
     strata, seen = np.repeat([0, 1], 4), []
     permutation_p(lambda y: seen.extend(np.atleast_2d(y)) or y[..., 0], np.arange(8.0), strata, seed=0, draws=20)
     assert all(sorted(y[:4]) == [0, 1, 2, 3] for y in seen) and len({tuple(y) for y in seen}) > 10
-
-
-def test_unrelated_orders_of_three_agree_once_in_six_times():
-    random = np.random.default_rng(5)
-    x, y = random.normal(size=(2, 6000, 3))
-    assert same_order(x, y).mean() == pytest.approx(1 / 6, abs=0.02)
-    assert same_order([1, 2, 3], [10, 20, 30]) and not same_order([1, 2, 3], [1, 3, 2])
-    assert not same_order([1, 2, 3], [1, 1, 2])  # a tie agrees with no strict order
-
-
-def test_separation_is_in_pooled_standard_deviations():
-    assert separation([0, 2], [10, 12]) == pytest.approx(10 / np.sqrt(2))
-    assert separation([1, 1], [2, 2]) == float("inf") and separation([1, 1], [1, 1]) == 0
-
-
-def test_largest_fraction_is_the_last_one_within_the_tolerance():
-    assert largest_fraction([0.1, 0.5, 0.9], [0.0, 1.0, 3.0], 1.0) == 0.5
-    assert largest_fraction([0.1, 0.5], [2.0, 3.0], 1.0) == 0
 
 
 def test_lengths_must_agree():

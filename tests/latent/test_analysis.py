@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib import stats
 from lib.latent import analysis
-from lib.latent import measures as latent
+from lib.latent.measures import KL_LIMIT
 from lib.masks import METHODS
 
 FRACTIONS, EPOCHS, TRIALS = (0.1, 0.3, 0.5, 0.8), 3, 2
@@ -50,17 +51,18 @@ def test_a_difference_that_runs_against_ap2_disagrees_everywhere():
 
 
 def test_a_border_shows_only_if_agreement_ends_there():
-    kept = analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1.0)
-    assert kept["value"] == 0 and 0 < kept["above"] < 1
-    broken = analysis.border_contrast(record(lambda ap2, epoch: ap2 if ap2 < 8.2 else -ap2), "r2", border=1.0)
-    assert broken["agree below"] == 1 and broken["agree above"] == 0 and broken["value"] == 1
-    assert np.isnan(analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1e9)["value"])
+    kept, shares = analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1.0)
+    assert kept["value"] == 0 and 0 < shares["above"] < 1
+    broken, shares = analysis.border_contrast(record(lambda ap2, epoch: ap2 if ap2 < 8.2 else -ap2), "r2", border=1.0)
+    assert shares["agree below"] == 1 and shares["agree above"] == 0 and broken["value"] == 1
+    one_sided, _ = analysis.border_contrast(record(lambda ap2, epoch: ap2), "r2", border=1e9)
+    assert np.isnan(one_sided["value"]) and np.isnan(one_sided["low"])
 
 
 def test_the_interval_of_the_border_counts_configurations_and_not_their_pairs():
     random = np.random.default_rng(3)
     noise = {key: random.random() for key in range(1000)}
-    found = analysis.border_contrast(record(lambda ap2, epoch: noise[int(1000 * ap2) % 1000]), "r2", border=1.0)
+    found, _ = analysis.border_contrast(record(lambda ap2, epoch: noise[int(1000 * ap2) % 1000]), "r2", border=1.0)
     configurations = len(record(lambda ap2, epoch: ap2).groupby(["case", "fraction", "method"]))
     assert found["n"] == configurations
     assert found["low"] < 0 < found["high"] and found["low"] <= found["value"] <= found["high"]
@@ -92,7 +94,7 @@ def test_the_lambda_rule_makes_the_largest_kl_after_epoch_zero_nineteen_tenths()
     series |= {"test_accuracy": [50.0, 60.0, 92.0], "status": "done", "network": "net", "dataset": "data"}
     spec = {"structure": "weights", "mode": "paper", "method": "lowest", "fraction": 0.5, "trial": 0}
     dense = {"dense_test_accuracy": 90.0, "dense_test_loss": 1.2, "dense_train_loss": 0.9}
-    rows = analysis.by_epoch(analysis.named(pd.DataFrame([spec | series | dense])), [0.5])
+    rows = analysis.by_epoch(analysis.with_case(pd.DataFrame([spec | series | dense])), [0.5])
     assert rows["epoch"].tolist() == [0, 1, 2] and rows["case"].unique().tolist() == ["net, data"]
     assert rows["kl"].tolist() == pytest.approx([0.475, 0.95, 1.9])
     assert rows["pd"].tolist() == [40, 30, 2] and rows["gap"].tolist() == pytest.approx([0.8, 0.3, 0.2])
@@ -102,9 +104,9 @@ def test_an_advantage_is_tied_only_if_both_measures_rank_alike_in_every_stratum(
     rows = record(lambda ap2, epoch: ap2)
     x, y = last(rows, "ap2"), last(rows, "pd")
     tied = analysis.rank_advantage(x**2, x, y, "case", "fraction")
-    assert tied["tied"] and tied["value"] == tied["low"] == tied["high"] == 0
+    assert tied["open"] and tied["value"] == tied["low"] == tied["high"] == 0
     better = analysis.rank_advantage(x, -x, y, "case", "fraction")
-    assert not better["tied"] and better["value"] == pytest.approx(2) and better["n"] == 12
+    assert not better["open"] and better["value"] == pytest.approx(2) and better["n"] == 12
 
 
 def test_methods_are_separated_by_logarithms_and_their_gap_is_in_factors_of_ten():
@@ -125,14 +127,9 @@ def test_methods_are_separated_by_logarithms_and_their_gap_is_in_factors_of_ten(
     assert found["ap2 gap"].tolist() == pytest.approx([1, 1, 2], abs=0.01)
 
 
-def test_orders_are_written_out():
-    rows = pd.DataFrame({"case": "c", "fraction": 0.5, "method": ["a", "b", "c"], "x": [1, 2, 3], "y": [3, 1, 2]})
-    assert analysis.method_orders(rows, ["x", "y"]).to_numpy().tolist() == [["a < b < c", "b < c < a"]]
-
-
 def test_bounds_take_the_curvature_of_their_own_training_or_of_the_shared_checkpoint():
     rows = pd.DataFrame({"case": ["own", "own", "shared", "shared"], "trial": [0, 1, 0, 1], "ap2": 4.0})
-    rows = rows.assign(kl=0.5, weights=10, largest_ap2=2 * latent.KL_LIMIT, train_gap=5.0)
+    rows = rows.assign(kl=0.5, weights=10, largest_ap2=2 * KL_LIMIT, train_gap=5.0)
     features = pd.DataFrame({"case": ["own", "own", "shared"], "seed": [0, 1, np.nan], "hessian_max": [1.0, 2, 3]})
     found = analysis.with_bounds(rows, features.assign(gradient_norm=0.1))
     assert found["core"].tolist() == [2, 4, 6, 6] and found["core fails"].tolist() == [True, True, False, False]
@@ -151,3 +148,31 @@ def test_controls_become_rows_relative_to_equal_ap2_and_an_unequal_one_is_refuse
     assert analysis.block_means(other)["relative gap"].tolist() == pytest.approx([1 / 3, 3])
     with pytest.raises(ValueError, match="differs"):
         analysis.control_rows(pd.DataFrame([row | {"control_ap2": [2.0, 2.1]}]))
+
+
+def test_a_sign_test_leaves_out_ties_and_has_no_evidence_without_differences():
+    assert stats.sign_test_p([1, 1, 1, 5], [0, 0, 0, 5]) == pytest.approx(1 / 8)
+    assert stats.sign_test_p([1, 0], [1, 0]) == 1
+
+
+def test_unrelated_orders_of_three_agree_once_in_six_times():
+    x, y = np.random.default_rng(5).normal(size=(2, 6000, 3))
+    assert analysis.same_order(x, y).mean() == pytest.approx(1 / 6, abs=0.02)
+    assert analysis.same_order([1, 2, 3], [10, 20, 30]) and not analysis.same_order([1, 2, 3], [1, 3, 2])
+    assert not analysis.same_order([1, 2, 3], [1, 1, 2])  # a tie agrees with no strict order
+
+
+def test_separation_is_in_pooled_standard_deviations():
+    assert analysis.separation([0, 2], [10, 12]) == pytest.approx(10 / np.sqrt(2))
+    assert analysis.separation([1, 1], [2, 2]) == float("inf") and analysis.separation([1, 1], [1, 1]) == 0
+
+
+def test_the_largest_fraction_is_the_last_one_within_the_tolerance():
+    ending = pd.DataFrame({"case": "c", "trial": 0, "method": "lowest", "fraction": [0.1, 0.5, 0.9], "pd": [0, 1.0, 3]})
+    found = analysis.largest_fractions(pd.concat([ending, ending.assign(method="highest", pd=5.0)]), [1.0, 4.0])
+    assert found.set_index(["method", "delta"])["s"].to_dict() == {
+        ("lowest", 1.0): 0.5,
+        ("highest", 1.0): 0,
+        ("lowest", 4.0): 0.9,
+        ("highest", 4.0): 0,
+    }

@@ -1,0 +1,689 @@
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, linalg, special, stats
+from torch.nn.utils import prune
+
+from lib import latent
+from lib.masks import METHODS, magnitude_mask
+from lib.provenance import data_dir
+
+FRACTIONS = (0.1, 0.3, 0.5, 0.8)
+PUBLIC_HEADS = {
+    "CIFAR-10": ("akamaster/resnet20-12fca82f.th", "module.linear.weight"),
+    "CIFAR-100": ("chenyaofo/cifar100_resnet20.pth", "fc.weight"),
+}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, generator):
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def public_head(dataset):
+    name, key = PUBLIC_HEADS[dataset]
+    path = data_dir() / name
+    if not path.is_file():
+        pytest.skip(f"the public ResNet-20 checkpoint {name} is not in the data folder")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint.get("state_dict", checkpoint)[key]
+
+
+def squared_group_distance(weight, pruned, groups=100):
+    return latent.group_means(weight - pruned, groups).square().sum().item()
+
+
+# AP2 and grouping
+
+
+def test_ap2_is_zero_only_for_equal_weights_and_the_removed_squares_at_prune_time():
+    weight = torch.randn(10, 64, generator=seeded())
+    assert latent.ap2(weight, weight) == 0 and latent.ap2(weight, weight + 1e-3) > 0
+    for method in METHODS:
+        mask = magnitude_mask(weight, 0.3, method, seeded())
+        assert latent.ap2(weight, weight * mask) == pytest.approx(sum(w**2 for w in weight[~mask].tolist()))
+
+
+def test_ap2_of_lowest_is_at_most_any_mask_is_at_most_highest():
+    weight = torch.randn(20, 30, generator=seeded())
+    for fraction in FRACTIONS:
+        low, high = (latent.ap2(weight, weight * magnitude_mask(weight, fraction, m)) for m in ("lowest", "highest"))
+        for seed in range(20):
+            assert low <= latent.ap2(weight, weight * magnitude_mask(weight, fraction, "random", seeded(seed))) <= high
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "groups", "last"),
+    (
+        (20_480, 204, 101, 80),  # ResNet-50, 10 classes
+        (40_960, 409, 101, 60),  # VGG-16 or AlexNet
+        (7_680, 76, 102, 4),  # ViT
+        (204_800, 2048, 100, 2048),  # 100 classes
+        (409_600, 4096, 100, 4096),
+        (76_800, 768, 100, 768),
+        (819_200, 8192, 100, 8192),  # 200 classes
+        (153_600, 1536, 100, 1536),
+        (640, 6, 107, 4),  # ResNet-20, 10 classes
+        (6_400, 64, 100, 64),  # ResNet-20, 100 classes
+        (99, 1, 99, 1),
+        (7, 1, 7, 1),
+    ),
+)
+def test_groups_have_the_sizes_and_counts_of_the_released_code(length, size, groups, last):
+    vector = torch.arange(length, dtype=torch.float64)
+    means = latent.group_means(vector)
+    assert len(means) == groups
+    assert means[0].item() == (size - 1) / 2
+    assert means[-1].item() == length - 1 - (last - 1) / 2
+    expected = [vector[start : start + size].mean() for start in range(0, length, size)]
+    assert torch.allclose(means, torch.stack(expected), rtol=1e-14, atol=0)
+
+
+def test_groups_of_a_hundred_class_head_are_its_rows():
+    weight = torch.randn(100, 64, generator=seeded())
+    assert torch.allclose(latent.group_means(weight), weight.double().mean(1))
+
+
+def test_squared_group_distance_is_bounded_by_ap2_of_each_group_over_its_size():
+    generator = seeded(2)
+    for length in (7_680, 640, 6_400, 50):
+        size = max(length // 100, 1)
+        for _ in range(5):
+            delta = normal(length, generator=generator) + 0.3
+            bound = sum(part.square().sum().item() / len(part) for part in delta.split(size))
+            assert squared_group_distance(delta, torch.zeros_like(delta)) <= bound * (1 + 1e-12)
+    delta = torch.zeros(7_680)
+    delta[-4:] = 1
+    assert squared_group_distance(delta, torch.zeros_like(delta)) == 1 > latent.ap2(delta, torch.zeros_like(delta)) / 76
+
+
+def test_group_means_of_unrelated_weights_cancel():
+    for length, low, high in ((204_800, 1e-8, 2e-5), (20_480, 1e-7, 2e-4)):
+        weight = 0.02 * normal(length, generator=seeded(3))
+        for method in METHODS:
+            for fraction in FRACTIONS:
+                pruned = weight * magnitude_mask(weight, fraction, method, seeded(4))
+                squared = squared_group_distance(weight, pruned)
+                assert 0.6 * low < squared < 1.4 * high  # the range is of means; one draw scatters by 14 %
+                assert squared == pytest.approx(latent.ap2(weight, pruned) / (length // 100) ** 2, rel=0.6)
+
+
+# AP3
+
+
+def test_t_ap3_depends_on_the_grouped_distance_alone_and_counts_actual_groups():
+    weight, pruned = torch.randn(10, 64, generator=seeded()), torch.zeros(10, 64)
+    r = math.sqrt(squared_group_distance(weight, pruned))
+    assert latent.t_ap3(weight, pruned) == pytest.approx(latent.kl_student_t(r, 107, 4).item())
+    assert latent.t_ap3(weight, pruned) == pytest.approx(latent.t_ap3(pruned, weight))
+    within_groups = torch.randn(1, 64, generator=seeded(1)).expand(10, 64) * 0
+    within_groups[:, 0], within_groups[:, 1] = 1, -1  # cancels in each of the 10 groups of one row
+    assert latent.ap2(within_groups, pruned) == 20 and latent.t_ap3(within_groups, pruned, groups=10) == 0
+
+
+@pytest.mark.parametrize(
+    ("fraction", "squared", "expected"), ((0.3, 4.43596, 2.1206), (0.5, 4.68607, 2.2368), (0.8, 4.59060, 2.1925))
+)
+def test_public_cifar10_head_passes_two_when_its_highest_weights_go(fraction, squared, expected):
+    weight = public_head("CIFAR-10")
+    pruned = weight * magnitude_mask(weight, fraction, "highest")
+    assert len(latent.group_means(weight)) == 107
+    assert squared_group_distance(weight, pruned) == pytest.approx(squared, abs=5.1e-6)
+    assert latent.t_ap3(weight, pruned) == pytest.approx(expected, abs=5.1e-5)
+
+
+def test_public_cifar10_head_at_eighty_percent_puts_random_between_lowest_and_highest():
+    weight = public_head("CIFAR-10")
+    lowest = weight * magnitude_mask(weight, 0.8, "lowest")
+    assert squared_group_distance(weight, lowest) == pytest.approx(2.36381, abs=5.1e-6)
+    assert latent.t_ap3(weight, lowest) == pytest.approx(1.1441, abs=5.1e-5)
+    random = [latent.t_ap3(weight, weight * magnitude_mask(weight, 0.8, "random", seeded(s))) for s in range(40)]
+    assert np.mean(random) == pytest.approx(1.82, abs=0.1)  # single masks scatter by 0.15
+
+
+def test_public_cifar100_head_orders_t_ap3_in_reverse_of_ap2():
+    weight = public_head("CIFAR-100")
+
+    def measures(method, fraction, generator=None):
+        pruned = weight * magnitude_mask(weight, fraction, method, generator)
+        squared = squared_group_distance(weight, pruned)
+        return (
+            squared,
+            latent.t_ap3(weight, pruned),
+            squared / (latent.ap2(weight, pruned) / 64**2),
+            latent.ap2(weight, pruned),
+        )
+
+    highest, lowest = measures("highest", 0.8), measures("lowest", 0.8)
+    random = [measures("random", 0.8, seeded(s)) for s in range(10)]
+    assert highest[:2] == pytest.approx((0.00890, 0.0044), abs=5.1e-5)
+    assert lowest[:2] == pytest.approx((0.20088, 0.0984), abs=5.1e-5)
+    assert np.mean([r[1] for r in random]) == pytest.approx(0.011, abs=1e-3)
+    for r in random:
+        assert highest[1] < r[1] < lowest[1] and highest[3] > r[3] > lowest[3]
+    assert lowest[2] == pytest.approx(7.5, abs=0.05)
+    assert measures("highest", 0.1)[2] == pytest.approx(3.9, abs=0.05)
+
+
+def test_code_style_nondiagonal_precision_is_a_multiple_of_the_identity():
+    precision = latent.nondiagonal_precision_code(400, seeded())
+    off_diagonal = precision - precision.diagonal().diag()
+    assert precision.diagonal().tolist() == pytest.approx([5.0e-5] * 400, rel=1e-5)
+    assert 0 < off_diagonal.abs().max() < 1e-10
+    weight, pruned = (torch.randn(400, generator=seeded(s)) for s in (1, 2))
+    delta = weight - pruned
+    assert math.sqrt(delta @ precision @ delta) == pytest.approx(math.sqrt(5e-5 * latent.ap2(weight, pruned)), rel=1e-4)
+
+
+# Performance bounds
+
+
+def random_quadratics(count, generator, dim=4):
+    """(weight, pruned, covariance, Hessian eigenvectors, Hessian eigenvalues >= 0) many times."""
+    for _ in range(count):
+        root = normal(dim, dim, generator=generator)
+        covariance = root @ root.T + 0.1 * torch.eye(dim, dtype=torch.float64)
+        vectors = torch.linalg.qr(normal(dim, dim, generator=generator)).Q
+        values = torch.rand(dim, dtype=torch.float64, generator=generator) * 2
+        yield normal(dim, generator=generator), normal(dim, generator=generator), covariance, vectors, values
+
+
+def quadratic_gap(hessian, centre, weight, pruned):
+    loss = [0.5 * (w - centre) @ hessian @ (w - centre) for w in (weight, pruned)]
+    return abs(loss[0] - loss[1]).item()
+
+
+def test_quadratic_loss_gap_never_exceeds_the_bounds_when_its_minimum_is_at_either_weight():
+    finite = 0
+    for weight, pruned, covariance, vectors, values in random_quadratics(1000, seeded(6)):
+        hessian = vectors @ values.diag() @ vectors.T
+        top, kl = values.max().item(), latent.kl_gaussian(weight, covariance, pruned, covariance)
+        trace = covariance.trace().item()
+        taylor = top / 2 * latent.ap2(weight, pruned)
+        corollary = latent.gaussian_performance_bound(kl, top, latent.precision_range(covariance)[0]).item()
+        lemma = latent.performance_bound(kl, top, trace, trace).item()
+        finite += math.isfinite(lemma)
+        for centre in (weight, pruned):
+            assert quadratic_gap(hessian, centre, weight, pruned) <= taylor * (1 + 1e-9)
+        assert taylor <= corollary * (1 + 1e-9)
+        assert taylor <= lemma
+    assert 50 < finite < 1000  # kl < 2 in some and not in others: both branches were met
+
+
+def test_quadratic_loss_gap_exceeds_the_bound_for_a_generic_centre_or_an_indefinite_hessian():
+    generic = indefinite = 0
+    generator = seeded(7)
+    for weight, pruned, covariance, vectors, values in random_quadratics(1000, generator):
+        bound = partial(latent.gaussian_performance_bound, latent.kl_gaussian(weight, covariance, pruned, covariance))
+        smallest = latent.precision_range(covariance)[0]
+        centre = 3 * normal(4, generator=generator)
+        gap = quadratic_gap(vectors @ values.diag() @ vectors.T, centre, weight, pruned)
+        generic += gap > bound(values.max().item(), smallest).item()
+        shifted = values - 1.5  # the largest eigenvalue is positive in most
+        if shifted.max() > 0:
+            gap = quadratic_gap(vectors @ shifted.diag() @ vectors.T, weight, weight, pruned)
+            indefinite += gap > bound(shifted.max().item(), smallest).item()
+    assert generic > 0 and indefinite > 0
+
+
+def test_printed_corollary_two_fails_exactly_when_twice_the_kl_exceeds_the_precision():
+    delta = 2.0
+    kl = latent.kl_gaussian(torch.tensor([delta]), 1.0, torch.zeros(1), 1.0)
+    assert kl == 2 and 0.5 * delta**2 == 2  # H = covariance = 1: the loss gap is 2
+    assert latent.gaussian_performance_bound(kl, 1.0, 1.0, printed=True).item() == 1
+    assert latent.gaussian_performance_bound(kl, 1.0, 1.0).item() == 2
+    kl = torch.linspace(0.01, 3, 300, dtype=torch.float64)
+    for precision in (0.5, 1.0, 2.0):
+        printed, derived = (
+            latent.gaussian_performance_bound(kl, 1.3, precision, printed=printed) for printed in (True, False)
+        )
+        assert torch.equal(printed < derived, 2 * kl > precision)
+
+
+def test_performance_bound_is_lemma_two_with_its_constant_and_grows_to_infinity_at_two():
+    kl = torch.linspace(0, 1.99, 100, dtype=torch.float64)
+    t, constant = (kl / 2).sqrt(), 2 * (3.0 + 5.0)
+    assert torch.allclose(latent.performance_bound(kl, 0.7, 3.0, 5.0), 0.7 * t * constant / (2 * (1 - t)))
+    assert (latent.performance_bound(kl, 0.7, 3.0, 5.0).diff() > 0).all()
+    assert latent.performance_bound(2.0, 0.7, 3.0, 5.0).isinf()
+
+
+# The released code's pruning
+
+
+def test_highest_code_reproduces_the_released_steps_and_keeps_no_original_weight():
+    weight = torch.randn(10, 64, generator=seeded())
+    for fraction in FRACTIONS:
+        layer = torch.nn.Linear(64, 10)
+        magnitude = weight.abs()
+        layer.weight.data = magnitude - torch.full_like(magnitude, magnitude.max().item())
+        prune.l1_unstructured(layer, "weight", fraction)
+        pruned, mask = latent.prune_highest_code(weight, fraction)
+        assert torch.equal(pruned, layer.weight.detach())
+        assert torch.equal(mask, magnitude_mask(weight, fraction, "highest"))
+        assert not (pruned[mask] == weight[mask]).any() and (pruned <= 0).all()
+        assert latent.ap2(weight, pruned) > latent.ap2(weight, weight * mask)
+
+
+def test_highest_code_inflates_ap2_and_shifts_the_group_means():
+    for seed in range(3):
+        weight = 0.02 * torch.randn(204_800, generator=seeded(seed))
+        pruned, mask = latent.prune_highest_code(weight, 0.1)
+        assert latent.ap2(weight, weight * mask) == pytest.approx(36, abs=0.5)
+        assert 1000 < latent.ap2(weight, pruned) < 1700  # 1105 to 1501 over 40 other seeds
+        assert 0.4 < squared_group_distance(weight, pruned) < 0.7
+        assert squared_group_distance(weight, weight * mask) < 2e-5
+
+
+def test_random_mask_code_is_numpy_seed_42_for_every_trial_and_nested():
+    # the first four of NumPy's legacy permutation of 12 with seed 42
+    assert (~latent.random_mask_code((3, 4), 0.3)).flatten().nonzero().flatten().tolist() == [0, 8, 9, 10]
+    removed = [~latent.random_mask_code((10, 64), fraction) for fraction in FRACTIONS]
+    assert [r.sum().item() for r in removed] == [64, 192, 320, 512]
+    for smaller, larger in zip(removed, removed[1:], strict=False):
+        assert (larger | ~smaller).all()
+
+
+# Controls of equal AP2
+
+
+def test_controls_keep_ap2_and_change_the_weights():
+    weight = torch.randn(10, 64, generator=seeded()).double()
+    mask = magnitude_mask(weight, 0.3, "lowest")
+    delta = weight - weight * mask
+    controls = {
+        "direction": latent.random_direction(delta, seeded(1)),
+        "signs": latent.sign_flips(delta, seeded(1)),
+        "places": latent.permute_pruned(delta, mask, seeded(1)),
+    }
+    for control in controls.values():
+        assert latent.ap2(weight, weight - control) == pytest.approx(latent.ap2(weight, weight * mask), rel=1e-12)
+        assert not torch.equal(control, delta)
+    assert torch.equal(controls["signs"].abs(), delta.abs())
+    assert (controls["places"][mask] == 0).all()
+    assert torch.equal(controls["places"][~mask].sort().values, delta[~mask].sort().values)
+    assert torch.equal(controls["direction"], latent.random_direction(delta, seeded(1)))
+
+
+def test_permutation_leaves_fine_tuned_weights_where_they_are():
+    delta = torch.arange(12.0).view(3, 4)
+    mask = torch.rand(3, 4, generator=seeded()) < 0.5
+    assert torch.equal(latent.permute_pruned(delta, mask, seeded(2))[mask], delta[mask])
+    assert not torch.equal(latent.permute_pruned(delta, mask, seeded(2)), delta)
+
+
+@pytest.mark.parametrize(
+    "call",
+    (
+        lambda w: latent.ap2(w, w[0]),
+        lambda w: latent.group_means(w, 0),
+        lambda w: latent.group_means(w[:0]),
+        lambda w: latent.performance_bound(-1.0, 1.0, 1.0, 1.0),
+        lambda w: latent.performance_bound(1.0, -1.0, 1.0, 1.0),
+        lambda w: latent.gaussian_performance_bound(math.nan, 1.0, 1.0),
+        lambda w: latent.gaussian_performance_bound(1.0, 1.0, 0.0),
+        lambda w: latent.prune_highest_code(w, 1.0),
+        lambda w: latent.fisher_covariance(w.abs(), damping=0),
+        lambda w: latent.fisher_covariance(w * 0),
+    ),
+)
+def test_bad_weights_are_refused_in_one_sentence(call):
+    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+        call(normal(3, 5, generator=seeded()))
+
+
+# Divergences
+
+# KL of two Student-t distributions (spec table): (d, df) -> values at r = 0.1, 1, 2, 3, 10, as printed.
+STUDENT_T_TABLE = {
+    (1, 4): ("0.003569536", "0.3392991", "1.18499", "2.220869", "7.400100"),
+    (100, 4): ("0.004905332", "0.4873197", "1.911975", "4.173025", "32.19923"),
+    (101, 4): ("0.004906217", "0.4874357", "1.912746", "4.175738", "32.29030"),
+    (100, 1e6): ("0.00499999", "0.4999988", "1.999992", "4.499971", "49.9974"),
+}
+
+
+def random_covariance(d, generator):
+    root = normal(d, d, generator=generator)
+    return root @ root.T + 0.1 * torch.eye(d, dtype=torch.float64)
+
+
+def torch_kl(mean_p, covariance_p, mean_q, covariance_q):
+    def matrix(c):
+        c = torch.as_tensor(c, dtype=torch.float64)
+        return c if c.dim() == 2 else torch.diag(c.expand(len(mean_p)))
+
+    distribution = torch.distributions.MultivariateNormal
+    return torch.distributions.kl_divergence(
+        distribution(mean_p, matrix(covariance_p)), distribution(mean_q, matrix(covariance_q))
+    ).item()
+
+
+def student_t_kl_by_gauss_quadrature(r, d, df, nodes=100, angles=50):
+    """E log(1 + rho^2 B - 2 rho sqrt(B (1 - B)) c) over B ~ Beta(df / 2, d / 2) and the angle's cosine c."""
+    x, weight_x = special.roots_jacobi(nodes, d / 2 - 1, df / 2 - 1)
+    if d == 1:
+        c, weight_c = np.array([-1.0, 1.0]), np.array([1.0, 1.0])
+    else:
+        c, weight_c = special.roots_gegenbauer(angles, d / 2 - 1)
+    b = (1 + x[:, None]) / 2
+    rho = r / math.sqrt(df)
+    values = np.log1p(rho**2 * b - 2 * rho * np.sqrt(b * (1 - b)) * c)
+    return (df + d) / 2 * (weight_x @ values @ weight_c) / (weight_x.sum() * weight_c.sum())
+
+
+def definition_integral(function, m):
+    """Integral of function(p, q) over the line for the densities of N(0, 1) and N(m, 1)."""
+    return integrate.quad(
+        lambda x: function(stats.norm.pdf(x), stats.norm.pdf(x - m)), -10, m + 10, points=[m / 2], epsabs=1e-13
+    )[0]
+
+
+@pytest.mark.parametrize("form_p", ("scalar", "vector", "matrix"))
+@pytest.mark.parametrize("form_q", ("scalar", "vector", "matrix"))
+def test_gaussian_kl_equals_torch_distributions_for_every_form_of_covariance(form_p, form_q):
+    generator = seeded()
+    for d in (1, 2, 7):
+        forms = {"scalar": 0.7, "vector": torch.rand(d, generator=generator).double() + 0.1}
+        p = forms.get(form_p, random_covariance(d, generator))
+        q = forms.get(form_q, random_covariance(d, generator))
+        mean_p, mean_q = normal(d, generator=generator), normal(d, generator=generator)
+        assert latent.kl_gaussian(mean_p, p, mean_q, q) == pytest.approx(
+            torch_kl(mean_p, p, mean_q, q), rel=1e-10, abs=1e-12
+        )
+        assert latent.kl_gaussian(mean_p, p, mean_p, p) == pytest.approx(0, abs=1e-12)
+
+
+def test_printed_closed_form_is_the_reverse_kl():
+    generator = seeded(1)
+    for _ in range(20):
+        p, q = random_covariance(4, generator), random_covariance(4, generator)
+        mean_p, mean_q = normal(4, generator=generator), normal(4, generator=generator)
+        delta = mean_p - mean_q
+        inverse = torch.linalg.inv(p)
+        printed = (torch.logdet(p) - torch.logdet(q) + (inverse @ q).trace() + delta @ inverse @ delta - 4).item() / 2
+        assert latent.kl_gaussian_printed(mean_p, p, mean_q, q) == pytest.approx(printed, rel=1e-9)
+        assert printed == pytest.approx(torch_kl(mean_q, q, mean_p, p), rel=1e-9)
+        assert abs(printed - latent.kl_gaussian(mean_p, p, mean_q, q)) > 1e-3
+        assert latent.kl_gaussian_printed(mean_p, p, mean_q, p) == pytest.approx(
+            latent.kl_gaussian(mean_p, p, mean_q, p)
+        )
+
+
+def test_isotropic_kl_is_ap2_over_twice_the_variance():
+    generator = seeded(2)
+    mean_p, mean_q = normal(20_480, generator=generator), normal(20_480, generator=generator)
+    for c in (1e-3, 1.0, 4.0):
+        assert latent.kl_gaussian(mean_p, c, mean_q, c) == pytest.approx(
+            (mean_p - mean_q).square().sum().item() / (2 * c)
+        )
+
+
+@pytest.mark.parametrize(
+    ("dim", "scale_p", "scale_q", "expected", "digits"),
+    (
+        (20_480, 1, 1.01, 2.01, 2),
+        (409_600, 1, 1.01, 40.3, 1),
+        (20_480, 1.01, 1, 2.041, 3),
+        (409_600, 1.01, 1, 40.82, 2),
+        (20_480, 1, 0.99, 2.083, 3),
+        (409_600, 1, 0.99, 41.65, 2),
+    ),
+)
+def test_one_percent_of_scale_mismatch_alone_passes_the_limit_of_two(dim, scale_p, scale_q, expected, digits):
+    zero = torch.zeros(dim)
+    value = latent.kl_gaussian(zero, scale_p**2, zero, scale_q**2)
+    assert round(value, digits) == expected and value > 2
+    ratio = scale_q**2 / scale_p**2
+    assert value == pytest.approx(dim / 2 * (math.log(ratio) + 1 / ratio - 1), rel=1e-9)
+
+
+def test_kl_of_equal_covariances_lies_between_its_bounds_and_reaches_them_along_the_extreme_eigenvectors():
+    generator, zero = seeded(3), torch.zeros(5)
+    for _ in range(200):
+        covariance, delta = random_covariance(5, generator), normal(5, generator=generator)
+        smallest, largest = latent.precision_range(covariance)
+        kl, squared = latent.kl_gaussian(delta, covariance, zero, covariance), delta.square().sum().item()
+        assert smallest * squared / 2 * (1 - 1e-12) <= kl <= largest * squared / 2 * (1 + 1e-12)
+    values, vectors = torch.linalg.eigh(covariance)
+    assert (smallest, largest) == pytest.approx((1 / values[-1].item(), 1 / values[0].item()))
+    for eigenvector, extreme in ((vectors[:, -1], smallest), (vectors[:, 0], largest)):
+        assert latent.kl_gaussian(eigenvector, covariance, zero, covariance) == pytest.approx(extreme / 2)
+
+
+def test_ap3_implies_ap2_by_the_corrected_bound_and_not_by_the_printed_condition():
+    assert (
+        latent.mahalanobis(torch.tensor([1.0, 0.0]), torch.zeros(2), 4.0) ** 2 == 0.25
+    )  # printed: >= 1, the squared norm
+    generator = seeded(4)
+    printed_violations = corrected_violations = 0
+    for _ in range(300):
+        covariance = random_covariance(3, generator) + torch.eye(3)  # all eigenvalues above 1, as the print asks
+        delta = normal(3, generator=generator)
+        squared, twice_kl = delta.square().sum().item(), latent.mahalanobis(delta, torch.zeros(3), covariance) ** 2
+        printed_violations += squared > twice_kl
+        corrected_violations += squared > twice_kl / latent.precision_range(covariance)[0] * (1 + 1e-12)
+    assert printed_violations == 300 and corrected_violations == 0
+
+
+@pytest.mark.parametrize("m", (0.1, 1.0, 2.0, 4.0, 7.0))
+def test_equal_covariance_divergences_equal_their_definitions(m):
+    values = {name: value.item() for name, value in latent.equal_covariance_divergences(m).items()}
+    affinity = definition_integral(lambda p, q: math.sqrt(p * q), m)
+    assert values["kl"] == latent.kl_gaussian(torch.tensor([m], dtype=torch.float64), 1.0, torch.zeros(1), 1.0)
+    assert values["jeffreys"] == pytest.approx(2 * values["kl"])
+    assert values["bhattacharyya"] == pytest.approx(-math.log(affinity), rel=1e-7)
+    assert values["squared_hellinger"] == pytest.approx(1 - affinity, rel=1e-7)
+    assert values["total_variation"] == pytest.approx(definition_integral(lambda p, q: abs(p - q) / 2, m), rel=1e-9)
+    assert values["total_variation"] == pytest.approx(2 * stats.norm.cdf(m / 2) - 1)
+    renyi = math.log(affinity) / (0.5 - 1)
+    assert values["renyi"] == pytest.approx(renyi, rel=1e-7)
+    half = lambda p, q: special.rel_entr(p, (p + q) / 2) / 2  # noqa: E731
+    jensen_shannon = definition_integral(lambda p, q: half(p, q) + half(q, p), m)
+    assert values["jensen_shannon"] == pytest.approx(jensen_shannon, rel=1e-9)
+
+
+def test_jensen_shannon_reproduces_the_table_and_its_limits():
+    table = {0.1: 0.00124844, 1: 0.11142148, 2: 0.33683082, 4: 0.63272019}
+    values = latent.equal_covariance_divergences(list(table))["jensen_shannon"]
+    assert values.tolist() == pytest.approx(list(table.values()), abs=5.1e-9)
+    tiny, huge = latent.equal_covariance_divergences([1e-6, 1e3])["jensen_shannon"].tolist()
+    assert tiny == pytest.approx(1e-12 / 8, rel=1e-9)
+    assert huge == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_divergences_increase_with_the_distance_until_they_saturate():
+    m = torch.linspace(0, 8, 400, dtype=torch.float64)
+    for name, value in latent.equal_covariance_divergences(m).items():
+        assert (value.diff() > 0).all(), name
+    assert latent.equal_covariance_divergences(17.0)["total_variation"].item() == 1
+
+
+def test_pinsker_holds_at_unit_distance_with_the_printed_numbers():
+    values = latent.equal_covariance_divergences(1.0)
+    assert values["total_variation"].item() == pytest.approx(0.382925, abs=5e-7)
+    assert 2 * values["total_variation"].item() ** 2 == pytest.approx(0.2933, abs=5e-5)
+    assert values["kl"].item() == 0.5 > 0.2933
+
+
+def test_wasserstein_and_kl_order_alike_only_for_isotropic_covariance():
+    covariance, zero = torch.tensor([1.0, 100.0]), torch.zeros(2)
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+    assert [latent.mahalanobis(delta, zero, covariance) for delta in (first, second)] == pytest.approx([1, 0.2])
+    distances = [latent.wasserstein_gaussian(delta, covariance, zero, covariance) for delta in (first, second)]
+    assert distances == pytest.approx([1, 2])
+    generator = seeded(5)
+    deltas = normal(50, 2, generator=generator)
+    for sigma, agree in ((3.0, True), (covariance, False)):
+        by_kl = np.argsort([latent.kl_gaussian(delta, sigma, zero, sigma) for delta in deltas])
+        by_wasserstein = np.argsort([latent.wasserstein_gaussian(delta, sigma, zero, sigma) for delta in deltas])
+        assert np.array_equal(by_kl, by_wasserstein) == agree
+
+
+def test_squared_wasserstein_is_ap2_for_equal_and_gains_the_bures_term_for_other_covariances():
+    generator = seeded(6)
+    p, q = random_covariance(5, generator), random_covariance(5, generator)
+    mean_p, mean_q = normal(5, generator=generator), normal(5, generator=generator)
+    squared = (mean_p - mean_q).square().sum().item()
+    assert latent.wasserstein_gaussian(mean_p, p, mean_q, p) ** 2 == pytest.approx(squared)
+    root = linalg.sqrtm(p.numpy())
+    bures = np.trace(p.numpy() + q.numpy() - 2 * linalg.sqrtm(root @ q.numpy() @ root).real)
+    assert latent.wasserstein_gaussian(mean_p, p, mean_q, q) ** 2 == pytest.approx(squared + bures)
+    variances = torch.tensor([1.0, 4.0])
+    assert latent.wasserstein_gaussian(torch.zeros(2), variances, torch.zeros(2), 9.0) == pytest.approx(
+        math.sqrt(4 + 1)
+    )
+    assert latent.wasserstein_gaussian(torch.zeros(2), torch.diag(variances), torch.zeros(2), 9.0) == pytest.approx(
+        5**0.5
+    )
+
+
+@pytest.mark.parametrize(("dim", "df"), STUDENT_T_TABLE)
+def test_student_t_kl_reproduces_the_table_to_its_printed_digits(dim, df):
+    values = latent.kl_student_t([0.1, 1, 2, 3, 10], dim, df).tolist()
+    for value, printed in zip(values, STUDENT_T_TABLE[dim, df], strict=True):
+        last_digit = 10.0 ** -len(printed.split(".")[1])
+        assert value == pytest.approx(float(printed), abs=0.51 * last_digit)
+
+
+@pytest.mark.parametrize("dim", (1, 2, 3, 10, 100, 107))
+@pytest.mark.parametrize("df", (1, 2, 4, 10))
+def test_student_t_kl_equals_gauss_jacobi_times_gegenbauer(dim, df):
+    for r in (0.01, 0.1, 1.0, 3.0):
+        expected = student_t_kl_by_gauss_quadrature(r, dim, df, nodes=200, angles=100)
+        assert latent.kl_student_t(r, dim, df).item() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_student_t_kl_is_exact_where_the_oracle_is():
+    for r in (0.1, 1.0, 3.0, 10.0):
+        assert latent.kl_student_t(r, 100, 4).item() == pytest.approx(
+            student_t_kl_by_gauss_quadrature(r, 100, 4), rel=1e-10
+        )
+
+
+def test_student_t_kl_equals_the_closed_form_of_two_cauchy_distributions():
+    r = torch.logspace(-8, 3, 300, dtype=torch.float64)
+    assert torch.allclose(latent.kl_student_t(r, 1, 1), torch.log1p(r**2 / 4), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("df", (1, 4, 30))
+def test_student_t_kl_in_one_dimension_equals_direct_integration(df):
+    for r in (0.1, 1.0, 3.0, 10.0):
+        p, q = stats.t(df), stats.t(df, loc=r)
+        integrand = lambda x, p=p, q=q: p.pdf(x) * (p.logpdf(x) - q.logpdf(x))  # noqa: E731
+        pieces = ((-np.inf, 0), (0, r), (r, np.inf))
+        direct = sum(integrate.quad(integrand, *piece, epsabs=1e-12, limit=400)[0] for piece in pieces)
+        assert latent.kl_student_t(r, 1, df).item() == pytest.approx(direct, rel=1e-7)
+
+
+@pytest.mark.parametrize("dim", (1, 100, 100_000))
+@pytest.mark.parametrize("df", (1, 4, 1e6))
+def test_student_t_kl_has_its_limits_for_small_and_large_distances(dim, df):
+    r = 1e-6
+    assert latent.kl_student_t(r, dim, df).item() == pytest.approx((df + dim) / (df + dim + 2) * r**2 / 2, rel=1e-9)
+    if df < 1e6:  # the far limit needs r^2 well above df + d; it is approached as r^-df, slowest for df = 1
+        r, a = 1e3 * math.sqrt(dim), (df + dim) / 2
+        far = a * (math.log(r**2 / df) - special.digamma(a) + special.digamma(df / 2))
+        assert latent.kl_student_t(r, dim, df).item() == pytest.approx(far, rel=3e-4)
+
+
+def test_student_t_kl_at_thousand_is_near_its_far_limit_and_at_huge_df_is_gaussian():
+    assert latent.kl_student_t(1000.0, 100, 4).item() == pytest.approx(463.351, abs=5e-4)
+    assert latent.kl_student_t(1000.0, 100, 4).item() == pytest.approx(463.34, abs=0.02)
+    assert latent.kl_student_t(2.04674, 100, 4).item() == pytest.approx(2, abs=1e-5)
+    assert latent.kl_student_t([0.1, 1, 3], 10, 1e6).tolist() == pytest.approx([0.005, 0.5, 4.5], rel=1e-5)
+
+
+def test_student_t_kl_strictly_increases_and_keeps_shape():
+    for dim, df in ((1, 1), (100, 4), (100_000, 1e6)):
+        values = latent.kl_student_t(torch.logspace(-8, 3, 2000, dtype=torch.float64), dim, df)
+        assert values.isfinite().all() and (values.diff() > 0).all()
+    r = torch.rand(70, 90, generator=seeded())
+    assert latent.kl_student_t(r, 100, 4).shape == r.shape
+    assert latent.kl_student_t(r, 100, 4)[3, 5].item() == pytest.approx(
+        latent.kl_student_t(r[3, 5], 100, 4).item(), rel=1e-12
+    )
+    assert latent.kl_student_t(0.0, 100, 4).item() == 0
+    assert latent.kl_student_t([], 100, 4).shape == (0,)
+
+
+@pytest.mark.parametrize(("dim", "df", "r"), ((1, 4, 2.0), (10, 4, 1.0), (100, 4, 0.5), (10, 1, 1.0), (5, 2.5, 3.0)))
+def test_monte_carlo_agrees_within_four_standard_errors_for_any_direction_and_order(dim, df, r):
+    generator = seeded(8)
+    exact = latent.kl_student_t(r, dim, df).item()
+    zero = torch.zeros(dim, dtype=torch.float64)
+    axis = zero.clone()
+    axis[0] = r
+    rotated = normal(dim, generator=generator)
+    rotated *= r / rotated.norm()
+    for p, q in ((zero, axis), (axis, zero), (rotated, zero), (axis + 5, rotated + axis + 5)):
+        estimate, error = latent.kl_student_t_monte_carlo(p, q, df, draws=40_000, generator=generator)
+        assert abs(estimate - exact) < 4 * error < exact
+
+
+def test_monte_carlo_noise_is_the_root_of_twice_the_kl_and_repeats_with_the_seed():
+    p, q = torch.zeros(100), torch.full((100,), 0.01)
+    estimate, error = latent.kl_student_t_monte_carlo(p, q, 4, draws=50_000, generator=seeded(9))
+    assert error * math.sqrt(50_000) == pytest.approx(math.sqrt(2 * latent.kl_student_t(0.1, 100, 4).item()), rel=0.05)
+    assert (estimate, error) == latent.kl_student_t_monte_carlo(p, q, 4, draws=50_000, generator=seeded(9))
+
+
+def test_lower_bounds_on_total_variation_and_kl_hold_for_gaussians():
+    generator = seeded(10)
+    for d in (1, 3, 30):
+        for _ in range(50):
+            covariance = random_covariance(d, generator)
+            delta = normal(d, generator=generator) * 3
+            m = latent.mahalanobis(delta, torch.zeros(d), covariance)
+            values = latent.equal_covariance_divergences(m)
+            bound_arguments = delta.square().sum(), covariance.trace(), covariance.trace()
+            assert latent.total_variation_lower_bound(*bound_arguments) <= values["total_variation"]
+            assert 2 * values["total_variation"] ** 2 <= values["kl"]
+
+
+def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
+    squared = torch.tensor([1e-4, 0.3, 7.0, 100.0], dtype=torch.float64)
+    kl = 2 * latent.total_variation_lower_bound(squared, 4.0, 6.0) ** 2
+    assert torch.allclose(latent.recovered_squared_distance(kl, 4.0, 6.0), squared)
+    epsilon = torch.linspace(0.01, 1.99, 100)
+    for d in (1, 10, 20_480):
+        assert (
+            latent.recovered_squared_distance(epsilon, d, d) >= 2 * epsilon
+        ).all()  # unit Gaussians: exactly 2 epsilon
+    assert latent.recovered_squared_distance([2.0, 3.0], 1, 1).isinf().all()
+    t = math.sqrt(0.25)
+    assert latent.recovered_squared_distance(0.5, 20_480, 20_480).item() == pytest.approx(4 * 20_480 * t / (1 - t))
+
+
+@pytest.mark.parametrize(
+    "call",
+    (
+        lambda v: latent.kl_gaussian(v, 0.0, v, 1.0),
+        lambda v: latent.kl_gaussian(v, 1.0, v, torch.tensor([1.0, -1.0, 1.0])),
+        lambda v: latent.kl_gaussian(v, 1.0, v, torch.tensor([[1.0, 2, 0], [2, 1, 0], [0, 0, 1]])),
+        lambda v: latent.kl_gaussian(v, torch.tensor([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]]), v, 1.0),
+        lambda v: latent.kl_gaussian(v, torch.ones(2), v, 1.0),
+        lambda v: latent.kl_gaussian(v, torch.eye(2), v, 1.0),
+        lambda v: latent.kl_gaussian(v, 1.0, v[:2], 1.0),
+        lambda v: latent.kl_gaussian(v.view(1, 3), 1.0, v.view(1, 3), 1.0),
+        lambda v: latent.wasserstein_gaussian(v, torch.eye(3), v, -torch.eye(3)),
+        lambda v: latent.precision_range(math.nan),
+        lambda v: latent.kl_student_t(-1.0, 1, 4),
+        lambda v: latent.kl_student_t(math.nan, 1, 4),
+        lambda v: latent.kl_student_t(1.0, 0, 4),
+        lambda v: latent.kl_student_t(1.0, 1, 0),
+        lambda v: latent.kl_student_t_monte_carlo(v, v, 4, draws=1, generator=seeded()),
+        lambda v: latent.equal_covariance_divergences(-1.0),
+        lambda v: latent.total_variation_lower_bound(1.0, 0.0, 0.0),
+        lambda v: latent.recovered_squared_distance(-1.0, 1.0, 1.0),
+    ),
+)
+def test_bad_arguments_are_refused_in_one_sentence(call):
+    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+        call(torch.tensor([1.0, 2.0, 3.0]))
