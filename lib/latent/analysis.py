@@ -28,10 +28,9 @@ def with_case(rows: pd.DataFrame) -> pd.DataFrame:
 def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
     """The rows of `trials.heads`, one an epoch, with performance differences and the lambda rule applied.
 
-    Returns:
-        Added are `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2` of the configurations that have
-        one of the fractions (epochs 1 on, by case and trial), `kl` = 1.9 ap2 / largest_ap2, and `scaled_r2`, the
-        squared distance of group means for the covariance I / lambda.
+    Added are `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2` of the configurations that have one of
+    the fractions (epochs 1 on, by case and trial), `kl` = 1.9 ap2 / largest_ap2, and `scaled_r2`, the squared distance
+    of group means for the covariance I / lambda.
 
     Source: the lambda rule is that of paper 1's released code, main.py, `modify_first_column`.
     """
@@ -136,20 +135,15 @@ def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> tuple[dict, dict]:
-    """Agreement of t-AP3 and PD in order: pairs below a t-AP3 minus pairs above it.
+    """Agreement of t-AP3 and PD in order: share of pairs below a border (nats) that agree, minus share above it.
 
     Pairs share a method or a fraction, not both; a pair is below (above) in an epoch if both of its t-AP3 are. Pairs
     across the border are left out: they are far apart, and agree more wherever the border is. The interval draws
-    configurations, since their pairs overlap; draws without a pair on both sides do not count.
-
-    Args:
-        rows: by epoch.
-        squared: the column of squared distances of group means.
-        border: in nats.
+    configurations, since their pairs overlap; draws without a pair on both sides do not count. `squared` is the column
+    of squared distances of group means.
 
     Returns:
-        The statistic, NaN if one side has no pairs; and the shares of pairs `below` and `above` and those of them that
-        agree.
+        The statistic, NaN if one side has no pairs; and the shares of pairs on both sides and of those that agree.
     """
     mean = rows[rows["epoch"] > 0].groupby([*KEY, "epoch"])[[squared, "pd"]].mean().unstack("epoch")
     weights = rows.groupby("case")["weights"].first()
@@ -218,9 +212,8 @@ def separation(a: Sequence[float], b: Sequence[float]) -> float:
 def separations(final: pd.DataFrame) -> pd.DataFrame:
     """For each pair of methods at one fraction of a case: how far apart AP2 and t-AP3 put them in one epoch.
 
-    Returns:
-        For each measure, whether the difference of mean logarithms is at least two pooled standard deviations over
-        trials (`separated`), and its size in factors of ten (`gap`).
+    A measure has `separated` them if mean logarithms differ by two pooled standard deviations over trials or more;
+    `gap` is that difference in factors of ten.
     """
     rows = []
     for (case, fraction), part in final.groupby(["case", "fraction"], sort=False):
@@ -234,20 +227,13 @@ def separations(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def largest_fractions(ending: pd.DataFrame, allowed: Sequence[float]) -> pd.DataFrame:
-    """The largest sparsity `s` of each case, trial and method whose PD is at most `delta`; 0 if none is.
-
-    Args:
-        ending: rows by epoch, of the last one.
-        allowed: values of `delta`, in points.
+    """The largest sparsity `s` by case, trial and method whose PD at the last epoch is at most `delta`; 0 if none is.
 
     Source: paper 1 leaves "optimal sparsity" without a number; this is the companion's s*(delta).
     """
-    unit = ["case", "trial", "method"]
-    within = [
-        ending["fraction"].where(ending["pd"] <= delta, 0.0).groupby([ending[k] for k in unit], sort=False).max()
-        for delta in allowed
-    ]
-    return pd.concat(within, keys=allowed, names=["delta"]).rename("s").reset_index()
+    key = ["case", "trial", "method"]
+    within = [ending.assign(delta=delta, s=ending["fraction"].where(ending["pd"] <= delta, 0.0)) for delta in allowed]
+    return pd.concat(within).groupby([*key, "delta"], sort=False)["s"].max().reset_index()
 
 
 def group_ablation(projections: pd.DataFrame) -> pd.DataFrame:
@@ -260,14 +246,9 @@ def group_ablation(projections: pd.DataFrame) -> pd.DataFrame:
 def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     """Rows by epoch with both sides of the bounds on the training-loss gap, for the covariance I / lambda.
 
-    Args:
-        rows: of pruned heads, by epoch.
-        features: rows of `trials.features` with `case`.
-
-    Returns:
-        Added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense
-        Hessian times AP2), `slope` (gradient norm times distance: what a gradient that is not zero can add), and for
-        both bounds `fails` and `over gap`.
+    Added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense Hessian
+    times AP2), `slope` (gradient norm times distance: what a gradient that is not zero can add), and for both bounds
+    `fails` and `over gap`. The features are rows of `trials.features` with `case`.
     """
     dense = features.reindex(columns=["case", "seed", "hessian_max", "gradient_norm"]).rename(columns={"seed": "own"})
     found = rows.merge(dense, on="case")  # a checkpoint has no seed and serves all trials

@@ -22,6 +22,7 @@ BOUNDS = {
     "n_unit": "configurations and trials",
 }
 POSITIVE = {"relation": ">", "threshold": 0}
+CONFIGURATIONS = POSITIVE | {"n_unit": "configurations"}
 SPARSITY_ALONE = "0, whatever sparsities have in common"
 
 RULES = (
@@ -90,8 +91,7 @@ RULES = (
         claim="Over all configurations AP2 and PD are rank-correlated.",
         statistic="Spearman's correlation over configurations, pooled",
         null="far above 0 from sparsity alone",
-        n_unit="configurations",
-        **POSITIVE,
+        **CONFIGURATIONS,
     ),
     Rule(
         id="P1.8c",
@@ -99,8 +99,7 @@ RULES = (
         claim="AP2 and PD are rank-correlated within a sparsity, too.",
         statistic="Spearman's correlation within sparsity",
         null="0 if unrelated; see AP2 at prune time",
-        n_unit="configurations",
-        **POSITIVE,
+        **CONFIGURATIONS,
     ),
     Rule(
         id="P1.9",
@@ -168,8 +167,7 @@ RULES = (
         claim="While a head is fine-tuned, its loss gap falls as its KL approaches the final one.",
         statistic="the smaller of two: tau with its own KL gap; its excess over others, in steps",
         null="0: falling series agree anyway",
-        n_unit="configurations",
-        **POSITIVE,
+        **CONFIGURATIONS,
     ),
     Rule(
         id="P1.13",
@@ -186,8 +184,7 @@ RULES = (
         claim="AP2 and PD are rank-correlated when inputs, classes or N:M groups of the head are pruned.",
         statistic="Spearman's correlation within structure and sparsity",
         null=SPARSITY_ALONE,
-        n_unit="configurations",
-        **POSITIVE,
+        **CONFIGURATIONS,
     ),
     Rule(
         id="P1.15",
@@ -215,7 +212,6 @@ RULES = (
         statistic="difference of two Spearman's correlations",
         null="0 if curvature adds nothing",
         open_if="both measures rank the methods alike in every stratum, so that no difference is possible",
-        n_unit="configurations",
-        **POSITIVE,
+        **CONFIGURATIONS,
     ),
 )

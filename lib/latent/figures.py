@@ -1,6 +1,6 @@
-"""Paper 1's figures, drawn from rows by epoch; each function returns the figure and, where it made them, its numbers.
+"""Paper 1's figures, drawn from rows by epoch; each function returns the figure and, where it makes them, its numbers.
 
-Values below the smallest one that a logarithmic axis shows are drawn at its lower edge.
+A logarithmic axis shows smaller values than its smallest at its lower edge.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,7 @@ from lib.latent.analysis import KEY, block_means
 from lib.masks import METHODS
 
 LOWEST_PD, LOWEST, LOWEST_GAP = 1e-2, 1e-4, 1e-5  # points; nats; nats
-CONTROL = {
-    "color": figures.NULL["color"],
-    "lw": 1.2,
-}  # the dense control: a head that is fine-tuned with nothing removed
+CONTROL = {"color": figures.NULL["color"], "lw": 1.2}  # the dense control: a head fine-tuned with nothing removed
 CONTROLS = {"pruning": "o", "random direction": "x", "random signs": "+", "permuted places": "^"}
 
 
@@ -41,24 +38,37 @@ def method_styles(**style: object) -> dict[str, dict]:
 
 
 def case_grid(cases: Sequence[str], columns: Sequence[str], **options: object) -> tuple[Figure, np.ndarray]:
-    """Axes (cases, columns) with a title a column and the case at the left of each row, on logarithmic scales."""
+    """Axes (cases, columns) with a title above each column and the case left of each row, on logarithmic scales."""
     size = (10, 1.2 + 2.3 * len(cases))
     figure, axes = plt.subplots(len(cases), len(columns), figsize=size, squeeze=False, sharex=True, **options)
-    for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title)
-    for axis, case in zip(axes[:, 0], cases, strict=True):
-        axis.set_ylabel(case.replace(", ", "\n"))
+    for place, title in enumerate(columns):
+        axes[0, place].set_title(title)
+    for place, case in enumerate(cases):
+        axes[place, 0].set_ylabel(case.replace(", ", "\n"))
     for axis in axes.flat:
         _logarithmic(axis, "y")
     return figure, axes
 
 
+def case_row(cases: Sequence[str], height: float, rows: int = 1, **options: object) -> tuple[Figure, np.ndarray]:
+    """Axes (rows, cases) with the case above each column."""
+    figure, axes = plt.subplots(rows, len(cases), figsize=(10, height), squeeze=False, sharey=True, **options)
+    for axis, case in zip(axes[0], cases, strict=True):
+        axis.set_title(case.replace(", ", "\n"))
+    return figure, axes
+
+
 def panels(rows: pd.DataFrame, control: pd.DataFrame, measure: str, by: str, label: str) -> tuple[Figure, pd.DataFrame]:
-    """The layout of paper 1's figures: a panel a method or a fraction, colours the other; the measure solid, PD dashed.
+    """The layout of paper 1's figures: panels are methods or fractions, colours the others; measure solid, PD dashed.
 
     Lines are means over trials, bands their range.
-    rows, control: as `analysis.by_epoch` returns them; of pruned heads, and of the dense control.
-    by: "method" or "fraction". label: the measure with its unit. Returns the figure and the numbers behind it.
+
+    Args:
+        rows: of pruned heads, as `analysis.by_epoch` returns them.
+        control: likewise, of the dense control.
+        measure: its column.
+        by: the panels, "method" or "fraction".
+        label: the measure with its unit.
     """
     along = "fraction" if by == "method" else "method"
     fractions, cases = sorted(set(rows["fraction"])), list(dict.fromkeys(rows["case"]))
@@ -94,7 +104,7 @@ def _measure_and_difference(axis: Axes, one: pd.DataFrame, measure: str, style: 
 
 
 def groups(ablation: pd.DataFrame, trials: int) -> Figure:
-    """t-AP3 at epoch 0 against the number of groups, as stored and shuffled, a panel a case and a fraction."""
+    """t-AP3 at epoch 0 against the number of groups, as stored and shuffled, by case and fraction."""
     cases, fractions = list(dict.fromkeys(ablation["case"])), sorted(set(ablation["fraction"]))
     figure, axes = case_grid(cases, [f"{fraction:.0%} removed" for fraction in fractions], sharey="row")
     for (case, fraction, method), one in ablation.groupby(["case", "fraction", "method"]):
@@ -112,9 +122,9 @@ def groups(ablation: pd.DataFrame, trials: int) -> Figure:
 
 
 def released_code(modes: pd.DataFrame, trials: int) -> Figure:
-    """AP2 and t-AP3 by epoch, as defined and as the released code computes them; one scale a measure.
+    """AP2 and t-AP3 by epoch, as defined and as the released code computes them; one scale for each measure.
 
-    modes: means over trials with `case`, `method` ("highest", "random"), `fraction`, `mode`, `epoch`, `ap2`, `t_ap3`.
+    `modes` holds means over trials by `case`, `method` ("highest", "random"), `fraction`, `mode` and `epoch`.
     """
     columns = [(method, measure) for measure in ("ap2", "t_ap3") for method in ("highest", "random")]
     titles = [f"{method}:\n{'AP2' if measure == 'ap2' else 't-AP3 (nats)'}" for method, measure in columns]
@@ -137,12 +147,12 @@ def released_code(modes: pd.DataFrame, trials: int) -> Figure:
 
 
 def bounds(edges: pd.DataFrame) -> Figure:
-    """Training-loss gap against two bounds at the first and the last epoch: a row a bound, a panel a case.
+    """Training-loss gap of each configuration and trial against two bounds: a row a bound, a panel a case.
 
-    edges: as `analysis.with_bounds` returns them, two epochs; one point a configuration and trial.
+    `edges` are rows of the first and the last epoch, as `analysis.with_bounds` returns them.
     """
     cases, names = list(dict.fromkeys(edges["case"])), {"lemma": "Lemma 2", "core": "½ λmax AP2"}
-    figure, axes = plt.subplots(2, len(cases), figsize=(10, 6), squeeze=False, sharey=True, sharex="row")
+    figure, axes = case_row(cases, 6, 2, sharex="row")
     marks = {edges["epoch"].min(): {"marker": "o"}, edges["epoch"].max(): {"marker": "x"}}
     for row, bound in zip(axes, names, strict=True):
         known = edges[np.isfinite(edges[bound])]
@@ -156,8 +166,6 @@ def bounds(edges: pd.DataFrame) -> Figure:
             _logarithmic(axis, "x")
             _logarithmic(axis, "y")
             axis.set_ylim(LOWEST_GAP / 2, 1e3)
-    for axis, case in zip(axes[0], cases, strict=True):
-        axis.set_title(case.replace(", ", "\n"))
     figure.supylabel("training-loss gap (nats)")
     texts = {f"epoch {epoch}": mark | {"ls": ""} for epoch, mark in marks.items()} | {"gap = bound": figures.NULL}
     n = edges.groupby(["case", "epoch"]).size().max()
@@ -166,18 +174,14 @@ def bounds(edges: pd.DataFrame) -> Figure:
 
 
 def controls(other: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Loss gap against curvature AP3 among changes of equal AP2, both over their means there; a panel a case.
-
-    other: as `analysis.control_rows` returns them. Returns the figure and the numbers behind it.
-    """
+    """Loss gap against curvature AP3 among `analysis.control_rows`, both over their means at equal AP2, by case."""
     numbers = block_means(other)
     cases = list(dict.fromkeys(numbers["case"]))
-    figure, axes = plt.subplots(1, len(cases), figsize=(10, 3.9), squeeze=False, sharey=True, sharex=True)
+    figure, axes = case_row(cases, 3.9, sharex=True)
     for (case, method, control), one in numbers.groupby(["case", "method", "control"]):
         style = {"c": figures.COLOURS[method], "marker": CONTROLS[control], "s": 26, "lw": 1.2}
         axes[0, cases.index(case)].scatter(one["relative curvature AP3"], one["relative gap"], **style)
-    for axis, case in zip(axes[0], cases, strict=True):
-        axis.set(title=case.replace(", ", "\n"))
+    for axis in axes[0]:
         axis.axhline(1, **figures.NULL)
         for which in "xy":
             _logarithmic(axis, which)
@@ -193,16 +197,12 @@ def controls(other: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """PD against the share of weights removed, before and after fine-tuning; a panel a case.
-
-    ending, before, control: rows by epoch at the last epoch, at epoch 0, and of the dense control at the last.
-    Returns the figure and the numbers behind it.
-    """
+    """PD against the share of weights removed, by case: at the last epoch, at epoch 0, and of the dense control."""
     numbers = ending.groupby(KEY, sort=False)["pd"].agg(["mean", "min", "max"])
     numbers["epoch 0"] = before.groupby(KEY, sort=False)["pd"].mean()
     numbers = numbers.reset_index()
     cases, idle = list(dict.fromkeys(numbers["case"])), control.groupby("case")["pd"].mean()
-    figure, axes = plt.subplots(1, len(cases), figsize=(10, 3.8), squeeze=False, sharey=True)
+    figure, axes = case_row(cases, 3.8)
     for (case, method), one in numbers.groupby(["case", "method"]):
         axis, colour, x = axes[0, cases.index(case)], figures.COLOURS[method], 100 * one["fraction"]
         drawn = one[["mean", "min", "max", "epoch 0"]].clip(lower=LOWEST_PD)
@@ -211,7 +211,7 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
         axis.fill_between(x, drawn["min"], drawn["max"], color=colour, alpha=0.2, lw=0)
     for axis, case in zip(axes[0], cases, strict=True):
         axis.axhline(max(idle[case], LOWEST_PD), **figures.NULL)
-        axis.set(yscale="log", title=case.replace(", ", "\n"), xticks=[10, 30, 50, 70, 90])
+        axis.set(yscale="log", xticks=[10, 30, 50, 70, 90])
     axes[0, 0].set_ylabel("PD (points)")
     figure.supxlabel("weights removed (%)")
     texts = {"epoch 0": {"ls": "--"}, "dense control": figures.NULL}
@@ -220,9 +220,9 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
 
 
 def layers(shown: pd.DataFrame) -> Figure:
-    """PD after the head is tuned against the relative AP2 of a pruned hidden layer; weights left, filters right.
+    """PD after the head is tuned against the relative AP2 of a pruned hidden layer; single weights left, filters right.
 
-    shown: rows of `trials.layers` with `case` and `pd`, without the dense control.
+    `shown` are rows of `trials.layers` with `case` and `pd`, without the dense control.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharey=True, sharex=True)
     places = dict.fromkeys(zip(shown["case"], shown["layer"], strict=True))

@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import gammaincinv
+from scipy.stats import multivariate_t
 from torch import Tensor
 
 from lib.masks import magnitude_mask
 
+Values = Tensor | float
 KL_LIMIT = 1.9  # the released code scales the largest KL to this value, so that it stays below the 2 of Lemma 2
 
 # Quadrature of the Student-t KL. The integrand is analytic in a strip of half-width pi / 2, so a trapezoid of step h
 # errs by exp(-pi^2 / h) (1e-17); the tails are cut where they fall below exp(-34) (2e-15) of the integral.
 STEP = 0.25
 TAIL = 34.0
-DRAWS_AT_ONCE = 4096  # of the Monte Carlo estimate
 
 
 def ap2(weight: Tensor, pruned: Tensor) -> float:
@@ -32,16 +32,10 @@ def ap2(weight: Tensor, pruned: Tensor) -> float:
 
 
 def group_means(vector: Tensor, groups: int = 100) -> Tensor:
-    """Means of consecutive groups of a flattened tensor, the location of the Student-t projection.
+    """Means, float64, of consecutive groups of a flattened tensor: the location of the Student-t projection.
 
-    Args:
-        vector: d entries, of any shape.
-        groups: wished number of groups. A group has d // groups entries, so there may be more groups than wished for
-            and a shorter last one (d = 20,480: 101 groups). For d < groups each entry is a group; there the released
-            code stops.
-
-    Returns:
-        One float64 value for each group.
+    A group has d // groups of the d entries, so there may be more groups than wished for and a shorter last one
+    (d = 20,480: 101 groups). For d < groups each entry is a group; there the released code stops.
 
     Source: paper 1, section 5.3, and the released code's slices.
     """
@@ -64,14 +58,10 @@ def t_ap3(weight: Tensor, pruned: Tensor, groups: int = 100, df: float = 4) -> f
     return kl_student_t(means.norm(), len(means), df).item()
 
 
-def kl_gaussian(mean_p: Tensor, covariance_p: Tensor | float, mean_q: Tensor, covariance_q: Tensor | float) -> float:
-    """Forward KL(P||Q) of two Gaussians, in nats, in float64 through Cholesky factors.
+def kl_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
+    """Forward KL(P||Q) of two Gaussians, in float64 through Cholesky factors.
 
-    Args:
-        mean_p: (d,).
-        covariance_p: a scalar c for cI, variances (d,), or a matrix (d, d).
-        mean_q: (d,).
-        covariance_q: likewise; its form may differ from that of the other.
+    Means are (d,). A covariance is a scalar c for cI, variances (d,), or a matrix (d, d); the two may differ in form.
 
     Source: paper 1, Def 2 with the Gaussian projection. The paper prints the reverse, `kl_gaussian_printed`.
     """
@@ -85,9 +75,7 @@ def kl_gaussian(mean_p: Tensor, covariance_p: Tensor | float, mean_q: Tensor, co
     return 0.5 * (log_ratio + whitened.square().sum() - len(delta)).item()
 
 
-def kl_gaussian_printed(
-    mean_p: Tensor, covariance_p: Tensor | float, mean_q: Tensor, covariance_q: Tensor | float
-) -> float:
+def kl_gaussian_printed(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
     """The closed form that paper 1 prints for KL(P||Q), which is KL(Q||P); arguments as `kl_gaussian`.
 
     Source: paper 1, Gaussian projection: (log|P|/|Q| + tr(P^-1 Q) + delta' P^-1 delta - d) / 2 (erratum).
@@ -95,9 +83,7 @@ def kl_gaussian_printed(
     return kl_gaussian(mean_q, covariance_q, mean_p, covariance_p)
 
 
-def wasserstein_gaussian(
-    mean_p: Tensor, covariance_p: Tensor | float, mean_q: Tensor, covariance_q: Tensor | float
-) -> float:
+def wasserstein_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
     """2-Wasserstein distance of two Gaussians, in the units of the means; arguments and errors as `kl_gaussian`.
 
     For equal covariances its square is AP2; otherwise the Bures term tr(P + Q - 2 (P^1/2 Q P^1/2)^1/2) is added.
@@ -115,7 +101,7 @@ def wasserstein_gaussian(
     return (delta.square().sum() + bures).sqrt().item()
 
 
-def mahalanobis(mean_p: Tensor, mean_q: Tensor, covariance: Tensor | float) -> float:
+def mahalanobis(mean_p: Tensor, mean_q: Tensor, covariance: Values) -> float:
     """M = sqrt(delta' covariance^-1 delta), which orders all equal-covariance divergences but the Wasserstein distance.
 
     Arguments and errors are those of `kl_gaussian`.
@@ -129,13 +115,11 @@ def mahalanobis(mean_p: Tensor, mean_q: Tensor, covariance: Tensor | float) -> f
     return torch.linalg.solve_triangular(_cholesky(sigma), delta[:, None], upper=False).norm().item()
 
 
-def equal_covariance_divergences(distance: Tensor | float) -> dict[str, Tensor]:
-    """Divergences of two Gaussians of equal covariance by their Mahalanobis distance (any shape, not negative).
+def equal_covariance_divergences(distance: Values) -> dict[str, Tensor]:
+    """Divergences of two Gaussians of equal covariance by their Mahalanobis distance M (any shape).
 
-    Returns:
-        float64 tensors like `distance`: kl, jeffreys, renyi (of order 1/2) and bhattacharyya in nats, squared_hellinger
-        and total_variation in [0, 1], jensen_shannon in [0, ln 2]. All increase with the distance M. Rank by M, since
-        in float64 total variation is 1 from M = 17.
+    The Renyi divergence is of order 1/2; squared Hellinger and total variation are in [0, 1], Jensen-Shannon in
+    [0, ln 2]. All increase with M. Rank by M, since in float64 total variation is 1 from M = 17.
 
     Source: extension of this companion (standard closed forms, Jensen-Shannon by quadrature); the paper has the KL.
     """
@@ -162,20 +146,20 @@ def _jensen_shannon(m: Tensor) -> Tensor:
     return (h * density).sum(-1) / density.sum()
 
 
-def kl_student_t(distance: Tensor | float, dim: int, df: float) -> Tensor:
-    """KL in nats of two multivariate Student-t distributions of equal scale matrix S and degrees of freedom.
+def kl_student_t(distance: Values, dim: int, df: float) -> Tensor:
+    """KL of two multivariate Student-t distributions of one scale matrix S and one number of degrees of freedom.
 
     The double integral over log(a / b) = int (e^-sb - e^-sa) / s ds and the mixing G ~ Gamma(df / 2) has a
     one-dimensional form: put s = v df G / 2, integrate G out, then w = v / (1 + v), and with a = (df + d) / 2
     KL = a int_0^1 (1 - w)^(a - 1) (1 - (1 + w (1 - w) r^2 / df)^(-df / 2)) dw / w.
 
     Args:
-        distance: r = sqrt(delta' S^-1 delta) >= 0 of the locations, any shape.
-        dim: d >= 1.
-        df: degrees of freedom, positive.
+        distance: r = sqrt(delta' S^-1 delta) of the locations, any shape.
+        dim: d, number of coordinates.
+        df: degrees of freedom.
 
     Returns:
-        A float64 tensor like `distance`, exact to 1e-12 relative for r up to 1e3, d up to 1e5, df in 1 ... 1e6.
+        One value for each distance, exact to 1e-12 relative for r up to 1e3, d up to 1e5, df in 1 ... 1e6.
 
     Source: paper 1, section 5.3, which estimates it by Monte Carlo (`kl_student_t_monte_carlo`).
     """
@@ -192,37 +176,19 @@ def kl_student_t(distance: Tensor | float, dim: int, df: float) -> Tensor:
 
 
 def kl_student_t_monte_carlo(
-    mean_p: Tensor, mean_q: Tensor, df: float, *, draws: int, generator: torch.Generator
+    mean_p: Tensor, mean_q: Tensor, df: float, *, draws: int, seed: int
 ) -> tuple[float, float]:
-    """Monte Carlo estimate of the KL in nats of two Student-t distributions with identity scale.
-
-    Args:
-        mean_p: location (d,) of the distribution that the draws come from.
-        mean_q: location (d,) of the other.
-        df: degrees of freedom, positive.
-        draws: at least 2; in float64, since float32 log-densities round by 1e-5 a draw.
-        generator: on the CPU.
-
-    Returns:
-        The estimate and its standard error.
+    """Monte Carlo estimate, and its standard error, of the KL of two Student-t distributions with identity scale.
 
     Source: paper 1, section 5.3. The released code draws from the pruned side; by symmetry the value is the same.
     """
-    delta = _difference(mean_p, mean_q).cpu()
-    _check_positive(df=df, draws_minus_one=draws - 1)
-    ratios = []
-    for start in range(0, draws, DRAWS_AT_ONCE):
-        n = min(DRAWS_AT_ONCE, draws - start)
-        normal = torch.randn(n, len(delta), dtype=torch.float64, generator=generator)
-        uniform = torch.rand(n, dtype=torch.float64, generator=generator)
-        gamma = torch.from_numpy(gammaincinv(df / 2, uniform.clamp(min=2.0**-54).numpy())) * 2 / df
-        x = normal / gamma.sqrt()[:, None]
-        ratios.append(torch.log1p((x + delta).square().sum(1) / df) - torch.log1p(x.square().sum(1) / df))
-    ratio = torch.cat(ratios) * (df + len(delta)) / 2
-    return ratio.mean().item(), ratio.std().item() / math.sqrt(draws)
+    p, q = (multivariate_t(mean.numpy(), np.eye(len(mean)), df) for mean in (mean_p, mean_q))
+    x = p.rvs(draws, random_state=seed)
+    ratio = p.logpdf(x) - q.logpdf(x)
+    return float(ratio.mean()), float(ratio.std(ddof=1) / math.sqrt(draws))
 
 
-def precision_range(covariance: Tensor | float) -> tuple[float, float]:
+def precision_range(covariance: Values) -> tuple[float, float]:
     """Smallest and largest eigenvalue of the inverse of a covariance, in any form that `kl_gaussian` takes.
 
     Source: paper 1, Gaussian projection (its lambda_min and lambda_max of the inverse).
@@ -235,36 +201,31 @@ def precision_range(covariance: Tensor | float) -> tuple[float, float]:
     return 1 / covariance.max().item(), 1 / covariance.min().item()
 
 
-def total_variation_lower_bound(
-    squared_distance: Tensor | float, trace_p: float | Tensor, trace_q: float | Tensor
-) -> Tensor:
+def total_variation_lower_bound(squared_distance: Values, trace_p: float, trace_q: float) -> Tensor:
     """Lower bound on the total variation of any two distributions, from their means and covariance traces.
 
     Source: paper 1, Lemma 1: a'a / (2 (tr P + tr Q) + a'a) with a'a the squared distance of the means.
     """
+    _check_positive(sum_of_traces=trace_p + trace_q)
     squared = _nonnegative("A squared distance", squared_distance)
-    return squared / (2 * _traces(trace_p, trace_q) + squared)
+    return squared / (2 * (trace_p + trace_q) + squared)
 
 
-def recovered_squared_distance(kl: Tensor | float, trace_p: float | Tensor, trace_q: float | Tensor) -> Tensor:
+def recovered_squared_distance(kl: Values, trace_p: float, trace_q: float) -> Tensor:
     """Largest squared distance of means that a KL (nats) allows, whatever the distributions; infinite from 2 on.
 
     Source: paper 1, Lemma 1 and Corollary 1 solved for AP2: 2 (tr P + tr Q) t / (1 - t), t = sqrt(kl / 2).
     """
+    _check_positive(sum_of_traces=trace_p + trace_q)
     t = (_nonnegative("A KL", kl) / 2).sqrt().clamp(max=1)
-    return 2 * _traces(trace_p, trace_q) * t / (1 - t)
+    return 2 * (trace_p + trace_q) * t / (1 - t)
 
 
-def performance_bound(
-    kl: Tensor | float, hessian_max: float, trace_p: float | Tensor, trace_q: float | Tensor
-) -> Tensor:
-    """Bound g(epsilon) on the loss gap of Def 6 from the last layer's KL in nats; infinite from 2 on.
+def performance_bound(kl: Values, hessian_max: float, trace_p: float, trace_q: float) -> Tensor:
+    """Bound g(epsilon) on the loss gap of Def 6 from the last layer's KL; infinite from 2 on.
 
-    Args:
-        kl: epsilon >= 0, any shape.
-        hessian_max: largest eigenvalue of the loss Hessian, positive.
-        trace_p: trace of the covariance of the first distribution; for Student-t it is d df / (df - 2).
-        trace_q: likewise of the second.
+    It needs the largest eigenvalue of the loss Hessian and the traces of both covariances, which for Student-t are
+    d df / (df - 2).
 
     Source: paper 1, Lemma 2, with Y = 1 and its unspecified constant C = 2 (tr P + tr Q), which the derivation gives.
     """
@@ -272,9 +233,7 @@ def performance_bound(
     return hessian_max / 2 * recovered_squared_distance(kl, trace_p, trace_q)
 
 
-def gaussian_performance_bound(
-    kl: Tensor | float, hessian_max: float, precision_min: float, printed: bool = False
-) -> Tensor:
+def gaussian_performance_bound(kl: Values, hessian_max: float, precision_min: float, printed: bool = False) -> Tensor:
     """Bound on the loss gap of Def 6 from a KL in nats, for Gaussians of equal covariance.
 
     It is hessian_max * kl / precision_min, from the largest eigenvalue of the loss Hessian and the smallest of the
@@ -301,11 +260,9 @@ def nondiagonal_precision_code(dim: int, generator: torch.Generator) -> Tensor:
 
 
 def prune_highest_code(weight: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Prune the "highest" magnitudes as released: the survivors are not the original weights but |w| - max |w|.
+    """The pruned weight and its mask as released for "highest": survivors are |w| - max |w|, not the original weights.
 
-    Returns:
-        The pruned weight and its mask, which is that of plain "highest" pruning up to ties. No survivor is positive,
-        and AP2 to the original weight is inflated.
+    The mask is that of plain "highest" pruning up to ties. No survivor is positive, and AP2 is inflated.
 
     Source: paper 1, released code, pruning_methods.py.
     """
@@ -327,28 +284,19 @@ def random_mask_code(shape: Sequence[int], fraction: float) -> Tensor:
 
 
 def random_direction(delta: Tensor, generator: torch.Generator) -> Tensor:
-    """A uniformly random difference of the same norm as `delta`, weight - pruned: equal AP2, unrelated to the network.
-
-    Source: control of this companion; the paper has none.
-    """
+    """A control of this companion: a random difference, weight - pruned, of the norm of `delta` and so of equal AP2."""
     direction = torch.randn(delta.shape, dtype=torch.float64, generator=generator)
     return (direction * (delta.double().norm().cpu() / direction.norm())).to(delta)
 
 
 def sign_flips(delta: Tensor, generator: torch.Generator) -> Tensor:
-    """The same difference with random signs: equal AP2, equal magnitudes in equal places.
-
-    Source: control of this companion.
-    """
+    """A control of this companion: the same difference with random signs, so equal magnitudes in equal places."""
     flips = torch.randint(2, delta.shape, generator=generator).to(delta.device)
     return torch.where(flips.bool(), -delta, delta)
 
 
 def permute_pruned(delta: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """The same difference with its entries permuted where the mask (True = kept) prunes: equal AP2, other places.
-
-    Source: control of this companion.
-    """
+    """A control of this companion: the same difference, its entries permuted where the mask (True = kept) prunes."""
     moved, values = delta.clone(), delta[~mask]
     moved[~mask] = values[torch.randperm(len(values), generator=generator).to(values.device)]
     return moved
@@ -359,9 +307,7 @@ def fisher_covariance(diagonal: Tensor, damping: float = 1e-3) -> Tensor:
 
     With it `kl_gaussian` at prune time is the saliency of Optimal Brain Damage, sum F delta^2 / 2, up to the damping.
 
-    Args:
-        diagonal: F >= 0, any shape, not all 0. A dead feature has F = 0, hence the damping.
-        damping: relative to the mean, positive.
+    The diagonal F >= 0 is not all 0. Dead features have F = 0, hence the damping, which is relative to the mean.
 
     Source: extension of this companion; the paper leaves other covariances open (section 5.4).
     """
@@ -382,18 +328,11 @@ def _check_positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive and finite, not {value}.")
 
 
-def _nonnegative(what: str, value: Tensor | float) -> Tensor:
+def _nonnegative(what: str, value: Values) -> Tensor:
     value = torch.as_tensor(value, dtype=torch.float64)
     if not (value.isfinite() & (value >= 0)).all():
         raise ValueError(f"{what} must be finite and not negative: drop the rows of diverged or failed runs.")
     return value
-
-
-def _traces(trace_p: float | Tensor, trace_q: float | Tensor) -> Tensor:
-    total = _nonnegative("A trace of a covariance", trace_p) + _nonnegative("A trace of a covariance", trace_q)
-    if not (total > 0).all():
-        raise ValueError("The sum of the two traces must be positive: pass the covariances' own traces.")
-    return total
 
 
 def _difference(mean_p: Tensor, mean_q: Tensor) -> Tensor:
@@ -402,7 +341,7 @@ def _difference(mean_p: Tensor, mean_q: Tensor) -> Tensor:
     return mean_p.double() - mean_q.double()
 
 
-def _covariances(delta: Tensor, *covariances: Tensor | float) -> list[Tensor]:
+def _covariances(delta: Tensor, *covariances: Values) -> list[Tensor]:
     """Covariances as vectors of variances, or all as matrices if one of them is a matrix."""
     covariances = [torch.as_tensor(c, dtype=torch.float64, device=delta.device) for c in covariances]
     for c in covariances:

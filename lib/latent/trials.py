@@ -27,8 +27,7 @@ NM_GROUP = 8  # inputs in a group of N:M pruning
 
 def features(folder: Path, dense_folder: Path) -> Study:
     """The study of dense networks and the inputs of their last layers; both folders are `runs/<profile>`."""
-    trial = partial(cache_features, dense_folder=dense_folder)
-    return Study("01_latent_kl.features", trial, version=1, folder=folder)
+    return Study("01_latent_kl.features", partial(cache_features, dense_folder=dense_folder), version=1, folder=folder)
 
 
 def heads(folder: Path, dense_folder: Path) -> Study:
@@ -45,8 +44,7 @@ def projections(folder: Path, dense_folder: Path) -> Study:
 
 def layers(folder: Path, dense_folder: Path) -> Study:
     """The study of hidden layers, pruned, with the head fine-tuned behind them."""
-    trial = partial(prune_layer, dense_folder=dense_folder)
-    return Study("01_latent_kl.layers", trial, version=1, folder=folder)
+    return Study("01_latent_kl.layers", partial(prune_layer, dense_folder=dense_folder), version=1, folder=folder)
 
 
 def evaluate_head(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, float]:
@@ -76,10 +74,7 @@ def head_hessian_product(inputs: Tensor, probabilities: Tensor, vector: Tensor) 
 def head_hessian_max(
     inputs: Tensor, weight: Tensor, bias: Tensor, tolerance: float = 1e-3, iterations: int = 2000
 ) -> float:
-    """Largest eigenvalue of that Hessian, by power iteration from a random vector.
-
-    Returns:
-        A value within the tolerance, which is relative, of an eigenvalue.
+    """Largest eigenvalue of that Hessian, within a relative tolerance, by power iteration from a random vector.
 
     Raises:
         RuntimeError: if the residual of the eigenvector stays above the tolerance.
@@ -117,21 +112,12 @@ def head_empirical_fisher_diagonal(inputs: Tensor, labels: Tensor, weight: Tenso
 
 
 def finetune_head(
-    inputs: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mask: Tensor,
-    *,
-    epochs: int,
-    lr: float,
-    batch: int,
-    generator: torch.Generator,
+    inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, spec: dict
 ) -> list[tuple[Tensor, Tensor]]:
     """Fine-tune a pruned head on its inputs: SGD with momentum 0.9, cosine learning rate by epoch, mean cross-entropy.
 
-    Pruned weights (False in the mask) are exactly 0 throughout; the bias is trained, too. The last batch may be
-    smaller. The generator draws the order of the examples.
+    Pruned weights (False in the mask) are exactly 0 throughout; the bias is trained, too. The spec holds
+    `tuning_epochs`, `tuning_lr`, `tuning_batch` (the last batch may be smaller) and `trial`, which draws the order.
 
     Returns:
         Copies of (weight, bias) at epoch 0 (masked, not yet trained) and after each epoch.
@@ -142,14 +128,19 @@ def finetune_head(
     Source: paper 1, section 5 (20 epochs, last layer only). Fixed inputs leave out augmentation, dropout and drifting
     batch statistics.
     """
-    kept = mask.to(weight)
+    epochs, lr, stream, kept = (
+        spec["tuning_epochs"],
+        spec["tuning_lr"],
+        generator(spec["trial"], "order"),
+        mask.to(weight),
+    )
     weight, bias = weight.detach() * kept, bias.detach().clone()
     weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     record = [(weight.clone(), bias.clone())]
     for epoch in range(epochs):
         rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        order = torch.randperm(len(labels), generator=generator).to(inputs.device)
-        for x, y in zip(inputs[order].split(batch), labels[order].split(batch), strict=True):
+        order = torch.randperm(len(labels), generator=stream).to(inputs.device)
+        for x, y in zip(*(part[order].split(spec["tuning_batch"]) for part in (inputs, labels)), strict=True):
             errors = head_probabilities(x, weight, bias)
             errors.scatter_add_(1, y[:, None], errors.new_full((len(y), 1), -1.0)).div_(len(y))
             weight.sub_(weight_velocity.mul_(0.9).add_((errors.T @ x).mul_(kept)), alpha=rate)
@@ -213,7 +204,7 @@ def prune_head(spec: dict, device: str, weights: Path, *, folder: Path, dense_fo
     cached = _cached(spec, device, folder, dense_folder)
     weight, bias = cached["weight"], cached["bias"]
     start, mask = pruned_head(weight, spec)
-    record = _finetuned(cached["train_inputs"], cached["train_labels"], start, bias, mask, spec)
+    record = finetune_head(cached["train_inputs"], cached["train_labels"], start, bias, mask, spec)
     aliased = spec["mode"] == "code" and spec["method"] == "random"
     snapshots = [record[-1][0]] * len(record) if aliased else [snapshot for snapshot, _ in record]
     row = _measures(weight, snapshots, cached["curvature"])
@@ -322,13 +313,10 @@ def prune_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) -
     after = head_inputs(pruned, test, dataset, device)
     row["inputs_moved"] = ((after - before).square().sum() / before.square().sum()).item()
     seen = head_inputs(pruned, train, dataset, device)
-    record = _finetuned(seen, train.labels, weight, bias, torch.ones_like(weight, dtype=torch.bool), spec)
+    record = finetune_head(seen, train.labels, weight, bias, torch.ones_like(weight, dtype=torch.bool), spec)
     row["head_ap2"] = measures.ap2(weight, record[-1][0])
-    for name, inputs, head in (
-        ("dense", before, (weight, bias)),
-        ("pruned", after, record[0]),
-        ("tuned", after, record[-1]),
-    ):
+    evaluated = {"dense": (before, (weight, bias)), "pruned": (after, record[0]), "tuned": (after, record[-1])}
+    for name, (inputs, head) in evaluated.items():
         row[f"{name}_test_accuracy"], row[f"{name}_test_loss"] = evaluate_head(inputs, test.labels, *head)
     return row
 
@@ -336,11 +324,6 @@ def prune_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) -
 def _head(model: nn.Module) -> tuple[Tensor, Tensor]:
     head = model.get_submodule(models.head_name(model))
     return head.weight.detach().float(), head.bias.detach().float()
-
-
-def _finetuned(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, spec: dict) -> list:
-    options = {"epochs": spec["tuning_epochs"], "lr": spec["tuning_lr"], "batch": spec["tuning_batch"]}
-    return finetune_head(inputs, labels, weight, bias, mask, generator=generator(spec["trial"], "order"), **options)
 
 
 def _scores(cached: dict[str, Tensor], part: str, others: list[tuple[Tensor, Tensor]], prefix: str) -> dict:
@@ -355,13 +338,12 @@ def _scores(cached: dict[str, Tensor], part: str, others: list[tuple[Tensor, Ten
 def _measures(weight: Tensor, others: list[Tensor], curvature: Tensor) -> dict[str, list[float]]:
     """AP2, squared distance of group means, t-AP3 and curvature AP3 of each of several weights."""
     means = torch.stack([measures.group_means(weight - other, GROUPS) for other in others])
+    squares = [curvature * (weight.double() - other.double()).square() for other in others]
     return {
         "ap2": [measures.ap2(weight, other) for other in others],
         "r2": means.square().sum(1).tolist(),
         "t_ap3": measures.kl_student_t(means.norm(dim=1), means.shape[1], DF).tolist(),
-        "fisher_ap3": [
-            0.5 * (curvature * (weight.double() - other.double()).square()).sum().item() for other in others
-        ],
+        "fisher_ap3": [0.5 * square.sum().item() for square in squares],
     }
 
 

@@ -27,19 +27,16 @@ def student_t() -> Iterator[Line]:
     exact = best(lambda: latent.kl_student_t(distance, dim, df))
     value = latent.kl_student_t(distance, dim, df).item()
     mean = torch.zeros(dim, dtype=torch.float64)
-    random = torch.Generator().manual_seed(0)
     start = time.perf_counter()
-    estimate, error = latent.kl_student_t_monte_carlo(
-        mean, mean + distance / dim**0.5, df, draws=DRAWS, generator=random
-    )
-    once = time.perf_counter() - start
+    estimate, error = latent.kl_student_t_monte_carlo(mean, mean + distance / dim**0.5, df, draws=DRAWS // 10, seed=0)
+    once = 10 * (time.perf_counter() - start)
     reference = 0.4873197  # the independent Gauss-Jacobi x Gegenbauer oracle of the tests
     yield Line("exact t-KL (100 groups, df 4, r 1)", 1e3 * exact, "ms", "<", 25)
     yield Line("its error against an independent oracle", abs(value - reference), "nats", "<", 1e-6)
     yield Line(
-        f"Monte Carlo, {DRAWS:,} draws, its error", abs(estimate - reference), f"nats (its own s.e. {error:.1e})"
+        f"Monte Carlo, {DRAWS // 10:,} draws, its error", abs(estimate - reference), f"nats (its own s.e. {error:.1e})"
     )
-    yield Line(f"Monte Carlo x {REPEATS} (one timed and scaled)", once * REPEATS, "s")
+    yield Line(f"Monte Carlo of {DRAWS:,} draws x {REPEATS} (a tenth of one timed and scaled)", once * REPEATS, "s")
     yield Line("exact against Monte Carlo", once * REPEATS / exact, "x", ">", 10_000)
 
 

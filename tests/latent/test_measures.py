@@ -622,16 +622,16 @@ def test_monte_carlo_agrees_within_four_standard_errors_for_any_direction_and_or
     axis[0] = r
     rotated = normal(dim, generator=generator)
     rotated *= r / rotated.norm()
-    for p, q in ((zero, axis), (axis, zero), (rotated, zero), (axis + 5, rotated + axis + 5)):
-        estimate, error = latent.kl_student_t_monte_carlo(p, q, df, draws=40_000, generator=generator)
+    for seed, (p, q) in enumerate(((zero, axis), (axis, zero), (rotated, zero), (axis + 5, rotated + axis + 5))):
+        estimate, error = latent.kl_student_t_monte_carlo(p, q, df, draws=10_000, seed=seed)
         assert abs(estimate - exact) < 4 * error < exact
 
 
 def test_monte_carlo_noise_is_the_root_of_twice_the_kl_and_repeats_with_the_seed():
     p, q = torch.zeros(100), torch.full((100,), 0.01)
-    estimate, error = latent.kl_student_t_monte_carlo(p, q, 4, draws=50_000, generator=seeded(9))
-    assert error * math.sqrt(50_000) == pytest.approx(math.sqrt(2 * latent.kl_student_t(0.1, 100, 4).item()), rel=0.05)
-    assert (estimate, error) == latent.kl_student_t_monte_carlo(p, q, 4, draws=50_000, generator=seeded(9))
+    estimate, error = latent.kl_student_t_monte_carlo(p, q, 4, draws=20_000, seed=9)
+    assert error * math.sqrt(20_000) == pytest.approx(math.sqrt(2 * latent.kl_student_t(0.1, 100, 4).item()), rel=0.05)
+    assert (estimate, error) == latent.kl_student_t_monte_carlo(p, q, 4, draws=20_000, seed=9)
 
 
 def test_lower_bounds_on_total_variation_and_kl_hold_for_gaussians():
@@ -678,7 +678,6 @@ def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
         lambda v: latent.kl_student_t(math.nan, 1, 4),
         lambda v: latent.kl_student_t(1.0, 0, 4),
         lambda v: latent.kl_student_t(1.0, 1, 0),
-        lambda v: latent.kl_student_t_monte_carlo(v, v, 4, draws=1, generator=seeded()),
         lambda v: latent.equal_covariance_divergences(-1.0),
         lambda v: latent.total_variation_lower_bound(1.0, 0.0, 0.0),
         lambda v: latent.recovered_squared_distance(-1.0, 1.0, 1.0),

@@ -10,6 +10,7 @@ from scipy import special
 from lib import baselines, data, latent, models, training
 from lib.latent import trials
 from lib.masks import METHODS, magnitude_mask
+from lib.study import generator
 
 
 def seeded(seed=0):
@@ -18,6 +19,10 @@ def seeded(seed=0):
 
 def normal(*shape, generator):
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def tuning(epochs, lr, batch, trial=0):
+    return {"tuning_epochs": epochs, "tuning_lr": lr, "tuning_batch": batch, "trial": trial}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def head():
     features[:, 4] = 0  # a dead feature
     start = normal(3, 5, generator=generator) * 0.1, torch.zeros(3, dtype=torch.float64)
     all_kept = torch.ones(3, 5, dtype=torch.bool)
-    record = trials.finetune_head(features, labels, *start, all_kept, epochs=5, lr=0.1, batch=32, generator=generator)
+    record = trials.finetune_head(features, labels, *start, all_kept, tuning(5, 0.1, 32))
     return features, labels, *record[-1]
 
 
@@ -116,15 +121,16 @@ def test_curvature_projection_separates_masks_of_equal_ap2(head):
 # Fine-tuning
 
 
-def torch_finetune(features, labels, weight, bias, mask, *, epochs, lr, batch, generator):
+def torch_finetune(features, labels, weight, bias, mask, spec):
     """The same protocol with torch's layer, loss, optimiser and schedule; gradients masked as in the released code."""
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
     layer.weight.data, layer.bias.data = weight * mask, bias.clone()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
-    for _ in range(epochs):
-        order = torch.randperm(len(labels), generator=generator)
-        for indices in order.split(batch):
+    optimizer = torch.optim.SGD(layer.parameters(), lr=spec["tuning_lr"], momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=spec["tuning_epochs"])
+    stream = generator(spec["trial"], "order")
+    for _ in range(spec["tuning_epochs"]):
+        order = torch.randperm(len(labels), generator=stream)
+        for indices in order.split(spec["tuning_batch"]):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(layer(features[indices]), labels[indices]).backward()
             layer.weight.grad[~mask] = 0
@@ -136,9 +142,9 @@ def torch_finetune(features, labels, weight, bias, mask, *, epochs, lr, batch, g
 def test_fine_tuning_equals_torch_sgd_with_cosine_schedule(head):
     features, labels, weight, bias = head
     mask = magnitude_mask(weight, 0.3, "random", seeded())
-    options = dict(epochs=6, lr=0.05, batch=64)  # 300 examples: the last batch is smaller
-    record = trials.finetune_head(features, labels, weight, bias, mask, generator=seeded(3), **options)
-    reference = torch_finetune(features, labels, weight, bias, mask, generator=seeded(3), **options)
+    spec = tuning(6, 0.05, 64, trial=3)  # 300 examples: the last batch is smaller
+    record = trials.finetune_head(features, labels, weight, bias, mask, spec)
+    reference = torch_finetune(features, labels, weight, bias, mask, spec)
     for ours, theirs in zip(record[-1], reference, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
@@ -148,9 +154,7 @@ def test_fine_tuning_keeps_the_mask_and_its_inputs_and_records_clones(head):
     inputs = [tensor.clone() for tensor in head]
     for method in METHODS:
         mask = magnitude_mask(weight, 0.5, method, seeded())
-        record = trials.finetune_head(
-            features, labels, weight, bias, mask, epochs=4, lr=0.1, batch=32, generator=seeded(1)
-        )
+        record = trials.finetune_head(features, labels, weight, bias, mask, tuning(4, 0.1, 32))
         assert len(record) == 5
         assert torch.equal(record[0][0], weight * mask) and torch.equal(record[0][1], bias)
         for snapshot, _ in record:
@@ -165,15 +169,11 @@ def test_fine_tuning_keeps_the_mask_and_its_inputs_and_records_clones(head):
 def test_fine_tuning_with_a_vanishing_rate_changes_nothing_and_repeats_with_the_seed(head):
     features, labels, weight, bias = head
     mask = magnitude_mask(weight, 0.5, "lowest")
-    still = trials.finetune_head(
-        features, labels, weight, bias, mask, epochs=2, lr=1e-300, batch=50, generator=seeded()
-    )
+    still = trials.finetune_head(features, labels, weight, bias, mask, tuning(2, 1e-300, 50))
     assert all(torch.equal(still[0][0], snapshot) for snapshot, _ in still)
     runs = [
-        trials.finetune_head(features, labels, weight, bias, mask, epochs=2, lr=0.1, batch=50, generator=seeded(s))[-1][
-            0
-        ]
-        for s in (4, 4, 5)
+        trials.finetune_head(features, labels, weight, bias, mask, tuning(2, 0.1, 50, trial))[-1][0]
+        for trial in (4, 4, 5)
     ]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
@@ -182,9 +182,7 @@ def test_fine_tuning_lowers_the_loss_and_the_performance_difference_stays_in_per
     features, labels, weight, bias = head
     dense_accuracy, dense_loss = trials.evaluate_head(features, labels, weight, bias)
     mask = magnitude_mask(weight, 0.5, "highest")
-    record = trials.finetune_head(
-        features, labels, weight, bias, mask, epochs=10, lr=0.05, batch=32, generator=seeded()
-    )
+    record = trials.finetune_head(features, labels, weight, bias, mask, tuning(10, 0.05, 32))
     scores = [trials.evaluate_head(features, labels, *snapshot) for snapshot in record]
     assert scores[-1][1] < scores[0][1]
     assert all(0 <= abs(dense_accuracy - accuracy) <= 100 for accuracy, _ in scores)
@@ -196,9 +194,7 @@ def test_fine_tuning_lowers_the_loss_and_the_performance_difference_stays_in_per
 def test_diverged_fine_tuning_names_the_remedy(head):
     features, labels, weight, bias = head
     with pytest.raises(RuntimeError, match="lower lr"):
-        trials.finetune_head(
-            features * 1e200, labels, weight, bias, weight.bool(), epochs=2, lr=1e200, batch=32, generator=seeded()
-        )
+        trials.finetune_head(features * 1e200, labels, weight, bias, weight.bool(), tuning(2, 1e200, 32))
 
 
 # Trials
@@ -339,9 +335,7 @@ def test_a_named_network_is_pruned_measured_and_tuned_for_one_step(name, size, w
 
     spec = {"method": "random", "fraction": 0.8, "mode": "paper", "structure": "weights", "trial": 0}
     start, mask = trials.pruned_head(weight, spec)
-    record = trials.finetune_head(
-        inputs, split.labels, start, bias, mask, epochs=1, lr=0.01, batch=8, generator=generator
-    )
+    record = trials.finetune_head(inputs, split.labels, start, bias, mask, tuning(1, 0.01, 8))
     assert (record[-1][0][~mask] == 0).all() and not torch.equal(record[0][0], record[-1][0])
     assert 0 < latent.ap2(weight, start) <= latent.ap2(weight, record[-1][0])
     groups = len(latent.group_means(weight))
