@@ -1,6 +1,6 @@
 """Paper 1's figures, drawn from rows by epoch; each function returns the figure and, where it makes them, its numbers.
 
-A logarithmic axis shows smaller values than its smallest at its lower edge.
+Values below the range of a logarithmic axis are drawn at its lower edge.
 """
 
 from collections.abc import Sequence

@@ -61,11 +61,11 @@ def t_ap3(weight: Tensor, pruned: Tensor, groups: int = 100, df: float = 4) -> f
 def kl_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
     """Forward KL(P||Q) of two Gaussians, in float64 through Cholesky factors.
 
-    Means are (d,). A covariance is a scalar c for cI, variances (d,), or a matrix (d, d); the two may differ in form.
+    Means have d entries. A covariance is a scalar c for cI, variances (d,), or a matrix (d, d); the two may differ in form.
 
     Source: paper 1, Def 2 with the Gaussian projection. The paper prints the reverse, `kl_gaussian_printed`.
     """
-    delta = _difference(mean_p, mean_q)
+    delta = _delta(mean_p, mean_q)
     p, q = _covariances(delta, covariance_p, covariance_q)
     if p.dim() == 1:
         return 0.5 * (p / q - 1 - (p / q).log() + delta**2 / q).sum().item()
@@ -84,13 +84,13 @@ def kl_gaussian_printed(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, co
 
 
 def wasserstein_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
-    """2-Wasserstein distance of two Gaussians, in the units of the means; arguments and errors as `kl_gaussian`.
+    """2-Wasserstein distance of two Gaussians, in the unit of the means; arguments as `kl_gaussian`.
 
     For equal covariances its square is AP2; otherwise the Bures term tr(P + Q - 2 (P^1/2 Q P^1/2)^1/2) is added.
 
     Source: extension of this companion; standard closed form.
     """
-    delta = _difference(mean_p, mean_q)
+    delta = _delta(mean_p, mean_q)
     p, q = _covariances(delta, covariance_p, covariance_q)
     if p.dim() == 1:
         bures = (p.sqrt() - q.sqrt()).square().sum()
@@ -104,11 +104,9 @@ def wasserstein_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, c
 def mahalanobis(mean_p: Tensor, mean_q: Tensor, covariance: Values) -> float:
     """M = sqrt(delta' covariance^-1 delta), which orders all equal-covariance divergences but the Wasserstein distance.
 
-    Arguments and errors are those of `kl_gaussian`.
-
     Source: paper 1, Gaussian projection: KL = M^2 / 2.
     """
-    delta = _difference(mean_p, mean_q)
+    delta = _delta(mean_p, mean_q)
     (sigma,) = _covariances(delta, covariance)
     if sigma.dim() == 1:
         return (delta / sigma.sqrt()).norm().item()
@@ -124,6 +122,13 @@ def equal_covariance_divergences(distance: Values) -> dict[str, Tensor]:
     Source: extension of this companion (standard closed forms, Jensen-Shannon by quadrature); the paper has the KL.
     """
     m = _nonnegative("A Mahalanobis distance", distance)
+    # Jensen-Shannon is the mean of h(t), t = M (x + M / 2), x standard normal; h(t) = ln 2 minus the entropy of a coin
+    # of log-odds t. Of two equal forms of h the first loses all digits for large t, the second for small t.
+    x = torch.linspace(-10, 10, 401, dtype=torch.float64, device=m.device)
+    density = torch.exp(-(x**2) / 2)
+    t = (m[..., None] * (x + m[..., None] / 2)).abs()
+    u, e = torch.tanh(t / 2), torch.exp(-t)
+    h = torch.where(t < 1, (torch.log1p(-(u**2)) + u * t) / 2, math.log(2) - torch.log1p(e) - t * e / (1 + e))
     return {
         "kl": m**2 / 2,
         "jeffreys": m**2,
@@ -131,19 +136,8 @@ def equal_covariance_divergences(distance: Values) -> dict[str, Tensor]:
         "bhattacharyya": m**2 / 8,
         "squared_hellinger": -torch.expm1(-(m**2) / 8),
         "total_variation": torch.erf(m / math.sqrt(8)),
-        "jensen_shannon": _jensen_shannon(m),
+        "jensen_shannon": (h * density).sum(-1) / density.sum(),
     }
-
-
-def _jensen_shannon(m: Tensor) -> Tensor:
-    """E h(t), t = M (x + M / 2), x standard normal; h(t) = ln 2 minus the entropy of a coin of log-odds t."""
-    x = torch.linspace(-10, 10, 401, dtype=torch.float64, device=m.device)
-    density = torch.exp(-(x**2) / 2)
-    t = (m[..., None] * (x + m[..., None] / 2)).abs()
-    u, e = torch.tanh(t / 2), torch.exp(-t)
-    # equal forms of h: the first loses all digits for large t, the second for small t
-    h = torch.where(t < 1, (torch.log1p(-(u**2)) + u * t) / 2, math.log(2) - torch.log1p(e) - t * e / (1 + e))
-    return (h * density).sum(-1) / density.sum()
 
 
 def kl_student_t(distance: Values, dim: int, df: float) -> Tensor:
@@ -318,8 +312,8 @@ def fisher_covariance(diagonal: Tensor, damping: float = 1e-3) -> Tensor:
 
 def _delta(weight: Tensor, pruned: Tensor) -> Tensor:
     if weight.shape != pruned.shape:
-        raise ValueError(f"Both weights must have one shape, not {tuple(weight.shape)} and {tuple(pruned.shape)}.")
-    return weight.double() - pruned.double()
+        raise ValueError(f"Both tensors must have one shape, not {tuple(weight.shape)} and {tuple(pruned.shape)}.")
+    return (weight.double() - pruned.double()).flatten()
 
 
 def _check_positive(**values: float) -> None:
@@ -335,24 +329,17 @@ def _nonnegative(what: str, value: Values) -> Tensor:
     return value
 
 
-def _difference(mean_p: Tensor, mean_q: Tensor) -> Tensor:
-    if mean_p.dim() != 1 or mean_p.shape != mean_q.shape:
-        raise ValueError(f"Means must be vectors of one length, not {mean_p.shape} and {mean_q.shape}: flatten them.")
-    return mean_p.double() - mean_q.double()
-
-
 def _covariances(delta: Tensor, *covariances: Values) -> list[Tensor]:
     """Covariances as vectors of variances, or all as matrices if one of them is a matrix."""
     covariances = [torch.as_tensor(c, dtype=torch.float64, device=delta.device) for c in covariances]
+    covariances = [c.expand(len(delta)) if c.dim() == 0 else c for c in covariances]
     for c in covariances:
         if c.dim() > 2 or any(side != len(delta) for side in c.shape):
             raise ValueError(f"A covariance is a scalar, ({len(delta)},) or a square matrix of that side: {c.shape}.")
-        if c.dim() < 2:
+        if c.dim() == 1:
             _check_variances(c)
-    covariances = [c.expand(len(delta)) if c.dim() == 0 else c for c in covariances]
-    if all(c.dim() == 1 for c in covariances):
-        return covariances
-    return [c.diag() if c.dim() == 1 else c for c in covariances]
+    matrices = any(c.dim() == 2 for c in covariances)
+    return [c.diag() if matrices and c.dim() == 1 else c for c in covariances]
 
 
 def _check_variances(variances: Tensor) -> None:

@@ -63,10 +63,7 @@ def head_probabilities(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def head_hessian_product(inputs: Tensor, probabilities: Tensor, vector: Tensor) -> Tensor:
-    """Hessian of a head's mean cross-entropy by its weight, times a vector (C, F); exact, whatever the labels.
-
-    Source: paper 1, Lemma 2 (its Hessian).
-    """
+    """Hessian of a head's mean cross-entropy by its weight (paper 1, Lemma 2), times a vector (C, F); exact."""
     directions = probabilities * (inputs @ vector.T)
     return (directions - probabilities * directions.sum(1, keepdim=True)).T @ inputs / len(inputs)
 
@@ -103,10 +100,7 @@ def head_hessian_diagonal(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 
 
 def head_empirical_fisher_diagonal(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Diagonal (C, F) of the empirical Fisher: squared gradients at the given labels, mean of (p - y)^2 x^2.
-
-    Source: the usual stand-in for the Fisher information; it differs from the curvature.
-    """
+    """Diagonal (C, F) of the empirical Fisher, mean of (p - y)^2 x^2, the usual stand-in; it is not the curvature."""
     errors = head_probabilities(inputs, weight, bias) - nn.functional.one_hot(labels, len(weight))
     return errors.square().T @ inputs.square() / len(inputs)
 
