@@ -129,9 +129,8 @@ def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     With k = 3 two unrelated measures agree once in six times. Ties agree with no strict order.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    pairs = [(i, j) for i in range(x.shape[-1]) for j in range(i)]
-    signs = [np.sign(x[..., i] - x[..., j]) == np.sign(y[..., i] - y[..., j]) for i, j in pairs]
-    return np.all(signs, axis=0)
+    i, j = np.triu_indices(x.shape[-1], 1)
+    return np.all(np.sign(x[..., i] - x[..., j]) == np.sign(y[..., i] - y[..., j]), axis=-1)
 
 
 def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> tuple[dict, dict]:

@@ -135,11 +135,9 @@ def released_code(modes: pd.DataFrame, trials: int) -> Figure:
             style = {"color": colours[fraction], "ls": "-" if mode == "paper" else "--"}
             axes[cases.index(case), place].plot(one["epoch"], one[measure].clip(lower=LOWEST), **style)
     for block in (axes[:, :2], axes[:, 2:]):
-        bounds = np.array([axis.get_ylim() for axis in block.flat])
-        for axis in block.flat:
-            axis.set_ylim(bounds[:, 0].min(), bounds[:, 1].max())
-    for axis in (*axes[:, 1], *axes[:, 3]):
-        axis.set_yticklabels([])
+        low, high = zip(*(axis.get_ylim() for axis in block.flat), strict=True)
+        plt.setp(block, ylim=(min(low), max(high)))
+    plt.setp(axes[:, 1::2], yticklabels=[])
     figure.supxlabel("epoch of fine-tuning")
     texts = {f"{fraction:.0%}": {"color": colour} for fraction, colour in colours.items()}
     legend(figure, texts | {"as defined": {}, "released code": {"ls": "--"}}, f"mean of n = {trials}")

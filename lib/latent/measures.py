@@ -61,7 +61,7 @@ def t_ap3(weight: Tensor, pruned: Tensor, groups: int = 100, df: float = 4) -> f
 def kl_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
     """Forward KL(P||Q) of two Gaussians, in float64 through Cholesky factors.
 
-    Means have d entries. A covariance is a scalar c for cI, variances (d,), or a matrix (d, d); the two may differ in form.
+    Means have d entries. A covariance is a scalar c for cI, variances (d,), or a matrix (d, d); the forms may differ.
 
     Source: paper 1, Def 2 with the Gaussian projection. The paper prints the reverse, `kl_gaussian_printed`.
     """
