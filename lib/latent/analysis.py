@@ -83,16 +83,14 @@ def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFra
     return found | {"open": bool(ranks[0].equals(ranks[1]))}
 
 
-def pairs_within_method(table: pd.DataFrame, left_out: tuple[str, set[float]]) -> np.ndarray:
-    """Places (pairs, 2) of configurations that differ in fraction alone, without one pair of fractions of a method."""
-    index = list(table.index)
+def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, left_out: tuple[str, set[float]]) -> dict:
+    """Share of pairs that means over trials order alike, a tie counting half; p by exchange within case and method.
+
+    The two configurations of a pair differ in fraction alone; one pair of fractions of one method is left out.
+    """
+    x_values, y_values, index = x.to_numpy(), y.to_numpy(), list(x.index)
     places = [(i, j) for i in range(len(index)) for j in range(i) if index[i][:2] == index[j][:2]]
-    return np.array([(i, j) for i, j in places if (index[i][1], {index[i][2], index[j][2]}) != left_out])
-
-
-def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, pairs: np.ndarray) -> dict:
-    """Share of pairs that means over trials order alike, a tie counting half; p by exchange within case and method."""
-    x_values, y_values = x.to_numpy(), y.to_numpy()
+    pairs = np.array([(i, j) for i, j in places if (index[i][1], {index[i][2], index[j][2]}) != left_out])
 
     def share(a: np.ndarray, b: np.ndarray, chosen: np.ndarray = pairs) -> np.ndarray:
         i, j = chosen.T

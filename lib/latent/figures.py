@@ -61,14 +61,8 @@ def case_row(cases: Sequence[str], height: float, rows: int = 1, **options: obje
 def panels(rows: pd.DataFrame, control: pd.DataFrame, measure: str, by: str, label: str) -> tuple[Figure, pd.DataFrame]:
     """The layout of paper 1's figures: panels are methods or fractions, colours the others; measure solid, PD dashed.
 
-    Lines are means over trials, bands their range.
-
-    Args:
-        rows: of pruned heads, as `analysis.by_epoch` returns them.
-        control: likewise, of the dense control.
-        measure: its column.
-        by: the panels, "method" or "fraction".
-        label: the measure with its unit.
+    Lines are means over trials, bands their range. Both tables come from `analysis.by_epoch`; `by` is "method" or
+    "fraction", `label` the measure with its unit.
     """
     along = "fraction" if by == "method" else "method"
     fractions, cases = sorted(set(rows["fraction"])), list(dict.fromkeys(rows["case"]))

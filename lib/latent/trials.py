@@ -112,9 +112,7 @@ def finetune_head(
 
     Pruned weights (False in the mask) are exactly 0 throughout; the bias is trained, too. The spec holds
     `tuning_epochs`, `tuning_lr`, `tuning_batch` (the last batch may be smaller) and `trial`, which draws the order.
-
-    Returns:
-        Copies of (weight, bias) at epoch 0 (masked, not yet trained) and after each epoch.
+    The result holds copies of (weight, bias) at epoch 0 (masked, not yet trained) and after each epoch.
 
     Raises:
         RuntimeError: if the weights diverge.

@@ -32,9 +32,8 @@ def test_a_difference_that_follows_ap2_agrees_everywhere():
     rows = record(lambda ap2, epoch: ap2 / (1 + epoch))
     x, y = last(rows, "ap2"), last(rows, "pd")
     assert x.shape == (12, TRIALS)
-    pairs = analysis.pairs_within_method(x, left_out=("lowest", {0.3, 0.5}))
-    assert len(pairs) == 3 * 6 - 1
-    assert analysis.pair_agreement(x, y, pairs)["value"] == 1
+    found = analysis.pair_agreement(x, y, left_out=("lowest", {0.3, 0.5}))
+    assert found["value"] == 1 and found["n"] == 3 * 6 - 1
     for within in ((), ("case",), ("case", "fraction")):
         found = analysis.correlation(x, y, *within)
         assert found["value"] == pytest.approx(1) and found["p"] < 0.01 and found["n"] == 12
@@ -44,8 +43,8 @@ def test_a_difference_that_follows_ap2_agrees_everywhere():
 def test_a_difference_that_runs_against_ap2_disagrees_everywhere():
     rows = record(lambda ap2, epoch: 100 - ap2)
     x, y = last(rows, "ap2"), last(rows, "pd")
-    pairs = analysis.pairs_within_method(x, left_out=("none", set()))
-    assert len(pairs) == 18 and analysis.pair_agreement(x, y, pairs)["value"] == 0
+    found = analysis.pair_agreement(x, y, left_out=("none", set()))
+    assert found["n"] == 18 and found["value"] == 0
     assert analysis.correlation(x, y, "case", "fraction")["value"] == pytest.approx(-1)
     assert analysis.order_disagreement(rows, "ap2", "pd")["value"] == 1
 
