@@ -265,3 +265,211 @@ def _middles(changes: np.ndarray) -> np.ndarray:
 def _pooled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+
+
+def percentile_estimate(value: float, draws: Sequence[float], n: int) -> dict[str, float]:
+    """A value with the `percentile_interval` of its draws, and n; as `Ledger.enter` takes them."""
+    low, high = percentile_interval(draws)
+    return {"value": float(value), "low": low, "high": high, "n": n}
+
+
+def redrawn_rows(*sizes: int, seed: Seed, resamples: int) -> list[np.ndarray]:
+    """Indices (resamples, n) of n units for each size, drawn with replacement, for statistics of many rows at once."""
+    random = np.random.default_rng(seed)
+    return [random.integers(n, size=(resamples, n)) for n in sizes]
+
+
+def stratified_bootstrap(
+    statistic: Callable[[list[np.ndarray]], float],
+    samples: Sequence[np.ndarray],
+    *,
+    seed: Seed,
+    resamples: int = 400,
+    recentred: bool = False,
+) -> dict[str, float]:
+    """A statistic of several samples with its percentile interval; units are drawn anew within each sample.
+
+    Args:
+        statistic: takes a list of samples.
+        samples: arrays with one row for each unit.
+        seed: of the resampling.
+        resamples: number of draws.
+        recentred: shift the interval by the bias of the draws, for a statistic that redrawing biases.
+    """
+    draws = resampled(
+        lambda *rows: statistic([sample[row] for sample, row in zip(samples, rows, strict=True)]),
+        *map(len, samples),
+        seed=seed,
+        resamples=resamples,
+    )
+    found = percentile_estimate(statistic(samples), draws, sum(map(len, samples)))
+    bias = np.nanmean(draws) - found["value"] if recentred else 0
+    return found | {"low": float(found["low"] - bias), "high": float(found["high"] - bias)}
+
+
+def dkw_band(n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of the band around an empirical distribution function just above each of its n steps."""
+    height, half = np.arange(1, n + 1) / n, dkw_half_width(n, level)
+    return np.maximum(height - half, 0), np.minimum(height + half, 1)
+
+
+def intraclass_correlation(values: np.ndarray) -> dict[str, float]:
+    """ICC(1), the share of the variance between units, of values (units, repetitions), with its exact F interval."""
+    n, repetitions = values.shape
+    between = repetitions * values.mean(axis=1).var(ddof=1)
+    within = values.var(axis=1, ddof=1).mean()
+    ratio, freedom = between / within, (n - 1, n * (repetitions - 1))
+    tail = (1 + LEVEL) / 2
+    low, high = ratio / scipy_stats.f.ppf(tail, *freedom), ratio * scipy_stats.f.ppf(tail, *freedom[::-1])
+    value, low, high = (float((f - 1) / (f + repetitions - 1)) for f in (ratio, low, high))
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def random_effects_mean(values: np.ndarray, variances: np.ndarray) -> dict[str, float]:
+    """The mean of estimates that vary by more than their sampling variances, with its normal interval.
+
+    Source: DerSimonian and Laird 1986.
+    """
+    weights = 1 / variances
+    mean = (weights * values).sum() / weights.sum()
+    excess = (weights * (values - mean) ** 2).sum() - (len(values) - 1)
+    between = max(0.0, excess / max(weights.sum() - (weights**2).sum() / weights.sum(), 1e-12))
+    weights = 1 / (variances + between)
+    mean, half = (weights * values).sum() / weights.sum(), quantile() * weights.sum() ** -0.5
+    return {"value": float(mean), "low": float(mean - half), "high": float(mean + half)}
+
+
+def weakest_rank_correlation(values: np.ndarray, *, seed: Seed, draws: int = 1999) -> dict:
+    """The smallest of Spearman's correlations between any two columns of values (units, measures).
+
+    The interval holds all pairs together (Fisher's z, Bonferroni). The smallest of several correlations of unrelated
+    ranks is below 0 on average, so p and `null` (its mean and interval) come from exchanged ranks.
+
+    Source: Bonett and Wright 2000 for the standard error of Spearman's z.
+    """
+    ranks = scipy_stats.rankdata(values, axis=0)
+    n, pairs = len(ranks), np.triu_indices(ranks.shape[1], 1)
+
+    def correlations(ranks: np.ndarray) -> np.ndarray:
+        centred = ranks - ranks.mean(axis=-2, keepdims=True)
+        length = np.sqrt((centred**2).sum(axis=-2))
+        scale = length[..., :, None] * length[..., None, :]
+        product = np.swapaxes(centred, -1, -2) @ centred
+        return (product / np.where(scale > 0, scale, 1))[..., *pairs]  # a measure that ties all units ranks none
+
+    found, random = correlations(ranks), np.random.default_rng(seed)
+    z = np.arctanh(np.clip(found, -0.999, 0.999))
+    half = quantile(1 - (1 - LEVEL) / len(found)) * np.sqrt((1 + found**2 / 2) / (n - 3))
+    null = correlations(random.permuted(np.tile(ranks, (draws, 1, 1)), axis=1)).min(axis=1)
+    bounds = {"low": float(np.tanh(z - half).min()), "high": float(np.tanh(z + half).min())}
+    null_range = (float(null.mean()), *percentile_interval(null))
+    return {"value": float(found.min()), **bounds, "p": upper_p(found.min(), null), "n": n, "null": null_range}
+
+
+def standardised_difference(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 400, draws: int = 999
+) -> dict[str, float]:
+    """Difference of the means of two samples in pooled standard deviations, averaged over pairs of samples.
+
+    It is the signed area between two empirical distribution functions, in these units. The interval redraws each
+    sample; the two-sided p exchanges labels within pairs.
+
+    Source: Hedges 1981 for the factor that corrects the bias of small samples.
+
+    Args:
+        pairs: (first, second) of each stratum; above 0, the second is larger.
+        seed: of the resampling.
+        resamples: number of bootstrap draws.
+        draws: number of permutations.
+    """
+
+    def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        scale = np.sqrt((first.var(axis=-1, ddof=1) + second.var(axis=-1, ddof=1)) / 2)
+        unbiased = 1 - 3 / (4 * (first.shape[-1] + second.shape[-1]) - 9)
+        return unbiased * (second.mean(axis=-1) - first.mean(axis=-1)) / np.where(scale > 0, scale, 1)
+
+    random, value, redrawn_values, null = np.random.default_rng(seed), 0.0, 0.0, 0.0
+    for first, second in pairs:
+        rows = redrawn_rows(len(first), len(second), seed=random, resamples=resamples)
+        mixed = random.permuted(np.tile(np.concatenate([first, second]), (draws, 1)), axis=1)
+        value = value + difference(first, second) / len(pairs)
+        redrawn_values = redrawn_values + difference(first[rows[0]], second[rows[1]]) / len(pairs)
+        null = null + difference(mixed[:, : len(first)], mixed[:, len(first) :]) / len(pairs)
+    found = percentile_estimate(value, redrawn_values, sum(len(first) + len(second) for first, second in pairs))
+    return found | {"p": upper_p(abs(value), np.abs(null))}
+
+
+def quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The least-squares quadratic of y on x for each row of (..., n).
+
+    Returns:
+        Coefficients of (x - centre)^2 and of (x - centre), and the centre; each (...).
+    """
+    centre = x.mean(axis=-1)
+    u = x - centre[..., None]
+    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
+    normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
+    solved = np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0]
+    return solved[..., 2], solved[..., 1], centre
+
+
+def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 1000) -> dict[str, float]:
+    """The smaller of the two outward slopes of y on x at the ends of the range of x, mean over samples.
+
+    It is above 0 only if the fitted quadratic falls at the low end and rises at the high end. p is the larger of the
+    two one-sided p-values of the mean slopes.
+
+    Source: Lind and Mehlum 2010.
+
+    Args:
+        samples: (x, y) of each stratum.
+        seed: of the resampling within strata.
+        resamples: number of draws.
+    """
+
+    def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        a, b, centre = quadratic(x, y)
+        return np.stack([-2 * a * (x.min(axis=-1) - centre) - b, 2 * a * (x.max(axis=-1) - centre) + b], axis=-1)
+
+    rows = redrawn_rows(*(len(x) for x, _ in samples), seed=seed, resamples=resamples)
+    found = np.mean([slopes(x, y) for x, y in samples], axis=0)
+    draws = np.mean([slopes(x[row], y[row]) for (x, y), row in zip(samples, rows, strict=True)], axis=0)
+    p = float(scipy_stats.norm.sf(found / draws.std(axis=0)).max())
+    return percentile_estimate(found.min(), draws.min(axis=1), sum(len(x) for x, _ in samples)) | {"p": p}
+
+
+def cross_validated_gain(
+    samples: Sequence[tuple[np.ndarray, np.ndarray]], base: int, *, seed: Seed, folds: int = 10, resamples: int = 400
+) -> dict[str, float]:
+    """Share of the cross-validated squared error that further columns of x remove, on top of the first `base` ones.
+
+    Predictions are least squares on standardised columns within each sample. The interval redraws units; copies of
+    one stay in its fold, so fewer different ones are left to learn from, and the interval is low.
+
+    Args:
+        samples: x (n, columns) and y (n,) of each stratum.
+        base: columns of x that both models have.
+        seed: of folds and resampling.
+        folds: number of folds.
+        resamples: number of draws.
+    """
+    random, full, rest = np.random.default_rng(seed), 0.0, 0.0
+
+    def errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(times))
+        for held in range(folds):
+            learnt = times * (fold != held)
+            normal = np.einsum("bn,ni,nj->bij", learnt, x, x) + 1e-9 * np.eye(x.shape[1])
+            slopes = np.linalg.solve(normal, np.einsum("bn,ni,n->bi", learnt, x, y)[..., None])[..., 0]
+            total += (times * (fold == held) * (y - slopes @ x.T) ** 2).sum(axis=1)
+        return total
+
+    for x, y in samples:
+        n = len(y)
+        design = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
+        fold = random.permutation(n) % folds
+        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), resamples)])
+        full = full + errors(design, y, fold, times)
+        rest = rest + errors(design[:, : 1 + base], y, fold, times)
+    value, *draws = 1 - full / rest
+    return percentile_estimate(value, draws, sum(len(y) for _, y in samples))
