@@ -55,7 +55,7 @@ RULES = (
     ),
     Rule(
         id="P3.3",
-        section="Are winners near it, and where is it?",
+        section="Are winners near the optimum, and where is it?",
         claim="C3: winners have about one mCB, that of the lowest fitted drop (an optimum or an end of the range).",
         statistic="median distance to log m* of winners (best 5 %, at least three) minus that of all",
         relation="<",
@@ -65,7 +65,7 @@ RULES = (
     ),
     Rule(
         id="P3.4",
-        section="Are winners near it, and where is it?",
+        section="Are winners near the optimum, and where is it?",
         claim="C3: the optimum is at mCB 1, the original's (tested only if P3.1 holds).",
         statistic="log m*, random-effects mean over regimes",
         relation="=",
@@ -76,7 +76,7 @@ RULES = (
     ),
     Rule(
         id="P3.5",
-        section="Are winners near it, and where is it?",
+        section="Are winners near the optimum, and where is it?",
         claim="The optimal mCB increases as pruning gets more aggressive (tested only if P3.1 holds).",
         statistic="slope of log m* on -log(kept share)",
         relation=">",
