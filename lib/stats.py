@@ -287,14 +287,9 @@ def stratified_bootstrap(
     resamples: int = 400,
     recentred: bool = False,
 ) -> dict[str, float]:
-    """A statistic of several samples with its percentile interval; units are drawn anew within each sample.
+    """A statistic of several samples (units, ...) with its percentile interval; units are redrawn within each sample.
 
-    Args:
-        statistic: takes a list of samples.
-        samples: arrays with one row for each unit.
-        seed: of the resampling.
-        resamples: number of draws.
-        recentred: shift the interval by the bias of the draws, for a statistic that redrawing biases.
+    `recentred` shifts the interval by the bias of the draws, for a statistic that redrawing biases.
     """
     draws = resampled(
         lambda *rows: statistic([sample[row] for sample, row in zip(samples, rows, strict=True)]),
@@ -371,16 +366,10 @@ def standardised_difference(
 ) -> dict[str, float]:
     """Difference of the means of two samples in pooled standard deviations, averaged over pairs of samples.
 
-    It is the signed area between two empirical distribution functions, in these units. The interval redraws each
-    sample; the two-sided p exchanges labels within pairs.
+    It is the signed area between two empirical distribution functions, above 0 if the second sample of a pair is
+    larger. The interval redraws each sample; the two-sided p exchanges labels within pairs.
 
     Source: Hedges 1981 for the factor that corrects the bias of small samples.
-
-    Args:
-        pairs: (first, second) of each stratum; above 0, the second is larger.
-        seed: of the resampling.
-        resamples: number of bootstrap draws.
-        draws: number of permutations.
     """
 
     def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -416,15 +405,10 @@ def quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 1000) -> dict[str, float]:
     """The smaller of the two outward slopes of y on x at the ends of the range of x, mean over samples.
 
-    It is above 0 only if the fitted quadratic falls at the low end and rises at the high end. p is the larger of the
-    two one-sided p-values of the mean slopes.
+    It is above 0 only if the fitted quadratic falls at the low end and rises at the high end. The interval redraws
+    units within each sample (x, y); p is the larger of the two one-sided p-values of the mean slopes.
 
     Source: Lind and Mehlum 2010.
-
-    Args:
-        samples: (x, y) of each stratum.
-        seed: of the resampling within strata.
-        resamples: number of draws.
     """
 
     def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -443,15 +427,9 @@ def cross_validated_gain(
 ) -> dict[str, float]:
     """Share of the cross-validated squared error that further columns of x remove, on top of the first `base` ones.
 
-    Predictions are least squares on standardised columns within each sample. The interval redraws units; copies of
-    one stay in its fold, so fewer different ones are left to learn from, and the interval is low.
-
-    Args:
-        samples: x (n, columns) and y (n,) of each stratum.
-        base: columns of x that both models have.
-        seed: of folds and resampling.
-        folds: number of folds.
-        resamples: number of draws.
+    A sample holds x (n, columns) and y (n,); predictions are least squares on standardised columns within a sample. The
+    interval redraws units; copies of one stay in its fold, so fewer different ones are left to learn from, and the
+    interval is low.
     """
     random, full, rest = np.random.default_rng(seed), 0.0, 0.0
 

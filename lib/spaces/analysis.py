@@ -23,18 +23,6 @@ from lib.spaces.measures import Regime, best_of_k
 WINNERS, FEWEST_WINNERS = 0.05, 3  # share of a population that wins, and the fewest that have a median
 CONTROL = ["network", "dataset", "mode", "retraining"]
 RESAMPLES, SPLITS, REDRAWS = 1000, 20, 400
-MCB = ["log_mcb", "log_mcb_squared"]
-PREDICTIONS = {  # predictors, and those that they are added to
-    "all: mCB, STD, smallest kept share, tilt": ([*MCB, "std", "smallest_share", "tilt"], []),
-    "mCB": (MCB, []),
-    "tilt": (["tilt"], []),
-    "STD": (["std"], []),
-    "smallest kept share": (["smallest_share"], []),
-    "STD and smallest kept share": (["std", "smallest_share"], []),
-    "mCB beyond STD and smallest kept share": (MCB, ["std", "smallest_share"]),
-    "tilt beyond STD and smallest kept share": (["tilt"], ["std", "smallest_share"]),
-    "mCB beyond these two and tilt": (MCB, ["std", "smallest_share", "tilt"]),
-}
 
 
 def with_drops(rows: pd.DataFrame) -> pd.DataFrame:
@@ -194,13 +182,13 @@ def spread_table(spread: dict[float, Sequence[pd.DataFrame]], asked: Sequence[fl
         drops = [table["drop"] for table in tables]
         exchange = scipy_stats.PermutationMethod(n_resamples=999, rng=np.random.default_rng(0))
         darling = scipy_stats.anderson_ksamp(drops, variant="midrank", method=exchange)
+        smirnov = scipy_stats.ks_2samp(drops[0], drops[-1])
         columns[f"{kept:.0%}"] = {
             f"STD asked {std}": f"STD {one['std'].mean():.3f}, mCB {one['mcb'].mean():.2f}, n = {len(one)}"
             for std, one in zip(asked, tables, strict=True)
-        } | {
-            "Anderson-Darling, all, p": f"{darling.pvalue:.3f}",
-            "Kolmogorov-Smirnov, outer two, p": f"{scipy_stats.ks_2samp(drops[0], drops[-1]).pvalue:.3f}",
         }
+        p = {"Anderson-Darling, all, p": darling.pvalue, "Kolmogorov-Smirnov, outer two, p": smirnov.pvalue}
+        columns[f"{kept:.0%}"] |= {name: f"{value:.3f}" for name, value in p.items()}
     return pd.DataFrame(columns)
 
 
@@ -209,34 +197,38 @@ def limit(table: pd.DataFrame) -> float:
     return float(np.quantile(table["drop"], WINNERS))
 
 
-def left_out_errors(tables: Sequence[pd.DataFrame]) -> dict[str, float]:
-    """Leave-one-regime-out errors of the limit (points) and of log m*, by the predictor: see `_errors`."""
-    limits, best = [limit(table) for table in tables], [optimum(table) for table in tables]
-    return _errors(np.array(limits), np.array(best), np.array([table["kept"].iloc[0] for table in tables]))
+def left_out_errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """Leave-one-regime-out errors of limits (points) and of log m*, from a constant, from log(kept), from log m*."""
+
+    def left_out(y: np.ndarray, *x: np.ndarray) -> float:  # root mean square, by the hat matrix of a mean or a line
+        design = np.column_stack([np.ones(len(y)), *x])
+        hat = design @ np.linalg.pinv(design)
+        return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))
+
+    level = np.log(kept)
+    errors = {"constant": left_out(limits), "level": left_out(limits, level), "optimum": left_out(limits, best)}
+    return errors | {"optimum, constant": left_out(best), "optimum, level": left_out(best, level)}
 
 
 def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str) -> dict:
     """Ratio of two of `left_out_errors`; below 1 the model predicts regimes that it has not seen better."""
-    limits, best, kept = [], [], np.array([table["kept"].iloc[0] for table in tables])
+    limits, best = [[limit(table) for table in tables]], [[optimum(table) for table in tables]]  # found, then redrawn
     rows = stats.redrawn_rows(*map(len, tables), seed=6, resamples=REDRAWS)
-    for (x, y), row in zip(map(_arrays, tables), rows, strict=True):
-        limits.append(np.quantile(y[row], WINNERS, axis=1))
-        best.append(vertices(x[row], y[row]))
-    drawn = [_errors(*pair, kept) for pair in zip(np.transpose(limits), np.transpose(best), strict=True)]
-    value, *draws = (errors[model] / max(errors[reference], 1e-9) for errors in (left_out_errors(tables), *drawn))
+    drawn = [(x[row], y[row]) for (x, y), row in zip(map(_arrays, tables), rows, strict=True)]
+    limits = np.vstack([limits, np.transpose([np.quantile(y, WINNERS, axis=1) for _, y in drawn])])
+    best = np.vstack([best, np.transpose([vertices(x, y) for x, y in drawn])])
+    kept = np.array([table["kept"].iloc[0] for table in tables])
+    errors = [left_out_errors(*pair, kept) for pair in zip(limits, best, strict=True)]
+    value, *draws = (one[model] / max(one[reference], 1e-9) for one in errors)
     return stats.percentile_estimate(value, draws, len(tables))
 
 
 def best_of_k_gain(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], k: int, price: int = 0) -> dict:
     """Points of test accuracy that the best of k refined recipes gains over the best initial ones; mean over pairs.
 
-    The interval is recentred: redrawing loses the best recipe of a space in a third of the draws.
-
-    Args:
-        pairs: (initial, refined) with `drop` on validation images, which selects, and `test_drop`.
-        k: number of refined recipes.
-        price: number of recipes that were needed to find m*; the rival is the best of k + price initial recipes, at
-            most the best of those that were retrained.
+    `pairs` holds (initial, refined), with `drop` on validation images, which selects, and `test_drop`. `price` is the
+    number of recipes that were needed to find m*: the rival is the best of k + price initial recipes, at most the best
+    retrained one. The interval is recentred: redrawing loses the best recipe of a space in a third of the draws.
     """
 
     def gain(samples: Sequence[np.ndarray]) -> float:
@@ -289,21 +281,12 @@ def prediction_gain(tables: Sequence[pd.DataFrame], features: Sequence[str], bey
     return stats.cross_validated_gain(samples, len(beyond), seed=11, resamples=REDRAWS)
 
 
-def prediction_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """`prediction_gain` of each of `PREDICTIONS`."""
-    return pd.DataFrame({name: prediction_gain(tables, *asked) for name, asked in PREDICTIONS.items()}).T
-
-
 def contest(rows: pd.DataFrame, champion: str, rivals: Sequence[str]) -> dict:
-    """Points by which a champion beats the best of its `rivals` on the same test images, by `stats.paired_gain`.
+    """Points by which a champion beats its best rival on the same test images, by `stats.paired_gain`.
 
-    The best rival has the largest mean, which favours the rivals. Images are drawn anew for both together, seeds for
-    each separately, which is conservative where one seed treats both alike. Failed trials are left out.
-
-    Args:
-        rows: of `trials.retrain` with `by_image`; `space` names the contestant.
-        champion: its name.
-        rivals: their names; the best one is returned as `rival`.
+    The rows come from `trials.retrain` with `by_image`; their `space` names the contestant. The best rival, returned as
+    `rival`, has the largest mean, which favours the rivals. Images are drawn anew for both together, seeds for each
+    separately, which is conservative where one seed treats both alike. Failed trials are left out.
     """
     done, images = rows[rows["status"] == "done"], np.arange(int(rows["test_images"].iloc[0]))
     wrong = done.groupby("space")["test_wrong"].agg(lambda lists: [np.isin(images, one) for one in lists])
@@ -325,14 +308,9 @@ def _redrawn_optima(tables: Sequence[pd.DataFrame], seed: int) -> np.ndarray:
 
 
 def _over_halves(
-    statistic: Callable[..., np.ndarray],
-    x: np.ndarray,
-    y: np.ndarray,
-    random: np.random.Generator,
-    count: int,
-    redraw: bool = False,
+    statistic: Callable, x: np.ndarray, y: np.ndarray, random: np.random.Generator, count: int, redraw: bool = False
 ) -> np.ndarray:
-    """A statistic of (fit x, fit y, x, y) over random halvings, mean of both ways; y: (n,) or one row a halving."""
+    """A statistic of (fit x, fit y, x, y) over random halvings, mean of both ways; y: (n,) or (count, n)."""
     order = random.permuted(np.tile(np.arange(len(x)), (count, 1)), axis=1)
     halves = [order[:, : len(x) // 2], order[:, len(x) // 2 :]]
     if redraw:
@@ -340,24 +318,6 @@ def _over_halves(
     rows = np.broadcast_to(y, (count, len(x)))
     one, two = ((x[half], np.take_along_axis(rows, half, axis=1)) for half in halves)
     return (statistic(*one, *two) + statistic(*two, *one)) / 2
-
-
-def _errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    """Left-out errors of the limit and of log m*, predicted from a constant, from log(kept), and from log m*."""
-
-    def left_out(y: np.ndarray, *x: np.ndarray) -> float:  # root mean square, by the hat matrix of a mean or a line
-        design = np.column_stack([np.ones(len(y)), *x])
-        hat = design @ np.linalg.pinv(design)
-        return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))
-
-    level = np.log(kept)
-    return {
-        "constant": left_out(limits),
-        "level": left_out(limits, level),
-        "optimum": left_out(limits, best),
-        "optimum, constant": left_out(best),
-        "optimum, level": left_out(best, level),
-    }
 
 
 # Widths of EagleEye's three ResNet-50s: n - floor(ratio * n) of the ratios in its `search_results` (commit ba312d9);

@@ -24,6 +24,12 @@ def shades(shares: Sequence[float]) -> dict[float, tuple]:
     return dict(zip(shares, plt.cm.viridis(np.linspace(0.1, 0.8, len(shares))), strict=True))
 
 
+def shaded(tables: Sequence[pd.DataFrame]) -> list[tuple[float, tuple, pd.DataFrame]]:
+    """Kept share, colour and table of each regime."""
+    colours = shades([table["kept"].iloc[0] for table in tables])
+    return [(*pair, table) for pair, table in zip(colours.items(), tables, strict=True)]
+
+
 def mcb_axis(axis: Axes, title: str, ticks: Sequence[float] = MCB_TICKS) -> None:
     """A logarithmic x axis of mCB with the dense network's marked."""
     axis.axvline(1, **figures.NULL)
@@ -82,8 +88,7 @@ def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figu
 def edfs(tables: Sequence[pd.DataFrame], bins: int = 5) -> Figure:
     """EDF of the drop of each regime with its band; dashed with kept parameters made uniform over bins (NDS)."""
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    colours = shades([one["kept"].iloc[0] for one in tables])
-    for (share, colour), one in zip(colours.items(), tables, strict=True):
+    for share, colour, one in shaded(tables):
         edf_step(axis, one["drop"], colour, f"{share:.0%} of MACs kept")
         x = np.sort(one["drop"])
         weighted = measures.edf(one["drop"], measures.complexity_weights(one["kept_parameters"], bins))
@@ -111,8 +116,7 @@ def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.Data
     for axis in (axes[0].xaxis, axes[1].xaxis, axes[1].yaxis):
         axis.set_major_locator(plt.MaxNLocator(6, integer=True))
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0.2, columnspacing=0.8)
-    colours = shades([one["kept"].iloc[0] for one in tables])
-    for (share, colour), one in zip(colours.items(), tables, strict=True):
+    for share, colour, one in shaded(tables):
         label = f"{share:.0%}, n = {len(one)}"
         axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=label)
     axes[2].set(xlabel="drop before retraining (points)", ylabel="test drop after it (points)", title="the proxy")
@@ -152,8 +156,8 @@ def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
 def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Median drop and quartiles by bucket of kept parameters, a panel for each regime."""
     figure, axes = _row(len(tables))
-    colours, frames = shades([one["kept"].iloc[0] for one in tables]), []
-    for axis, (share, colour), one in zip(axes, colours.items(), tables, strict=True):
+    frames = []
+    for axis, (share, colour, one) in zip(axes, shaded(tables), strict=True):
         grouped = one.groupby(measures.parameter_buckets(one["kept_parameters"]))["drop"]
         summary = grouped.describe().rename_axis("bucket").reset_index()
         spread = np.array([summary["50%"] - summary["25%"], summary["75%"] - summary["50%"]])

@@ -163,18 +163,13 @@ def sample_recipes(
 ) -> Sample:
     """The *initial space*: n different recipes of independent uniform ratios, accepted if they fit the regime.
 
-    Source: EagleEye's search, whose acceptance and ranges paper 3 may have adapted; the range is this companion's.
-
-    Args:
-        groups: of the network.
-        regime: what the recipes keep.
-        n: number of recipes.
-        seed: of the draws.
-        ratios: range of the uniform distribution, by default `ratio_range`.
-        rounding: `rounded` or EagleEye's `floored`.
+    `ratios` is the range of the uniform distribution, by default `ratio_range`; `rounding` is `rounded` or EagleEye's
+    `floored`.
 
     Raises:
         CompanionError: for an empty regime, and for a range that would take too many draws.
+
+    Source: EagleEye's search, whose acceptance and ranges paper 3 may have adapted; the range is this companion's.
     """
     regime.check(groups)
     low, high = ratios or ratio_range(groups, regime)
@@ -225,21 +220,14 @@ def parameter_buckets(kept_parameters: Sequence[float], width: float = 0.05, few
 
 
 def edf(drops: Sequence[float], weights: Sequence[float] | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """The empirical distribution function F(d) = share of drops strictly below d, or their weight.
+    """The empirical distribution function F(d) = share of drops strictly below d, or their weight (they sum to 1).
 
     Source: RegNet's error EDF, ported to drops; `complexity_weights` gives the NDS variant.
-
-    Args:
-        drops: accuracy lost against the dense control, in points.
-        weights: sum to 1, by default equal.
     """
     order = np.argsort(drops, kind="stable")
-    steps = np.asarray(drops, dtype=float)[order]
-    if weights is None:
-        cumulated = np.arange(len(steps) + 1) / len(steps)
-    else:
-        cumulated = np.concatenate([[0.0], np.cumsum(np.asarray(weights, dtype=float)[order])])
-    return lambda d: cumulated[np.searchsorted(steps, d, side="left")]
+    weights = np.full(len(order), 1 / len(order)) if weights is None else np.asarray(weights)
+    cumulated = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return lambda d: cumulated[np.searchsorted(np.asarray(drops)[order], d, side="left")]
 
 
 def complexity_weights(complexity: Sequence[float], bins: int) -> np.ndarray:

@@ -31,24 +31,13 @@ def tilted(groups: Groups, regime: Regime, tilt: float, spread: float, *, seed: 
 
 
 def with_targets(
-    groups: Groups,
-    regime: Regime,
-    mcb: Sequence[float],
-    *,
-    seed: int,
-    sigma: float = 0.1,
-    std: float | None = None,
+    groups: Groups, regime: Regime, mcb: Sequence[float], *, seed: int, sigma: float = 0.1, std: float | None = None
 ) -> np.ndarray:
     """Different recipes (at most len(mcb), G) of given normalised mCB, by tilting ratios along the resolution.
 
-    Args:
-        groups: of the network.
-        regime: what the recipes keep.
-        mcb: target of each recipe; those that are infeasible, or missed by rounding, are left out.
-        seed: of the random patterns.
-        sigma: scatter around the tilted pattern.
-        std: if given, the scatter of each recipe is solved so that its STD is this one where possible. A tilt alone
-            raises the STD; recipes of one STD differ in mCB only.
+    Targets that are infeasible, or missed by rounding, are left out. `sigma` is the scatter around the tilted pattern.
+    With `std` the scatter of each recipe is solved so that its STD is this one where possible: a tilt alone raises the
+    STD, and recipes of one STD differ in mCB only.
     """
     regime.check(groups)
     log_mcb, direction = np.log(np.asarray(mcb, dtype=float)), resolution(groups)
