@@ -388,18 +388,14 @@ def standardised_difference(
     return found | {"p": upper_p(abs(value), np.abs(null))}
 
 
-def quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The least-squares quadratic of y on x for each row of (..., n).
-
-    Returns:
-        Coefficients of (x - centre)^2 and of (x - centre), and the centre; each (...).
-    """
-    centre = x.mean(axis=-1)
-    u = x - centre[..., None]
-    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
-    normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
-    solved = np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0]
-    return solved[..., 2], solved[..., 1], centre
+def quadratic_minimum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The place where the least-squares quadratic of y on x is lowest within the range of x: (..., n) -> (...)."""
+    a, b, centre = _quadratic(x, y)
+    low, high = x.min(axis=-1) - centre, x.max(axis=-1) - centre
+    inner = np.clip(-b / (2 * np.where(a > 0, a, np.inf)), low, high)
+    candidates = np.stack([low, high, np.where(a > 0, inner, low)])
+    values = a * candidates**2 + b * candidates
+    return np.take_along_axis(candidates, values.argmin(axis=0)[None], axis=0)[0] + centre
 
 
 def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 1000) -> dict[str, float]:
@@ -412,7 +408,7 @@ def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, res
     """
 
     def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        a, b, centre = quadratic(x, y)
+        a, b, centre = _quadratic(x, y)
         return np.stack([-2 * a * (x.min(axis=-1) - centre) - b, 2 * a * (x.max(axis=-1) - centre) + b], axis=-1)
 
     rows = redrawn_rows(*(len(x) for x, _ in samples), seed=seed, resamples=resamples)
@@ -451,3 +447,20 @@ def cross_validated_gain(
         rest = rest + errors(design[:, : 1 + base], y, fold, times)
     value, *draws = 1 - full / rest
     return percentile_estimate(value, draws, sum(len(y) for _, y in samples))
+
+
+def leave_one_out_error(y: np.ndarray, *x: np.ndarray) -> float:
+    """Root mean square error of predicting each of y (n,) from the others, by their mean or by least squares on x."""
+    design = np.column_stack([np.ones(len(y)), *x])
+    hat = design @ np.linalg.pinv(design)
+    return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))
+
+
+def _quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients of (x - centre)^2 and (x - centre) in the least-squares quadratic of each row, and the centre."""
+    centre = x.mean(axis=-1)
+    u = x - centre[..., None]
+    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
+    normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
+    solved = np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0]
+    return solved[..., 2], solved[..., 1], centre

@@ -64,19 +64,9 @@ def refined_recipes(groups: Groups, kept: float, pool: np.ndarray, best: float, 
     return samplers.with_targets(groups, Regime(kept), [best] * count, seed=3), float(inside.mean())
 
 
-def vertices(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The place where the least-squares quadratic of y on x is lowest within the range of x: (..., n) -> (...)."""
-    a, b, centre = stats.quadratic(x, y)
-    low, high = x.min(axis=-1) - centre, x.max(axis=-1) - centre
-    inner = np.clip(-b / (2 * np.where(a > 0, a, np.inf)), low, high)
-    candidates = np.stack([low, high, np.where(a > 0, inner, low)])
-    values = a * candidates**2 + b * candidates
-    return np.take_along_axis(candidates, values.argmin(axis=0)[None], axis=0)[0] + centre
-
-
 def optimum(table: pd.DataFrame) -> float:
     """Log m*: the lowest point of the quadratic of drop on log mCB within the sampled range, maybe at an end of it."""
-    return float(vertices(*_arrays(table)))
+    return float(stats.quadratic_minimum(*_arrays(table)))
 
 
 def optimum_interval(table: pd.DataFrame) -> dict:
@@ -113,7 +103,7 @@ def winners(tables: Sequence[pd.DataFrame], exchanges: int = 499) -> dict:
     """
 
     def nearer(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        distance = np.abs(x - vertices(fit_x, fit_y)[:, None])
+        distance = np.abs(x - stats.quadratic_minimum(fit_x, fit_y)[:, None])
         best = np.take_along_axis(distance, np.argsort(y, axis=1, kind="stable")[:, : win_count(x.shape[1])], axis=1)
         return np.median(best, axis=1) - np.median(distance, axis=1)
 
@@ -142,7 +132,7 @@ def deviation_gain(tables: Sequence[pd.DataFrame]) -> dict:
     """Share of the out-of-sample squared error within regimes that |log mCB - log m*| removes; m* of other recipes."""
 
     def errors(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        best = vertices(fit_x, fit_y)[:, None]
+        best = stats.quadratic_minimum(fit_x, fit_y)[:, None]
         old, new, mean = np.abs(fit_x - best), np.abs(x - best), fit_y.mean(axis=1, keepdims=True)
         centred = old - old.mean(axis=1, keepdims=True)
         slope = (centred * fit_y).sum(axis=1, keepdims=True) / (centred**2).sum(axis=1, keepdims=True)
@@ -199,13 +189,7 @@ def limit(table: pd.DataFrame) -> float:
 
 def left_out_errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:
     """Leave-one-regime-out errors of limits (points) and of log m*, from a constant, from log(kept), from log m*."""
-
-    def left_out(y: np.ndarray, *x: np.ndarray) -> float:  # root mean square, by the hat matrix of a mean or a line
-        design = np.column_stack([np.ones(len(y)), *x])
-        hat = design @ np.linalg.pinv(design)
-        return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))
-
-    level = np.log(kept)
+    level, left_out = np.log(kept), stats.leave_one_out_error
     errors = {"constant": left_out(limits), "level": left_out(limits, level), "optimum": left_out(limits, best)}
     return errors | {"optimum, constant": left_out(best), "optimum, level": left_out(best, level)}
 
@@ -216,7 +200,7 @@ def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str) -> d
     rows = stats.redrawn_rows(*map(len, tables), seed=6, resamples=REDRAWS)
     drawn = [(x[row], y[row]) for (x, y), row in zip(map(_arrays, tables), rows, strict=True)]
     limits = np.vstack([limits, np.transpose([np.quantile(y, WINNERS, axis=1) for _, y in drawn])])
-    best = np.vstack([best, np.transpose([vertices(x, y) for x, y in drawn])])
+    best = np.vstack([best, np.transpose([stats.quadratic_minimum(x, y) for x, y in drawn])])
     kept = np.array([table["kept"].iloc[0] for table in tables])
     errors = [left_out_errors(*pair, kept) for pair in zip(limits, best, strict=True)]
     value, *draws = (one[model] / max(one[reference], 1e-9) for one in errors)
@@ -304,7 +288,7 @@ def _redrawn_optima(tables: Sequence[pd.DataFrame], seed: int) -> np.ndarray:
     """Bootstrap draws (RESAMPLES, regimes) of log m*."""
     rows = stats.redrawn_rows(*map(len, tables), seed=seed, resamples=RESAMPLES)
     pairs = zip(map(_arrays, tables), rows, strict=True)
-    return np.stack([vertices(x[row], y[row]) for (x, y), row in pairs], axis=1)
+    return np.stack([stats.quadratic_minimum(x[row], y[row]) for (x, y), row in pairs], axis=1)
 
 
 def _over_halves(

@@ -136,25 +136,21 @@ def _shifted(groups: Groups, regime: Regime, patterns: np.ndarray) -> np.ndarray
 
 def _repaired(groups: Groups, regime: Regime, widths: np.ndarray, log_mcb: np.ndarray | None = None) -> np.ndarray:
     """Widths with single channels added or removed, the best one at a time, until each row fits the regime."""
-    widths = widths.copy()
+    widths, target = widths.copy(), np.full(len(widths), np.nan) if log_mcb is None else log_mcb
     steps = np.concatenate([np.eye(len(groups), dtype=int), -np.eye(len(groups), dtype=int)])
 
-    def miss(candidates: np.ndarray, target: np.ndarray | None) -> np.ndarray:  # in tolerances
+    def miss(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:  # in tolerances; no target is NaN
         deviation = np.abs(regime.share(groups, candidates) / regime.kept - 1) / regime.tolerance
-        if target is None:
-            return deviation
         off = np.abs(np.log(mean_computation_budget(groups, candidates)) - target) / MCB_TOLERANCE
-        return np.maximum(deviation, off)
+        return np.fmax(deviation, off)
 
     for _ in range(REPAIRS):
         out = np.flatnonzero(~regime.holds(groups, widths))
         if not len(out):
             break
         moved = np.clip(widths[out, None] + steps, 1, groups.dense)
-        target = None if log_mcb is None else log_mcb[out]
-        best = miss(moved, None if target is None else target[:, None])
-        chosen = best.argmin(axis=1)
-        better = best.min(axis=1) < miss(widths[out], target)
+        missed = miss(moved, target[out, None])
+        chosen, better = missed.argmin(axis=1), missed.min(axis=1) < miss(widths[out], target[out])
         if not better.any():
             break
         widths[out[better]] = moved[better, chosen[better]]
