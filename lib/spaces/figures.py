@@ -55,7 +55,7 @@ def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]
         for name, one in frames[frames["kept"] == share].groupby("space", sort=False):
             axis.scatter(one["mcb"], one["std"], s=12, color=COLOURS[name], label=f"{name}, n = {len(one)}")
         for bound in bounds:
-            axis.axvline(bound, color="k", lw=0.8, label="end of what is feasible")
+            axis.axvline(bound, color="k", lw=0.8, label="end of the feasible range")
     for axis, share in zip(axes, feasible, strict=True):
         mcb_axis(axis, f"{share:.0%} of MACs kept", (0.5, 0.7, 1, 1.4, 2, 2.8))
     axes[0].set_ylabel("STD of the pruned shares")
@@ -257,7 +257,7 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
     axis.axhline(scores["uniform"].mean(), **figures.NULL)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axis.set(ylabel="test accuracy (%)", title=title)
-    axis.set_xlabel("a dot a seed; line and grey: mean and its 95 % t interval over seeds; dotted: mean of uniform")
+    axis.set_xlabel("dots: seeds; line and grey: their mean and its 95 % t interval; dotted: mean of uniform")
     return figure
 
 
