@@ -1,33 +1,28 @@
-"""Rows of paper 3's populations as drops by regime, and the optimum of mCB: where it is, whether winners lie near it.
+"""Rows of paper 3's populations as statistics: drops by regime, the optimum of mCB, winners, limits, predictors.
 
-A *regime* is a table of recipes with `log_mcb`, `drop` and the other coordinates; statistics take a list of regimes and
-are dictionaries with `value`, `low`, `high`, `n` (recipes) and, where they have one, `p`. Intervals redraw recipes
-within each regime; where an optimum is used on other recipes than it was fitted to, the two halves are redrawn apart.
+A *regime* is a table of recipes with `log_mcb`, `drop` and the other coordinates. Statistics take a list of regimes
+and are dictionaries with `value`, `low`, `high`, `n` (recipes) and, where they have one, `p`, as `Ledger.enter` takes
+them. Intervals redraw recipes within each regime; where an optimum is used on other recipes than it was fitted to, the
+two halves are redrawn separately.
 
-Published pruned networks in the coordinates of paper 3: EagleEye's ResNet-50 recipes, and results of other authors.
-
-None of them is paper 3's own: its tables are not available.
-
-The other verdict statistics of paper 3: STD spaces, limits, refined spaces, noise, schedules, predictors, contests.
-
-Tables and dictionaries are those of `spaces_optimum`.
+The last part puts published networks into the same coordinates: EagleEye's ResNet-50 recipes and results of other
+authors. Paper 3's own tables are not available.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import stats as scipy_stats
 
-from lib import channels, models
+from lib import stats
 from lib.channels import Groups
-from lib.spaces import measures, samplers
+from lib.spaces import measures, samplers, trials
 from lib.spaces.measures import Regime, best_of_k
-from lib.stats import LEVEL, paired_gain, percentile_interval, rank_correlation, resampled
 
 WINNERS, FEWEST_WINNERS = 0.05, 3  # share of a population that wins, and the fewest that have a median
 CONTROL = ["network", "dataset", "mode", "retraining"]
-RESAMPLES, SPLITS = 1000, 20
+RESAMPLES, SPLITS, REDRAWS = 1000, 20, 400
 
 
 def with_drops(rows: pd.DataFrame) -> pd.DataFrame:
@@ -45,7 +40,7 @@ def with_drops(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def regimes(rows: pd.DataFrame, column: str = "drop") -> list[pd.DataFrame]:
-    """Recipes by kept share, the mildest regime first, with `drop` from another column and `z`, it over its spread."""
+    """Recipes by kept share, the mildest regime first, with `drop` from a column, and `z`, drop over its spread."""
     tables = []
     for _, one in sorted(rows[rows["space"] != "dense"].groupby("kept"), reverse=True):
         drop = one[column].to_numpy()
@@ -61,7 +56,7 @@ def one_space(rows: pd.DataFrame, space: str, kept: float) -> pd.DataFrame:
 def refined_recipes(groups: Groups, kept: float, pool: np.ndarray, best: float, count: int) -> tuple[np.ndarray, float]:
     """`count` recipes of the space refined around m* = `best`, and its mass, the share of a random pool (n, G) in it.
 
-    They come from the pool, or are solved for where it holds too few.
+    They come from the pool, or are constructed where it holds too few.
     """
     inside = measures.refined(groups, pool, best)
     if inside.sum() >= count:
@@ -70,77 +65,57 @@ def refined_recipes(groups: Groups, kept: float, pool: np.ndarray, best: float, 
 
 
 def optimum(table: pd.DataFrame) -> float:
-    """Log m*: where the quadratic of drop on log mCB is least within the sampled range, maybe at an end of it."""
-    return float(vertices(*_arrays(table)))
+    """Log m*: the lowest point of the quadratic of drop on log mCB within the sampled range, maybe at an end of it."""
+    return float(stats.quadratic_minimum(*_arrays(table)))
 
 
-def optimum_interval(table: pd.DataFrame, seed: int = 0) -> dict:
+def optimum_interval(table: pd.DataFrame) -> dict:
     """m* of one regime with a bootstrap interval over recipes."""
-    low, high = quantiles(np.exp(_redrawn_optima([table], seed)[:, 0]))
-    return {"value": float(np.exp(optimum(table))), "low": low, "high": high, "n": len(table)}
+    draws = np.exp(_redrawn_optima([table], seed=0)[:, 0])
+    return stats.percentile_estimate(np.exp(optimum(table)), draws, len(table))
 
 
-def u_shape(tables: Sequence[pd.DataFrame], seed: int = 1) -> dict:
-    """The smaller of the two outward slopes of drop on log mCB at the ends of the range, mean over regimes.
-
-    In standard deviations of drop a unit of log mCB; above 0 only if the drop falls at the low end and rises at the
-    high end (Lind and Mehlum). p: the larger of the two one-sided p-values, of mean slopes over regimes.
-    """
-    pairs = [_arrays(table, "z") for table in tables]
-    found = np.mean([_end_slopes(x, y) for x, y in pairs], axis=0)
-    draws = np.mean([_end_slopes(x[d], y[d]) for (x, y), d in zip(pairs, _draws(tables, seed), strict=True)], axis=0)
-    low, high = quantiles(draws.min(axis=1))
-    p = float(max(stats.norm.sf(found / draws.std(axis=0))))
-    return {"value": float(found.min()), "low": low, "high": high, "p": p, "n": size(tables)}
+def u_shape(tables: Sequence[pd.DataFrame]) -> dict:
+    """The smaller outward slope of drop on log mCB at the ends of its range, in sd of drop, by `stats.u_shape`."""
+    return stats.u_shape([_arrays(table, "z") for table in tables], seed=1, resamples=RESAMPLES)
 
 
-def pooled_optimum(tables: Sequence[pd.DataFrame], seed: int = 2) -> dict:
-    """Log m*, the random-effects mean over regimes (DerSimonian and Laird), with its normal interval."""
+def pooled_optimum(tables: Sequence[pd.DataFrame]) -> dict:
+    """Log m*, the random-effects mean over regimes."""
     values = np.array([optimum(table) for table in tables])
-    variance = np.maximum(_redrawn_optima(tables, seed).var(axis=0), 1e-6)
-    weights = 1 / variance
-    mean = (weights * values).sum() / weights.sum()
-    excess = (weights * (values - mean) ** 2).sum() - (len(values) - 1)
-    between = max(0.0, excess / max(weights.sum() - (weights**2).sum() / weights.sum(), 1e-12))
-    weights = 1 / (variance + between)
-    mean, error = (weights * values).sum() / weights.sum(), weights.sum() ** -0.5
-    half = stats.norm.ppf((1 + LEVEL) / 2) * error
-    return {"value": float(mean), "low": float(mean - half), "high": float(mean + half), "n": size(tables)}
+    variances = np.maximum(_redrawn_optima(tables, seed=2).var(axis=0), 1e-6)
+    return stats.random_effects_mean(values, variances) | {"n": sum(map(len, tables))}
 
 
-def trend(tables: Sequence[pd.DataFrame], seed: int = 3) -> dict:
+def trend(tables: Sequence[pd.DataFrame]) -> dict:
     """Slope of log m* on -log(kept): above 0, the optimum rises as pruning gets more aggressive."""
     level = -np.log([table["kept"].iloc[0] for table in tables])
     weights = (level - level.mean()) / ((level - level.mean()) ** 2).sum()
-    low, high = quantiles(_redrawn_optima(tables, seed) @ weights)
     value = np.array([optimum(table) for table in tables]) @ weights
-    return {"value": float(value), "low": low, "high": high, "n": size(tables)}
+    return stats.percentile_estimate(value, _redrawn_optima(tables, seed=3) @ weights, sum(map(len, tables)))
 
 
-def winners(tables: Sequence[pd.DataFrame], seed: int = 4, exchanges: int = 499) -> dict:
-    """How much nearer than the whole population winners lie to an optimum fitted to other recipes; log units.
+def winners(tables: Sequence[pd.DataFrame], exchanges: int = 499) -> dict:
+    """How much nearer winners are than the whole population to an optimum fitted to other recipes; log units.
 
     Median |log mCB - log m*| of the winners of one half minus that of the whole half, m* from the other half, mean
-    over regimes and over splits; below 0, winners are nearer. p: drops exchanged among the recipes of a regime.
+    over regimes and over splits; below 0, winners are nearer. p comes from `exchanges` of drops within regimes.
     """
 
     def nearer(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        distance = np.abs(x - vertices(fit_x, fit_y)[:, None])
+        distance = np.abs(x - stats.quadratic_minimum(fit_x, fit_y)[:, None])
         best = np.take_along_axis(distance, np.argsort(y, axis=1, kind="stable")[:, : win_count(x.shape[1])], axis=1)
         return np.median(best, axis=1) - np.median(distance, axis=1)
 
-    random = np.random.default_rng(seed)
-    value, draws = np.zeros(()), np.zeros(RESAMPLES)
-    null = np.zeros(exchanges)
+    random, value, draws, null = np.random.default_rng(4), np.zeros(()), np.zeros(RESAMPLES), np.zeros(exchanges)
     for table in tables:
         x, y = _arrays(table)
         value = value + _over_halves(nearer, x, y, random, SPLITS).mean() / len(tables)
         draws = draws + _over_halves(nearer, x, y, random, RESAMPLES, redraw=True) / len(tables)
         mixed = random.permuted(np.tile(y, (exchanges, 1)), axis=1).repeat(SPLITS, axis=0)
         null += _over_halves(nearer, x, mixed, random, len(mixed)).reshape(exchanges, -1).mean(axis=1) / len(tables)
-    low, high = quantiles(draws)
-    p = (1 + (null <= value).sum()) / (1 + exchanges)
-    return {"value": float(value), "low": low, "high": high, "p": float(p), "n": size(tables)}
+    found = stats.percentile_estimate(value, draws, sum(map(len, tables)))
+    return found | {"p": stats.upper_p(-value, -null)}
 
 
 def winning(drops: Sequence[float]) -> np.ndarray:
@@ -149,62 +124,177 @@ def winning(drops: Sequence[float]) -> np.ndarray:
 
 
 def win_count(n: int) -> int:
-    """How many of n recipes win: the best 5 %, at least three."""
+    """Number of winners among n recipes: the best 5 %, at least three."""
     return max(FEWEST_WINNERS, round(WINNERS * n))
 
 
-def deviation_gain(tables: Sequence[pd.DataFrame], seed: int = 7) -> dict:
+def deviation_gain(tables: Sequence[pd.DataFrame]) -> dict:
     """Share of the out-of-sample squared error within regimes that |log mCB - log m*| removes; m* of other recipes."""
 
     def errors(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        best = vertices(fit_x, fit_y)[:, None]
+        best = stats.quadratic_minimum(fit_x, fit_y)[:, None]
         old, new, mean = np.abs(fit_x - best), np.abs(x - best), fit_y.mean(axis=1, keepdims=True)
         centred = old - old.mean(axis=1, keepdims=True)
         slope = (centred * fit_y).sum(axis=1, keepdims=True) / (centred**2).sum(axis=1, keepdims=True)
         residual = y - mean - slope * (new - old.mean(axis=1, keepdims=True))
         return np.stack([(residual**2).sum(axis=1), ((y - mean) ** 2).sum(axis=1)], axis=1)
 
-    random, found, draws = np.random.default_rng(seed), 0.0, 0.0
+    random, found, draws = np.random.default_rng(7), 0.0, 0.0
     for table in tables:
         x, y = _arrays(table, "z")
         found = found + _over_halves(errors, x, y, random, SPLITS).sum(axis=0)
         draws = draws + _over_halves(errors, x, y, random, RESAMPLES, redraw=True)
-    low, high = quantiles(1 - draws[:, 0] / draws[:, 1])
-    return {"value": float(1 - found[0] / found[1]), "low": low, "high": high, "n": size(tables)}
+    gains = 1 - draws[:, 0] / draws[:, 1]
+    return stats.percentile_estimate(1 - found[0] / found[1], gains, sum(map(len, tables)))
 
 
-def vertices(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where the least-squares quadratic of y on x is least within the range of x, for each row: (..., n) -> (...)."""
-    a, b, centre = _quadratic(x, y)
-    low, high = x.min(axis=-1) - centre, x.max(axis=-1) - centre
-    inner = np.clip(-b / (2 * np.where(a > 0, a, np.inf)), low, high)
-    candidates = np.stack([low, high, np.where(a > 0, inner, low)])
-    values = a * candidates**2 + b * candidates
-    return np.take_along_axis(candidates, values.argmin(axis=0)[None], axis=0)[0] + centre
+def spread_effect(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], seed: int = 5) -> dict:
+    """Signed area between the EDFs of a narrow and a wide STD space, in pooled standard deviations, mean over regimes.
+
+    `pairs` holds (narrow, wide) of each regime. Above 0, the wide space loses more.
+    """
+    drops = [(narrow["drop"].to_numpy(), wide["drop"].to_numpy()) for narrow, wide in pairs]
+    return stats.standardised_difference(drops, seed=seed, resamples=REDRAWS)
 
 
-def _end_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Outward slopes of the quadratic at both ends of the range, (..., 2)."""
-    a, b, centre = _quadratic(x, y)
-    return np.stack([-2 * a * (x.min(axis=-1) - centre) - b, 2 * a * (x.max(axis=-1) - centre) + b], axis=-1)
+def spread_contrast(mild: tuple, harsh: tuple) -> dict:
+    """`spread_effect` of the harshest regime minus that of the mildest."""
+    one, two = (spread_effect([pair], seed=12) for pair in (mild, harsh))
+    error = np.hypot(one["high"] - one["low"], two["high"] - two["low"]) / 2
+    value = two["value"] - one["value"]
+    return {"value": value, "low": value - error, "high": value + error, "n": one["n"] + two["n"]}
 
 
-def _quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients of (x - centre)^2 and (x - centre) in the least-squares quadratic of each row, and the centre."""
-    centre = x.mean(axis=-1)
-    u = x - centre[..., None]
-    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
-    normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
-    solved = np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0]
-    return solved[..., 2], solved[..., 1], centre
+def spread_table(spread: dict[float, Sequence[pd.DataFrame]], asked: Sequence[float]) -> pd.DataFrame:
+    """Achieved STD and mCB of STD spaces, and two tests of equal distributions of drop; a column for each regime."""
+    columns = {}
+    for kept, tables in spread.items():
+        drops = [table["drop"] for table in tables]
+        exchange = scipy_stats.PermutationMethod(n_resamples=999, rng=np.random.default_rng(0))
+        darling = scipy_stats.anderson_ksamp(drops, variant="midrank", method=exchange)
+        smirnov = scipy_stats.ks_2samp(drops[0], drops[-1])
+        columns[f"{kept:.0%}"] = {
+            f"STD asked {std}": f"STD {one['std'].mean():.3f}, mCB {one['mcb'].mean():.2f}, n = {len(one)}"
+            for std, one in zip(asked, tables, strict=True)
+        }
+        p = {"Anderson-Darling, all, p": darling.pvalue, "Kolmogorov-Smirnov, outer two, p": smirnov.pvalue}
+        columns[f"{kept:.0%}"] |= {name: f"{value:.3f}" for name, value in p.items()}
+    return pd.DataFrame(columns)
+
+
+def limit(table: pd.DataFrame) -> float:
+    """The limit of a regime: the 5 % quantile of its drops, not the minimum, which falls with n."""
+    return float(np.quantile(table["drop"], WINNERS))
+
+
+def left_out_errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """Leave-one-regime-out errors of limits (points) and of log m*, from a constant, from log(kept), from log m*."""
+    level, left_out = np.log(kept), stats.leave_one_out_error
+    errors = {"constant": left_out(limits), "level": left_out(limits, level), "optimum": left_out(limits, best)}
+    return errors | {"optimum, constant": left_out(best), "optimum, level": left_out(best, level)}
+
+
+def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str) -> dict:
+    """Ratio of two of `left_out_errors`; below 1 the model predicts regimes that it has not seen better."""
+    limits, best = [[limit(table) for table in tables]], [[optimum(table) for table in tables]]  # found, then redrawn
+    rows = stats.redrawn_rows(*map(len, tables), seed=6, resamples=REDRAWS)
+    drawn = [(x[row], y[row]) for (x, y), row in zip(map(_arrays, tables), rows, strict=True)]
+    limits = np.vstack([limits, np.transpose([np.quantile(y, WINNERS, axis=1) for _, y in drawn])])
+    best = np.vstack([best, np.transpose([stats.quadratic_minimum(x, y) for x, y in drawn])])
+    kept = np.array([table["kept"].iloc[0] for table in tables])
+    errors = [left_out_errors(*pair, kept) for pair in zip(limits, best, strict=True)]
+    value, *draws = (one[model] / max(one[reference], 1e-9) for one in errors)
+    return stats.percentile_estimate(value, draws, len(tables))
+
+
+def best_of_k_gain(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], k: int, price: int = 0) -> dict:
+    """Points of test accuracy that the best of k refined recipes gains over the best initial ones; mean over pairs.
+
+    `pairs` holds (initial, refined), with `drop` on validation images, which selects, and `test_drop`. `price` is the
+    number of recipes that were needed to find m*: the rival is the best of k + price initial recipes, at most the best
+    retrained one. The interval is recentred: redrawing loses the best recipe of a space in a third of the draws.
+    """
+
+    def gain(samples: Sequence[np.ndarray]) -> float:
+        tries = [k + price, k] * len(pairs)
+        best = [best_of_k(*sample.T, [count])[0] for sample, count in zip(samples, tries, strict=True)]
+        return float(np.mean(np.array(best[::2]) - np.array(best[1::2])))
+
+    samples = [part[["drop", "test_drop"]].to_numpy() for pair in pairs for part in pair]
+    return stats.stratified_bootstrap(gain, samples, seed=8, resamples=REDRAWS, recentred=True)
+
+
+def common_share(selection: pd.DataFrame, report: pd.DataFrame) -> dict:
+    """Mean correlation of drops on one set of images under a seed with drops on another set under another seed.
+
+    Both tables are (recipes, seeds), on images that have nothing in common. An intraclass correlation counts a recipe's
+    luck with the images that judge it as its own; here neither images nor seed are shared. The interval draws recipes.
+    """
+    pairs = [(i, j) for i in range(selection.shape[1]) for j in range(selection.shape[1]) if i != j]
+    first, second = (
+        table.to_numpy()[:, list(order)]
+        for table, order in zip((selection, report), zip(*pairs, strict=True), strict=True)
+    )
+
+    def correlation(rows: np.ndarray) -> float:
+        a, b = (values[rows] - values[rows].mean(axis=0) for values in (first, second))
+        with np.errstate(invalid="ignore"):  # a draw of one recipe alone has no correlation
+            return float(((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))).mean())
+
+    n = len(selection)
+    return stats.percentile_estimate(correlation(np.arange(n)), stats.resampled(correlation, n, seed=10), n)
+
+
+def proxy_agreement(tables: Sequence[pd.DataFrame]) -> dict:
+    """Spearman's correlation within regimes of the drop before retraining and that after it, on test images.
+
+    The two are measured on different images, so that the noise of the images does not correlate them.
+    """
+
+    def correlation(samples: Sequence[np.ndarray]) -> float:
+        proxy, test, kept = np.concatenate(samples).T
+        return stats.rank_correlation(proxy, test, kept.tolist())
+
+    samples = [table[["proxy_drop", "test_drop", "kept"]].to_numpy() for table in tables]
+    return stats.stratified_bootstrap(correlation, samples, seed=10, resamples=REDRAWS)
+
+
+def prediction_gain(tables: Sequence[pd.DataFrame], features: Sequence[str], beyond: Sequence[str] = ()) -> dict:
+    """Share of the cross-validated squared error of drop within regimes that features remove, on top of others."""
+    samples = [(table[[*beyond, *features]].to_numpy(), table["z"].to_numpy()) for table in tables]
+    return stats.cross_validated_gain(samples, len(beyond), seed=11, resamples=REDRAWS)
+
+
+def contest(rows: pd.DataFrame, champion: str, rivals: Sequence[str]) -> dict:
+    """Points by which a champion beats its best rival on the same test images, by `stats.paired_gain`.
+
+    The rows come from `trials.retrain` with `by_image`; their `space` names the contestant. The best rival, returned as
+    `rival`, has the largest mean, which favours the rivals. Images are drawn anew for both together, seeds for each
+    separately, which is conservative where one seed treats both alike. Failed trials are left out.
+    """
+    done, images = rows[rows["status"] == "done"], np.arange(int(rows["test_images"].iloc[0]))
+    wrong = done.groupby("space")["test_wrong"].agg(lambda lists: [np.isin(images, one) for one in lists])
+    right = {name: 100.0 - 100.0 * np.array(one) for name, one in wrong.items()}
+    best = max((name for name in rivals if name in right), key=lambda name: right[name].mean())
+    found = stats.paired_gain(right[champion], right[best], seed=10)
+    return found | {"n": len(right[champion]), "rival": best}
 
 
 def _arrays(table: pd.DataFrame, column: str = "drop") -> tuple[np.ndarray, np.ndarray]:
     return table["log_mcb"].to_numpy(dtype=float), table[column].to_numpy(dtype=float)
 
 
-def _over_halves(statistic, x: np.ndarray, y: np.ndarray, random, count: int, redraw: bool = False) -> np.ndarray:
-    """A statistic of (fit x, fit y, x, y) over random halvings, mean of both ways; y: (n,) or one row a halving."""
+def _redrawn_optima(tables: Sequence[pd.DataFrame], seed: int) -> np.ndarray:
+    """Bootstrap draws (RESAMPLES, regimes) of log m*."""
+    rows = stats.redrawn_rows(*map(len, tables), seed=seed, resamples=RESAMPLES)
+    pairs = zip(map(_arrays, tables), rows, strict=True)
+    return np.stack([stats.quadratic_minimum(x[row], y[row]) for (x, y), row in pairs], axis=1)
+
+
+def _over_halves(
+    statistic: Callable, x: np.ndarray, y: np.ndarray, random: np.random.Generator, count: int, redraw: bool = False
+) -> np.ndarray:
+    """A statistic of (fit x, fit y, x, y) over random halvings, mean of both ways; y: (n,) or (count, n)."""
     order = random.permuted(np.tile(np.arange(len(x)), (count, 1)), axis=1)
     halves = [order[:, : len(x) // 2], order[:, len(x) // 2 :]]
     if redraw:
@@ -212,27 +302,6 @@ def _over_halves(statistic, x: np.ndarray, y: np.ndarray, random, count: int, re
     rows = np.broadcast_to(y, (count, len(x)))
     one, two = ((x[half], np.take_along_axis(rows, half, axis=1)) for half in halves)
     return (statistic(*one, *two) + statistic(*two, *one)) / 2
-
-
-def _draws(tables: Sequence[pd.DataFrame], seed: int) -> list[np.ndarray]:
-    random = np.random.default_rng(seed)
-    return [random.integers(len(table), size=(RESAMPLES, len(table))) for table in tables]
-
-
-def _redrawn_optima(tables: Sequence[pd.DataFrame], seed: int) -> np.ndarray:
-    pairs = zip(map(_arrays, tables), _draws(tables, seed), strict=True)
-    return np.stack([vertices(x[draw], y[draw]) for (x, y), draw in pairs], axis=1)
-
-
-def quantiles(values: np.ndarray) -> tuple[float, float]:
-    """The interval at the house's level that holds the middle of some draws."""
-    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def size(tables: Sequence[pd.DataFrame]) -> int:
-    """Recipes in all tables."""
-    return sum(len(table) for table in tables)
 
 
 # Widths of EagleEye's three ResNet-50s: n - floor(ratio * n) of the ratios in its `search_results` (commit ba312d9);
@@ -271,319 +340,30 @@ def eagleeye_groups() -> Groups:
     for stage, blocks in enumerate((3, 4, 6, 3), 1):
         order += [f"layer{stage}.{block}.conv{place}" for block in range(blocks) for place in (1, 2)]
         order.append(f"layer{stage}.0.conv3")
-    return channels.find(models.build("resnet50", form="imagenet", classes=1000, size=224), 224).only(order)
+    return trials.imagenet_groups().only(order)
 
 
-def eagleeye_population(groups: Groups, name: str, n: int, seed: int = 0) -> np.ndarray:
-    """N random recipes (n, 37) as the search for a published recipe drew them, with its rounding and tolerance."""
-    kept, largest, _ = EAGLEEYE_SEARCH[name]
-    regime = Regime(kept, tolerance=EAGLEEYE_TOLERANCE / kept)
-    return measures.sample_recipes(groups, regime, n, seed=seed, ratios=(0, largest), rounding=measures.floored).widths
+def eagleeye_places(n: int) -> pd.DataFrame:
+    """Coordinates of the published recipes, and the places of mCB and STD among n random recipes of the same search.
 
-
-def eagleeye_places(n: int, seed: int = 0) -> pd.DataFrame:
-    """The published recipes' coordinates, and where mCB and STD lie among n random recipes of the same search.
-
-    Returns: a row a recipe, with `mcb_percentile`, `std_percentile` in [0, 100], and the population's medians.
+    The random recipes have the search's range, rounding and tolerance. A row is one published recipe, with
+    `mcb_percentile`, `std_percentile` in [0, 100], and the population's medians.
     """
     groups, rows = eagleeye_groups(), []
     for name, widths in EAGLEEYE.items():
-        own = measures.coordinates(groups, np.array([widths])).iloc[0]
-        population = measures.coordinates(groups, eagleeye_population(groups, name, n, seed))
-        row = {"recipe": name, "accuracy": EAGLEEYE_SEARCH[name][2]} | own.to_dict()
+        kept, largest, accuracy = EAGLEEYE_SEARCH[name]
+        regime, search = Regime(kept, tolerance=EAGLEEYE_TOLERANCE / kept), {"ratios": (0, largest)}
+        drawn = measures.sample_recipes(groups, regime, n, seed=0, rounding=measures.floored, **search).widths
+        own, population = (measures.coordinates(groups, some) for some in (np.array([widths]), drawn))
+        row = {"recipe": name, "accuracy": accuracy} | own.iloc[0].to_dict()
         for column in ("mcb", "std"):
-            row[f"{column}_percentile"] = 100 * float((population[column] < own[column]).mean())
+            row[f"{column}_percentile"] = 100 * float((population[column] < row[column]).mean())
             row[f"{column}_median"] = float(population[column].median())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def results() -> pd.DataFrame:
+def published_results() -> pd.DataFrame:
     """Results of other authors with their normalised mCB: kept MACs over kept parameters."""
     table = pd.DataFrame(RESULTS, columns=COLUMNS)
     return table.assign(mcb=table["kept_macs"] / table["kept_parameters"])
-
-
-MCB, FOLDS = ["log_mcb", "log_mcb_squared"], 10
-PREDICTORS = [*MCB, "std", "smallest_share", "tilt"]
-PREDICTIONS = {  # what predicts, and on top of what
-    "all: mCB, STD, smallest kept share, tilt": (PREDICTORS, []),
-    "mCB": (MCB, []),
-    "tilt": (["tilt"], []),
-    "STD": (["std"], []),
-    "smallest kept share": (["smallest_share"], []),
-    "STD and smallest kept share": (["std", "smallest_share"], []),
-    "mCB beyond STD and smallest kept share": (MCB, ["std", "smallest_share"]),
-    "tilt beyond STD and smallest kept share": (["tilt"], ["std", "smallest_share"]),
-    "mCB beyond these two and tilt": (MCB, ["std", "smallest_share", "tilt"]),
-}
-REDRAWS, EXCHANGES = 400, 1999
-
-
-def spread_effect(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], seed: int = 5) -> dict:
-    """Signed area between the EDFs of a wide and a narrow STD space, in pooled standard deviations, mean over regimes.
-
-    pairs: (narrow, wide) of each regime. Above 0, the wide space loses more. p: two-sided, labels exchanged.
-    Source: Hedges 1981 for the factor that takes the small-sample bias from a difference in standard deviations.
-    """
-
-    def area(narrow: np.ndarray, wide: np.ndarray) -> np.ndarray:
-        scale = np.sqrt((narrow.var(axis=-1, ddof=1) + wide.var(axis=-1, ddof=1)) / 2)
-        unbiased = 1 - 3 / (4 * (narrow.shape[-1] + wide.shape[-1]) - 9)
-        return unbiased * (wide.mean(axis=-1) - narrow.mean(axis=-1)) / np.where(scale > 0, scale, 1)
-
-    random, value, draws, null = np.random.default_rng(seed), 0.0, 0.0, 0.0
-    for pair in pairs:
-        a, b = (table["drop"].to_numpy() for table in pair)
-        value = value + area(a, b) / len(pairs)
-        draws = draws + area(*(random.choice(x, (REDRAWS, len(x))) for x in (a, b))) / len(pairs)
-        mixed = random.permuted(np.tile(np.concatenate([a, b]), (999, 1)), axis=1)
-        null = null + area(mixed[:, : len(a)], mixed[:, len(a) :]) / len(pairs)
-    low, high = quantiles(draws)
-    p = (1 + (np.abs(null) >= abs(value)).sum()) / 1000
-    return {"value": float(value), "low": low, "high": high, "p": float(p), "n": sum(map(size, pairs))}
-
-
-def spread_contrast(mild: tuple, harsh: tuple, seed: int = 12) -> dict:
-    """`spread_effect` of the harshest regime minus that of the mildest."""
-    one, two = (spread_effect([pair], seed) for pair in (mild, harsh))
-    error = np.hypot(one["high"] - one["low"], two["high"] - two["low"]) / 2
-    value = two["value"] - one["value"]
-    return {"value": value, "low": value - error, "high": value + error, "n": one["n"] + two["n"]}
-
-
-def spread_table(spread: dict[float, Sequence[pd.DataFrame]], asked: Sequence[float]) -> pd.DataFrame:
-    """Achieved STD and mCB of STD spaces, and two tests of equal distributions of drop; a column a regime."""
-    columns = {}
-    for kept, tables in spread.items():
-        drops = [table["drop"] for table in tables]
-        exchange = stats.PermutationMethod(n_resamples=999, rng=np.random.default_rng(0))
-        darling = stats.anderson_ksamp(drops, variant="midrank", method=exchange)
-        columns[f"{kept:.0%}"] = {
-            f"STD asked {std}": f"STD {one['std'].mean():.3f}, mCB {one['mcb'].mean():.2f}, n = {len(one)}"
-            for std, one in zip(asked, tables, strict=True)
-        } | {
-            "Anderson-Darling, all, p": f"{darling.pvalue:.3f}",
-            "Kolmogorov-Smirnov, outer two, p": f"{stats.ks_2samp(drops[0], drops[-1]).pvalue:.3f}",
-        }
-    return pd.DataFrame(columns)
-
-
-def limit(table: pd.DataFrame) -> float:
-    """The limit of a regime: the 5 % quantile of its drops, not the minimum, which falls with n."""
-    return float(np.quantile(table["drop"], WINNERS))
-
-
-def left_out_errors(tables: Sequence[pd.DataFrame]) -> dict[str, float]:
-    """Leave-one-regime-out errors of the limit (points) and of log m*, by what predicts them: see `_errors`."""
-    return _errors(
-        np.array([limit(table) for table in tables]),
-        np.array([optimum(table) for table in tables]),
-        np.array([table["kept"].iloc[0] for table in tables]),
-    )
-
-
-def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str, seed: int = 6) -> dict:
-    """Ratio of two of `left_out_errors`; below 1 the model predicts regimes that it has not seen better."""
-    random, limits, best = np.random.default_rng(seed), [], []
-    for table in tables:
-        rows = random.integers(len(table), size=(REDRAWS, len(table)))
-        x, y = table["log_mcb"].to_numpy()[rows], table["drop"].to_numpy()[rows]
-        limits.append(np.quantile(y, WINNERS, axis=1))
-        best.append(vertices(x, y))
-    kept = np.array([table["kept"].iloc[0] for table in tables])
-    drawn = [_errors(*pair, kept) for pair in zip(np.transpose(limits), np.transpose(best), strict=True)]
-    low, high = quantiles([errors[model] / max(errors[reference], 1e-9) for errors in drawn])
-    errors = left_out_errors(tables)
-    return {"value": errors[model] / max(errors[reference], 1e-9), "low": low, "high": high, "n": len(tables)}
-
-
-def best_of_k_gain(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], k: int, price: int = 0, seed: int = 8) -> dict:
-    """Points of test accuracy that the best of k refined recipes gains over the best initial ones; mean of pairs.
-
-    Args:
-        pairs: (initial, refined) with `drop` on validation images, which selects, and `test_drop`.
-        price: recipes that it took to find where to refine; the best of k + price initial ones is the rival. It is
-            at most the best of those that were retrained.
-
-    The interval is recentred: redrawing loses the best recipe of a space in a third of the draws.
-    """
-
-    def gain(parts: Sequence[pd.DataFrame]) -> float:
-        tries = [k + price, k] * len(pairs)
-        best = [best_of_k(part["drop"], part["test_drop"], [k])[0] for part, k in zip(parts, tries, strict=True)]
-        return float(np.mean(np.array(best[::2]) - np.array(best[1::2])))
-
-    tables = [part[["drop", "test_drop"]] for pair in pairs for part in pair]
-    return bootstrapped(gain, tables, seed, recentred=True)
-
-
-def reliability(table: pd.DataFrame) -> dict:
-    """ICC(1): share of the variance of drop that lies between recipes and not between seeds of retraining.
-
-    table: (recipes, seeds). The interval is the exact one of the one-way layout (F distribution).
-    """
-    n, seeds = table.shape
-    between = seeds * table.mean(axis=1).var(ddof=1)
-    within = table.var(axis=1, ddof=1).mean()
-    ratio, freedom = between / within, (n - 1, n * (seeds - 1))
-    low = ratio / stats.f.ppf((1 + LEVEL) / 2, *freedom)
-    high = ratio * stats.f.ppf((1 + LEVEL) / 2, *freedom[::-1])
-    icc = [float((f - 1) / (f + seeds - 1)) for f in (ratio, low, high)]
-    return {"value": icc[0], "low": icc[1], "high": icc[2], "n": n}
-
-
-def common_share(selection: pd.DataFrame, report: pd.DataFrame, seed: int = 10) -> dict:
-    """Mean correlation of drops on one set of images under a seed with drops on another under another seed.
-
-    selection, report: (recipes, seeds), on images that have nothing in common. An intraclass correlation counts a
-    recipe's luck with the images that judge it as its own; here neither images nor seed are shared, so that only the
-    recipe is. The interval draws recipes; n counts them.
-    """
-    pairs = [(i, j) for i in range(selection.shape[1]) for j in range(selection.shape[1]) if i != j]
-    first, second = (
-        table.to_numpy()[:, list(order)]
-        for table, order in zip((selection, report), zip(*pairs, strict=True), strict=True)
-    )
-
-    def correlation(rows: np.ndarray) -> float:
-        a, b = (values[rows] - values[rows].mean(axis=0) for values in (first, second))
-        with np.errstate(invalid="ignore"):  # a draw of one recipe alone has no correlation
-            return float(((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))).mean())
-
-    low, high = percentile_interval(resampled(correlation, len(selection), seed=seed))
-    return {"value": correlation(np.arange(len(selection))), "low": low, "high": high, "n": len(selection)}
-
-
-def schedule_agreement(table: pd.DataFrame, seed: int = 9) -> dict:
-    """Smallest Spearman's correlation of drops between any two retraining schedules; table (recipes, schedules).
-
-    The interval holds all pairs together (Fisher's z, Bonferroni). The smallest of several correlations of unrelated
-    ranks is below 0 on average, so p and `null` (mean and 95 % range) come from exchanged ranks.
-    Source: Bonett and Wright 2000 for the standard error of Spearman's z.
-    """
-    ranks = stats.rankdata(table.to_numpy(), axis=0)
-    n, pairs = len(ranks), np.triu_indices(ranks.shape[1], 1)
-
-    def correlations(ranks: np.ndarray) -> np.ndarray:
-        centred = ranks - ranks.mean(axis=-2, keepdims=True)
-        length = np.sqrt((centred**2).sum(axis=-2))
-        product = np.swapaxes(centred, -1, -2) @ centred
-        scale = length[..., :, None] * length[..., None, :]
-        return (product / np.where(scale > 0, scale, 1))[..., *pairs]  # a schedule that ties all recipes ranks none
-
-    found = correlations(ranks)
-    z = np.arctanh(np.clip(found, -0.999, 0.999))
-    half = stats.norm.ppf(1 - (1 - LEVEL) / 2 / len(found)) * np.sqrt((1 + found**2 / 2) / (n - 3))
-    random = np.random.default_rng(seed)
-    null = correlations(random.permuted(np.tile(ranks, (EXCHANGES, 1, 1)), axis=1)).min(axis=1)
-    p = (1 + (null >= found.min()).sum()) / (1 + EXCHANGES)
-    bounds = {"low": float(np.tanh(z - half).min()), "high": float(np.tanh(z + half).min())}
-    return {
-        "value": float(found.min()),
-        **bounds,
-        "p": float(p),
-        "n": n,
-        "null": (float(null.mean()), *quantiles(null)),
-    }
-
-
-def proxy_agreement(tables: Sequence[pd.DataFrame], seed: int = 10) -> dict:
-    """Spearman's correlation within regimes of the drop before retraining and that after it, on test images.
-
-    The two are measured on different images, so that the noise of the images does not correlate them.
-    """
-
-    def correlation(parts: Sequence[pd.DataFrame]) -> float:
-        every = np.concatenate([part.to_numpy() for part in parts])
-        return rank_correlation(every[:, 0], every[:, 1], every[:, 2].tolist())
-
-    return bootstrapped(correlation, [table[["proxy_drop", "test_drop", "kept"]] for table in tables], seed)
-
-
-def prediction_gain(
-    tables: Sequence[pd.DataFrame], features: Sequence[str], beyond: Sequence[str] = (), seed: int = 11
-) -> dict:
-    """Share of the cross-validated squared error within regimes that features remove, on top of others.
-
-    Ten folds of recipes, least squares on standardised features; drops are standardised within their regime. The
-    interval redraws recipes; copies of one stay in its fold, so fewer recipes are left to learn from, and it lies low.
-    """
-    random = np.random.default_rng(seed)
-    columns, full, rest = [*beyond, *features], 0.0, 0.0
-    for table in tables:
-        n, x, y = len(table), table[columns].to_numpy(), table["z"].to_numpy()
-        x = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
-        fold = random.permutation(n) % FOLDS
-        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), REDRAWS)])
-        full = full + _fold_errors(x, y, fold, times)
-        rest = rest + _fold_errors(x[:, : 1 + len(beyond)], y, fold, times)
-    value, *draws = 1 - full / rest
-    low, high = quantiles(draws)
-    return {"value": float(value), "low": low, "high": high, "n": size(tables)}
-
-
-def prediction_table(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """`prediction_gain` of each of `PREDICTIONS`."""
-    return pd.DataFrame({name: prediction_gain(tables, *asked) for name, asked in PREDICTIONS.items()}).T
-
-
-def contest(rows: pd.DataFrame, champion: str, rivals: Sequence[str], seed: int = 10) -> dict:
-    """Points by which a champion beats the best of its rivals on the same test images, by `claims.paired_gain`.
-
-    The best rival is the one of largest mean, which favours the rivals. Images are drawn anew for both together, seeds
-    for each by itself, which is on the safe side where one seed treats both alike.
-
-    rows: of `spaces_trials.retrain` with `by_image`; `space` names the contestant. Failed trials are left out.
-    """
-    done, images = rows[rows["status"] == "done"], np.arange(int(rows["test_images"].iloc[0]))
-    wrong = done.groupby("space")["test_wrong"].agg(lambda lists: [np.isin(images, one) for one in lists])
-    right = {name: 100.0 - 100.0 * np.array(one) for name, one in wrong.items()}
-    best = max((name for name in rivals if name in right), key=lambda name: right[name].mean())
-    found = paired_gain(right[champion], right[best], seed=seed)
-    return found | {"n": len(right[champion]), "rival": best}
-
-
-def bootstrapped(statistic: Callable, tables: Sequence[pd.DataFrame], seed: int, recentred: bool = False) -> dict:
-    """A statistic of tables, its percentile interval over recipes redrawn within each table, and their number.
-
-    recentred: shift the interval by as much as the redrawn statistic differs from the found one on average.
-    """
-    random = np.random.default_rng(seed)
-    draws = [
-        statistic([table.iloc[random.integers(len(table), size=len(table))] for table in tables])
-        for _ in range(REDRAWS)
-    ]
-    value = float(statistic(tables))
-    low, high = np.array(quantiles(draws)) - (np.nanmean(draws) - value if recentred else 0)
-    return {"value": value, "low": float(low), "high": float(high), "n": size(tables)}
-
-
-def _fold_errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Summed squared error on held-out folds by least squares on the others, for each row of counts (draws, n)."""
-    total = np.zeros(len(times))
-    for held in range(FOLDS):
-        learnt = times * (fold != held)
-        normal = np.einsum("bn,ni,nj->bij", learnt, x, x) + 1e-9 * np.eye(x.shape[1])
-        slopes = np.linalg.solve(normal, np.einsum("bn,ni,n->bi", learnt, x, y)[..., None])[..., 0]
-        total += (times * (fold == held) * (y - slopes @ x.T) ** 2).sum(axis=1)
-    return total
-
-
-def _errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    """Of the limit by a constant, the level log(kept), the optimum log m*; of the optimum by a constant, the level."""
-    level = np.log(kept)
-    return {
-        "constant": _left_out(None, limits),
-        "level": _left_out(level, limits),
-        "optimum": _left_out(best, limits),
-        "optimum, constant": _left_out(None, best),
-        "optimum, level": _left_out(level, best),
-    }
-
-
-def _left_out(x: np.ndarray | None, y: np.ndarray) -> float:
-    """Root mean square of leave-one-out errors of a mean, or of a line on x, by the hat matrix."""
-    design = np.ones((len(y), 1)) if x is None else np.column_stack([np.ones(len(y)), x])
-    hat = design @ np.linalg.pinv(design)
-    return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))

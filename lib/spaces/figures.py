@@ -1,7 +1,4 @@
-"""Paper 3's figures, drawn from rows; each function returns the figure, some also the numbers behind it.
-
-A recipe to play with: tilt and spread of the pruned shares, and where the recipe lies in its population.
-"""
+"""Paper 3's figures, drawn from rows; each function returns the figure, some also the numbers behind it."""
 
 from collections.abc import Sequence
 
@@ -13,10 +10,8 @@ from matplotlib.figure import Figure
 
 from lib import figures, stats
 from lib.channels import Groups
-from lib.spaces import measures, samplers
+from lib.spaces import measures
 from lib.spaces.analysis import winning
-from lib.spaces.measures import Regime
-from lib.study import seed_from
 
 COLOURS = {"initial": figures.PALETTE[0], "designed": figures.PALETTE[1], "refined": figures.PALETTE[4]}
 MCB_TICKS = (0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 2, 2.8)
@@ -25,8 +20,14 @@ SHARE_TICKS = {"ylim": (-0.02, 1.02), "yticks": [0, 0.25, 0.5, 0.75, 1]}  # of a
 
 
 def shades(shares: Sequence[float]) -> dict[float, tuple]:
-    """One colour a regime."""
+    """A colour for each regime."""
     return dict(zip(shares, plt.cm.viridis(np.linspace(0.1, 0.8, len(shares))), strict=True))
+
+
+def shaded(tables: Sequence[pd.DataFrame]) -> list[tuple[float, tuple, pd.DataFrame]]:
+    """Kept share, colour and table of each regime."""
+    colours = shades([table["kept"].iloc[0] for table in tables])
+    return [(*pair, table) for pair, table in zip(colours.items(), tables, strict=True)]
 
 
 def mcb_axis(axis: Axes, title: str, ticks: Sequence[float] = MCB_TICKS) -> None:
@@ -44,17 +45,17 @@ def edf_step(axis: Axes, drops: Sequence[float], colour, label: str, band: bool 
     x, n = np.sort(drops), len(drops)
     axis.step(x, np.arange(1, n + 1) / n, where="post", color=colour, label=f"{label}, n = {n}")
     if band:
-        axis.fill_between(x, *measures.dkw_band(n), step="post", color=colour, alpha=0.12, lw=0)
+        axis.fill_between(x, *stats.dkw_band(n), step="post", color=colour, alpha=0.12, lw=0)
 
 
 def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]) -> Figure:
-    """STD against mCB of the recipes of each space, a panel a regime, with the feasible range of mCB."""
+    """STD against mCB of each space's recipes, a panel for each regime, with the ends of the feasible range."""
     figure, axes = _row(len(feasible), sharey=True, sharex=True)
     for axis, (share, bounds) in zip(axes, feasible.items(), strict=True):
         for name, one in frames[frames["kept"] == share].groupby("space", sort=False):
             axis.scatter(one["mcb"], one["std"], s=12, color=COLOURS[name], label=f"{name}, n = {len(one)}")
         for bound in bounds:
-            axis.axvline(bound, color="k", lw=0.8, label="end of what is feasible")
+            axis.axvline(bound, color="k", lw=0.8, label="end of the feasible range")
     for axis, share in zip(axes, feasible, strict=True):
         mcb_axis(axis, f"{share:.0%} of MACs kept", (0.5, 0.7, 1, 1.4, 2, 2.8))
     axes[0].set_ylabel("STD of the pruned shares")
@@ -62,11 +63,32 @@ def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]
     return figure
 
 
+def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figure:
+    """The widths of a recipe beside the dense ones, and its place among a population's `measures.coordinates`."""
+    own = measures.coordinates(groups, widths[None]).iloc[0]
+    percentile = 100 * (population["mcb"] < own["mcb"]).mean()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    x = np.arange(len(groups))
+    left.bar(x, groups.dense, color="#e3e3e3", label="dense")
+    left.bar(x, widths, color=figures.PALETTE[0], label="kept")
+    left.set_xticks(x, groups.names, rotation=60, ha="right", fontsize=7)
+    left.set(ylabel="channels", title=f"{own['macs'] / 1e6:.2f} MMACs, {own['parameters'] / 1e3:.0f} k parameters")
+    left.legend(loc="upper left")
+    right.scatter(population["mcb"], population["std"], s=10, color="#94a4a2", label=f"random, n = {len(population)}")
+    right.scatter(own["mcb"], own["std"], s=80, marker="*", color=figures.PALETTE[2], label="this recipe", zorder=3)
+    right.axvline(1, **figures.NULL)
+    right.set(xscale="log", xlabel="mCB (dense = 1)", ylabel="STD of the pruned shares")
+    right.set_title(f"mCB {own['mcb']:.2f} (percentile {percentile:.0f}), STD {own['std']:.2f}")
+    right.xaxis.set_minor_formatter(plt.NullFormatter())
+    right.set_xticks([0.7, 1, 1.4, 2], ["0.7", "1", "1.4", "2"])
+    right.legend()
+    return figure
+
+
 def edfs(tables: Sequence[pd.DataFrame], bins: int = 5) -> Figure:
     """EDF of the drop of each regime with its band; dashed with kept parameters made uniform over bins (NDS)."""
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    colours = shades([one["kept"].iloc[0] for one in tables])
-    for (share, colour), one in zip(colours.items(), tables, strict=True):
+    for share, colour, one in shaded(tables):
         edf_step(axis, one["drop"], colour, f"{share:.0%} of MACs kept")
         x = np.sort(one["drop"])
         weighted = measures.edf(one["drop"], measures.complexity_weights(one["kept_parameters"], bins))
@@ -81,10 +103,9 @@ def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.Data
     """Drops by seed, ranks by schedule, test drops after retraining against drops before."""
     figure, axes = _row(3)
     order = by_seed.mean(axis=1).sort_values().index
+    places, style = np.arange(1, len(order) + 1), {"ms": 4, "color": figures.PALETTE[0], "alpha": 0.7}
     for seed in by_seed:
-        axes[0].plot(
-            np.arange(1, len(order) + 1), by_seed.loc[order, seed], "o", ms=4, color=figures.PALETTE[0], alpha=0.7
-        )
+        axes[0].plot(places, by_seed.loc[order, seed], "o", **style)
     axes[0].set(xlabel="recipe, by mean drop", ylabel="drop (points)")
     axes[0].set_title(f"{by_seed.shape[1]} seeds: ICC {icc:.2f}")
     for mode, colour in (("rewind", figures.PALETTE[1]), ("scratch", figures.PALETTE[2])):
@@ -95,8 +116,7 @@ def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.Data
     for axis in (axes[0].xaxis, axes[1].xaxis, axes[1].yaxis):
         axis.set_major_locator(plt.MaxNLocator(6, integer=True))
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0.2, columnspacing=0.8)
-    colours = shades([one["kept"].iloc[0] for one in tables])
-    for (share, colour), one in zip(colours.items(), tables, strict=True):
+    for share, colour, one in shaded(tables):
         label = f"{share:.0%}, n = {len(one)}"
         axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=label)
     axes[2].set(xlabel="drop before retraining (points)", ylabel="test drop after it (points)", title="the proxy")
@@ -111,15 +131,9 @@ def optima(final: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float
         random = final[(final["space"] == "initial") & (final["kept"] == share)]
         for name, part in (("initial", random), ("designed", one)):
             axis.scatter(part["mcb"], part["drop"], s=14, color=COLOURS[name], label=f"{name}, n = {len(part)}")
-        x = np.linspace(one["log_mcb"].min(), one["log_mcb"].max(), 100)
-        axis.plot(np.exp(x), np.polyval(np.polyfit(one["log_mcb"], one["drop"], 2), x), color=COLOURS["designed"])
-        span = {
-            "color": COLOURS["designed"],
-            "alpha": 0.15,
-            "lw": 0,
-            "label": "lowest point of the fit, 95 % bootstrap",
-        }
-        axis.axvspan(place["low"], place["high"], **span)
+        _parabola(axis, one, 1)
+        label = "lowest point of the fit, 95 % bootstrap"
+        axis.axvspan(place["low"], place["high"], color=COLOURS["designed"], alpha=0.15, lw=0, label=label)
         mcb_axis(axis, f"{share:.0%} of MACs kept")
     axes[0].set_ylabel("drop after fine-tuning (points)")
     _legend_above(figure)
@@ -129,10 +143,9 @@ def optima(final: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float
 def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
     """Drop against kept MACs of recipes that keep one share of the parameters, with the parabola in log mCB."""
     figure, axis = plt.subplots(figsize=(6, 3.6))
-    colour = COLOURS["designed"]
-    axis.scatter(100 * table["kept_macs"], table["drop"], s=16, color=colour, label=f"designed, n = {len(table)}")
-    x = np.linspace(table["log_mcb"].min(), table["log_mcb"].max(), 100)
-    axis.plot(100 * share * np.exp(x), np.polyval(np.polyfit(table["log_mcb"], table["drop"], 2), x), color=colour)
+    style = {"s": 16, "color": COLOURS["designed"], "label": f"designed, n = {len(table)}"}
+    axis.scatter(100 * table["kept_macs"], table["drop"], **style)
+    _parabola(axis, table, 100 * share)
     axis.axvline(100 * share, **figures.NULL, label="mCB 1")
     axis.set(xlabel="MACs kept (%)", ylabel="drop after fine-tuning (points)")
     axis.set_title(f"{share:.0%} of parameters kept")
@@ -141,17 +154,16 @@ def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
 
 
 def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Median drop and quartiles by bucket of kept parameters, a panel a regime."""
+    """Median drop and quartiles by bucket of kept parameters, a panel for each regime."""
     figure, axes = _row(len(tables))
-    colours, frames = shades([one["kept"].iloc[0] for one in tables]), []
-    for axis, (share, colour), one in zip(axes, colours.items(), tables, strict=True):
+    frames = []
+    for axis, (share, colour, one) in zip(axes, shaded(tables), strict=True):
         grouped = one.groupby(measures.parameter_buckets(one["kept_parameters"]))["drop"]
-        summary = grouped.describe(percentiles=[0.25, 0.5, 0.75]).rename_axis("bucket").reset_index()
+        summary = grouped.describe().rename_axis("bucket").reset_index()
         spread = np.array([summary["50%"] - summary["25%"], summary["75%"] - summary["50%"]])
         axis.errorbar(100 * summary["bucket"], summary["50%"], spread, fmt="o", color=colour, capsize=3)
         for _, line in summary.iterrows():
-            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 7}
-            axis.annotate(f"n = {line['count']:.0f}", (100 * line["bucket"], line["75%"]), **above)
+            _annotate(axis, f"n = {line['count']:.0f}", (100 * line["bucket"], line["75%"]), 4, fontsize=7)
         axis.axvline(100 * share, **figures.NULL)
         axis.margins(0.15)
         axis.set(title=f"{share:.0%} of MACs kept", xlabel="parameters kept (%), bucket centre")
@@ -172,9 +184,8 @@ def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.Da
             left.plot(part["mcb"][won], np.full(won.sum(), height), "v", ms=7, color="k", mfc="none")
             labels[height] = f"{share:.0%} {name}, {won.sum()} of {len(part)}"
             frames.append(part.assign(won=won)[["kept", "space", "mcb", "drop", "won"]])
-        spread = [[place["value"] - place["low"]], [place["high"] - place["value"]]]
         right.plot([100 * share] * 2, [part["mcb"].min(), part["mcb"].max()], color="#c8c8c8", lw=6, zorder=1)
-        right.errorbar(100 * share, place["value"], np.abs(spread), fmt="o", color=colours[share], capsize=4)
+        right.errorbar(100 * share, place["value"], _reach(place), fmt="o", color=colours[share], capsize=4)
     left.set_yticks(list(labels), labels.values())
     left.set_ylim(len(labels) - 0.4, -0.6)
     mcb_axis(left, "every recipe; triangles are the winners", (0.6, 0.7, 0.85, 1, 1.2, 1.5, 2))
@@ -183,15 +194,14 @@ def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.Da
     right.margins(x=0.2)
     right.invert_xaxis()
     right.set(xlabel="MACs kept (%)", ylabel="m*, in mCB", title="lowest point of the fit")
-    right.text(
-        0.02, 0.98, "grey bar: sampled range\nthin bar: 95 % bootstrap", transform=right.transAxes, va="top", size=8
-    )
+    key = "grey bar: sampled range\nthin bar: 95 % bootstrap"
+    right.text(0.02, 0.98, key, transform=right.transAxes, va="top", size=8)
     right.set_ylim(top=right.get_ylim()[1] * 1.12)
     return figure, pd.concat(frames)
 
 
 def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -> Figure:
-    """EDFs of the drop of STD spaces, a panel a regime; bands around the outer two."""
+    """EDFs of the drop of STD spaces, a panel for each regime; bands around the outer two."""
     figure, axes = _row(len(spread), sharey=True)
     tones = plt.cm.plasma(np.linspace(0.1, 0.75, len(stds)))
     for axis, (share, tables) in zip(axes, spread.items(), strict=True):
@@ -208,8 +218,8 @@ def limits(kept: np.ndarray, values: np.ndarray, places: Sequence[dict]) -> Figu
     figure, axes = _row(2, sharey=True)
     for (share, colour), y, place in zip(shades(kept).items(), values, places, strict=True):
         axes[0].plot(100 * share, y, "o", ms=7, color=colour)
-        bar = np.abs([[place["value"] - place["low"]], [place["high"] - place["value"]]])
-        axes[1].errorbar(place["value"], y, xerr=bar, fmt="o", color=colour, capsize=3, label=f"{share:.0%}")
+        style = {"fmt": "o", "color": colour, "capsize": 3, "label": f"{share:.0%}"}
+        axes[1].errorbar(place["value"], y, xerr=_reach(place), **style)
     axes[0].invert_xaxis()
     axes[0].set(xlabel="MACs kept (%)", ylabel="limit: 5 % quantile of drop (points)", title="by kept share")
     mcb_axis(axes[1], f"by m*, {len(kept)} regimes")
@@ -219,7 +229,7 @@ def limits(kept: np.ndarray, values: np.ndarray, places: Sequence[dict]) -> Figu
 
 
 def refined(pairs: dict[float, tuple[pd.DataFrame, pd.DataFrame]], ks: np.ndarray) -> tuple[Figure, pd.DataFrame]:
-    """EDFs of test drops in the initial and the refined space, and the expected best of k, a column a regime."""
+    """EDFs of test drops in the initial and the refined space, and the expected best of k, a column for each regime."""
     figure, axes = plt.subplots(2, len(pairs), figsize=(10, 6), squeeze=False)
     frames = []
     for (above, below), (share, pair) in zip(axes.T, pairs.items(), strict=True):
@@ -237,7 +247,7 @@ def refined(pairs: dict[float, tuple[pd.DataFrame, pd.DataFrame]], ks: np.ndarra
 
 
 def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
-    """Test accuracy of contestants, a dot a seed, with mean and 95 % t interval; dotted: mean of uniform pruning."""
+    """Test accuracy of contestants, a dot for each seed, mean and 95 % t interval; dotted: mean of uniform pruning."""
     figure, axis = plt.subplots(figsize=(8, 3.4))
     for place, name in enumerate(names):
         low, high = stats.mean_interval(scores[name])
@@ -247,7 +257,7 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
     axis.axhline(scores["uniform"].mean(), **figures.NULL)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axis.set(ylabel="test accuracy (%)", title=title)
-    axis.set_xlabel("a dot a seed; line and grey: mean and its 95 % t interval over seeds; dotted: mean of uniform")
+    axis.set_xlabel("dots: seeds; line and grey: their mean and its 95 % t interval; dotted: mean of uniform")
     return figure
 
 
@@ -256,19 +266,13 @@ def published(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(10, 4.4))
     family = table["method"].str.split("[- ]", regex=True).str[0]
     groups = table.groupby([family, "network", "dataset"], sort=False)
-    for ((method, network, dataset), one), marker, colour in zip(
-        groups, "oXsD^*v", (8, 5, 4, 0, 1, 2, 9), strict=False
-    ):
+    looks = zip("oXsD^*v", (8, 5, 4, 0, 1, 2, 9), strict=True)
+    for ((method, network, dataset), one), (marker, colour) in zip(groups, looks, strict=False):
         style = {"color": figures.PALETTE[colour], "label": f"{method}: {network}, {dataset}, n = {len(one)}", "ms": 8}
         axis.plot(100 * one["kept_macs"], one["mcb"], marker, **style)
-        away = {
-            "xytext": (0, 7 if marker in "osD" else -14),
-            "textcoords": "offset points",
-            "ha": "center",
-            "fontsize": 8,
-        }
         for _, line in one.iterrows():
-            axis.annotate(f"{line['accuracy']:.1f} %", (100 * line["kept_macs"], line["mcb"]), **away)
+            point = 100 * line["kept_macs"], line["mcb"]
+            _annotate(axis, f"{line['accuracy']:.1f} %", point, 7 if marker in "osD" else -14, fontsize=8)
     axis.axhline(1, **figures.NULL)
     axis.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
     axis.set(yscale="log", xlabel="MACs kept (%)", ylabel="mCB (dense = 1)")
@@ -306,57 +310,17 @@ def _row(count: int, **options) -> tuple[Figure, np.ndarray]:
     return figure, axes[0]
 
 
-def recipe(groups: Groups, kept: float, tilt: float, spread: float, seed: int = 0) -> np.ndarray:
-    """Widths (G,) that keep a share of the MACs; tilt > 0 prunes layers with many pixels more, spread scatters them."""
-    noise = np.random.default_rng(seed_from(seed, "explorer")).standard_normal(len(groups))
-    pattern = tilt * measures.resolution(groups) + spread * noise
-    return samplers.patterned(groups, Regime(kept), pattern[None])[0]
+def _parabola(axis: Axes, table: pd.DataFrame, scale: float) -> None:
+    """The fitted quadratic of drop on log mCB, over `scale` times mCB."""
+    x = np.linspace(table["log_mcb"].min(), table["log_mcb"].max(), 100)
+    fitted = np.polyval(np.polyfit(table["log_mcb"], table["drop"], 2), x)
+    axis.plot(scale * np.exp(x), fitted, color=COLOURS["designed"])
 
 
-def place(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> pd.Series:
-    """Coordinates of one recipe, with the percentiles of its mCB and STD in a population (`spaces.coordinates`)."""
-    own = measures.coordinates(groups, widths[None]).iloc[0]
-    for name in ("mcb", "std"):
-        own[f"{name}_percentile"] = 100 * (population[name] < own[name]).mean()
-    return own
+def _reach(place: dict) -> np.ndarray:
+    """The two arms (2, 1) of an interval around its value."""
+    return np.abs([[place["value"] - place["low"]], [place["high"] - place["value"]]])
 
 
-def draw(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figure:
-    """The widths beside the dense ones, and the recipe among its population."""
-    own = place(groups, widths, population)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    x = np.arange(len(groups))
-    left.bar(x, groups.dense, color="#e3e3e3", label="dense")
-    left.bar(x, widths, color=figures.PALETTE[0], label="kept")
-    left.set_xticks(x, groups.names, rotation=60, ha="right", fontsize=7)
-    left.set(ylabel="channels", title=f"{own['macs'] / 1e6:.2f} MMACs, {own['parameters'] / 1e3:.0f} k parameters")
-    left.legend(loc="upper left")
-    right.scatter(population["mcb"], population["std"], s=10, color="#94a4a2", label=f"random, n = {len(population)}")
-    right.scatter(own["mcb"], own["std"], s=80, marker="*", color=figures.PALETTE[2], label="this recipe", zorder=3)
-    right.axvline(1, **figures.NULL)
-    right.set(xscale="log", xlabel="mCB (dense = 1)", ylabel="STD of the pruned shares")
-    right.set_title(f"mCB {own['mcb']:.2f} (percentile {own['mcb_percentile']:.0f}), STD {own['std']:.2f}")
-    right.xaxis.set_minor_formatter(plt.NullFormatter())
-    right.set_xticks([0.7, 1, 1.4, 2], ["0.7", "1", "1.4", "2"])
-    right.legend()
-    return figure
-
-
-def explore(groups: Groups, populations: dict[float, pd.DataFrame]):
-    """Sliders for tilt, spread and kept share over `draw`; needs a live Jupyter.
-
-    populations: by kept share, as `spaces.coordinates` gives them.
-    """
-    import ipywidgets  # only where somebody can move a slider
-
-    def show(kept: float, tilt: float, spread: float) -> None:
-        figure = draw(groups, recipe(groups, kept, tilt, spread), populations[kept])
-        plt.show()
-        plt.close(figure)
-
-    return ipywidgets.interactive(
-        show,
-        kept=ipywidgets.SelectionSlider(options=sorted(populations), description="kept"),
-        tilt=ipywidgets.FloatSlider(0.0, min=-0.3, max=0.3, step=0.02, description="tilt"),
-        spread=ipywidgets.FloatSlider(0.1, min=0.0, max=0.4, step=0.02, description="spread"),
-    )
+def _annotate(axis: Axes, text: str, point: tuple[float, float], above: float, fontsize: int) -> None:
+    axis.annotate(text, point, xytext=(0, above), textcoords="offset points", ha="center", fontsize=fontsize)

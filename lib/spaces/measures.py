@@ -1,7 +1,7 @@
 """Pruning spaces: recipes and regimes, their coordinates, random populations, and the curves that compare spaces.
 
-A *recipe* is the vector of pruned shares of a network's channel groups; it is kept as integer widths. A *regime* is the
-share of MACs (or of parameters) that is kept, and a *space* all recipes of a regime, or those within a constraint.
+A *recipe* is the vector of pruned shares of a network's channel groups, stored as integer widths. A *regime* is the
+kept share of the MACs (or of the parameters). A *space* holds all recipes of a regime, or those within a constraint.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,6 @@ import pandas as pd
 
 from lib.channels import Groups, count
 from lib.provenance import CompanionError
-from lib.stats import LEVEL, dkw_half_width
 from lib.study import seed_from
 
 LARGEST_RANDOM = 0.95  # largest ratio that the random sampler draws
@@ -23,8 +22,13 @@ FIRST_DRAWS, MOST_DRAWS = 20_000, 20_000_000
 class Regime:
     """How much of a network is kept.
 
-    kept: share of the dense budget, in (0, 1). budget: "macs" or "parameters".
-    tolerance: largest relative deviation from `kept`; 0.01 as this companion declares.
+    Args:
+        kept: share of the dense budget, in (0, 1).
+        budget: "macs" or "parameters".
+        tolerance: largest relative deviation from `kept`; 0.01 is this companion's choice.
+
+    Raises:
+        ValueError: for another share or budget.
     """
 
     kept: float
@@ -40,11 +44,15 @@ class Regime:
         return kept_shares(groups, widths)[0 if self.budget == "macs" else 1]
 
     def holds(self, groups: Groups, widths: np.ndarray) -> np.ndarray:
-        """Whether widths (..., G) lie within the tolerance."""
+        """Whether widths (..., G) are within the tolerance."""
         return np.abs(self.share(groups, widths) - self.kept) <= self.tolerance * self.kept
 
     def check(self, groups: Groups) -> None:
-        """CompanionError, naming the floor, if no widths can keep so little."""
+        """Refuse an empty regime.
+
+        Raises:
+            CompanionError: if no widths can keep so little; it names the smallest possible share.
+        """
         floor = float(self.share(groups, np.ones(len(groups), dtype=int)))
         if self.kept < floor:
             raise CompanionError(
@@ -75,10 +83,7 @@ def mean_computation_budget(groups: Groups, widths: np.ndarray, normalised: bool
 
     Source: paper 3 names it mCB; its formula is unknown, and both forms are this companion's reading.
     """
-    if normalised:
-        macs, parameters = kept_shares(groups, widths)
-    else:
-        macs, parameters = count(groups, widths)
+    macs, parameters = (kept_shares if normalised else count)(groups, widths)
     return macs / parameters
 
 
@@ -94,7 +99,7 @@ def resolution(groups: Groups) -> np.ndarray:
 
 
 def coordinates(groups: Groups, widths: np.ndarray) -> pd.DataFrame:
-    """Where recipes (n, G) lie: MACs, parameters, their kept shares, mCB, STD, smallest kept share of a group, tilt.
+    """Coordinates of recipes (n, G): MACs, parameters, their kept shares, mCB, STD, smallest kept share, tilt.
 
     `tilt` is the slope of the pruned share on `resolution`: above 0, layers with many pixels are pruned more.
     """
@@ -116,9 +121,10 @@ def coordinates(groups: Groups, widths: np.ndarray) -> pd.DataFrame:
 
 
 def uniform_ratio(groups: Groups, regime: Regime) -> float:
-    """The one pruned share of all groups that keeps the regime's budget, before rounding.
+    """The pruned share that, the same in all groups, keeps the regime's budget before rounding.
 
-    Raises CompanionError, naming the floor, for an empty regime.
+    Raises:
+        CompanionError: for an empty regime.
     """
     regime.check(groups)
     low, high = 0.0, 1.0
@@ -130,7 +136,7 @@ def uniform_ratio(groups: Groups, regime: Regime) -> float:
 
 
 def ratio_range(groups: Groups, regime: Regime) -> tuple[float, float]:
-    """The range of ratios whose middle keeps the regime's budget: [max(0, 2u - 0.95), min(2u, 0.95)].
+    """The range of ratios whose middle u keeps the regime's budget: [max(0, 2u - 0.95), min(2u, 0.95)].
 
     With a lower end of 0 a regime that keeps 30 % or less is empty in practice: the mean of many ratios concentrates.
     """
@@ -155,10 +161,14 @@ def sample_recipes(
     ratios: tuple[float, float] | None = None,
     rounding: Callable[[Groups, np.ndarray], np.ndarray] = rounded,
 ) -> Sample:
-    """Independent uniform ratios, kept if the widths lie in the regime: the *initial space*; each recipe once.
+    """The *initial space*: n different recipes of independent uniform ratios, accepted if they fit the regime.
 
-    ratios: range of the uniform distribution, by default `ratio_range`. rounding: `rounded` or EagleEye's `floored`.
-    Raises CompanionError for an empty regime, and for a range that would take too many draws.
+    `ratios` is the range of the uniform distribution, by default `ratio_range`; `rounding` is `rounded` or EagleEye's
+    `floored`.
+
+    Raises:
+        CompanionError: for an empty regime, and for a range that would take too many draws.
+
     Source: EagleEye's search, whose acceptance and ranges paper 3 may have adapted; the range is this companion's.
     """
     regime.check(groups)
@@ -172,8 +182,8 @@ def sample_recipes(
         accepted = unique(np.concatenate([accepted, inside]))
         if len(accepted) < n and (drawn / max(len(accepted), 0.5)) * n > MOST_DRAWS:
             raise CompanionError(
-                f"Ratios in [{low:.3f}, {high:.3f}] hit {regime.kept:.1%} of {regime.budget} in {found} of {drawn:,}"
-                f" draws, so {n} recipes would not end: leave `ratios` out, or solve with spaces_samplers.with_spread."
+                f"Ratios in [{low:.3f}, {high:.3f}] hit {regime.kept:.1%} of {regime.budget} in {found} of {drawn:,} "
+                f"draws, too few to find {n} recipes: leave `ratios` out, or use samplers.with_targets."
             )
     return Sample(accepted[:n], found / drawn)
 
@@ -183,56 +193,41 @@ def unique(widths: np.ndarray) -> np.ndarray:
     return widths[np.sort(np.unique(widths, axis=0, return_index=True)[1])]
 
 
-def refined(
-    groups: Groups, widths: np.ndarray, optimum: float, tolerance: float = 0.05, largest_std: float | None = None
-) -> np.ndarray:
-    """Which recipes lie in the refined space |log mCB - log optimum| <= tolerance (and STD <= largest_std).
+def refined(groups: Groups, widths: np.ndarray, optimum: float, tolerance: float = 0.05) -> np.ndarray:
+    """Which recipes are in the refined space |log mCB - log optimum| <= tolerance.
 
     Their share is the mass of the refined space, known without training; above one half there is little to refine.
     """
-    near = np.abs(np.log(mean_computation_budget(groups, widths) / optimum)) <= tolerance
-    return near if largest_std is None else near & (recipe_std(groups, widths) <= largest_std)
+    return np.abs(np.log(mean_computation_budget(groups, widths) / optimum)) <= tolerance
 
 
 def parameter_buckets(kept_parameters: Sequence[float], width: float = 0.05, fewest: int = 8) -> np.ndarray:
-    """The centre of each recipe's parameter bucket: bins of `width` on the kept share, merged until `fewest` are in.
+    """The centre of each recipe's parameter bucket: bins of `width` on the kept share, merged until they hold `fewest`.
 
-    Source: the paper's definition is unknown; bins of complexity as in NDS, of the width that this companion declares.
+    Source: the paper's definition is unknown; bins of complexity as in NDS, with this companion's width.
     """
-    kept = np.asarray(kept_parameters, dtype=float)
-    places = np.floor(kept / width + 1e-9).astype(int)
-    occupied = np.unique(places)
-    runs: list[list[int]] = [[]]
-    for place in occupied:
-        if runs[-1] and np.isin(places, runs[-1]).sum() >= fewest:
-            runs.append([])
-        runs[-1].append(place)
-    if len(runs) > 1 and np.isin(places, runs[-1]).sum() < fewest:
-        last = runs.pop()
-        runs[-1] += last
-    centres = {place: (run[0] + run[-1] + 1) / 2 * width for run in runs for place in run}
+    places = np.floor(np.asarray(kept_parameters, dtype=float) / width + 1e-9).astype(int)
+    buckets: list[list[int]] = [[]]  # neighbouring bins that are merged
+    for place in np.unique(places):
+        if np.isin(places, buckets[-1]).sum() >= fewest:
+            buckets.append([])
+        buckets[-1].append(place)
+    if len(buckets) > 1 and np.isin(places, buckets[-1]).sum() < fewest:
+        last = buckets.pop()
+        buckets[-1] += last
+    centres = {place: (bucket[0] + bucket[-1] + 1) / 2 * width for bucket in buckets for place in bucket}
     return np.array([centres[place] for place in places])
 
 
 def edf(drops: Sequence[float], weights: Sequence[float] | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """The empirical distribution function F(d) = share of drops strictly below d, or their weight.
+    """The empirical distribution function F(d) = share of drops strictly below d, or their weight (they sum to 1).
 
-    drops: accuracy lost against the dense control, in points. weights: sum to 1, by default equal.
     Source: RegNet's error EDF, ported to drops; `complexity_weights` gives the NDS variant.
     """
     order = np.argsort(drops, kind="stable")
-    steps = np.asarray(drops, dtype=float)[order]
-    if weights is None:
-        cumulated = np.arange(len(steps) + 1) / len(steps)
-    else:
-        cumulated = np.concatenate([[0.0], np.cumsum(np.asarray(weights, dtype=float)[order])])
-    return lambda d: cumulated[np.searchsorted(steps, d, side="left")]
-
-
-def dkw_band(n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper edge of the band around an EDF just above each of its n sorted steps (Massart 1990)."""
-    height, half = np.arange(1, n + 1) / n, dkw_half_width(n, level)
-    return np.maximum(height - half, 0), np.minimum(height + half, 1)
+    weights = np.full(len(order), 1 / len(order)) if weights is None else np.asarray(weights)
+    cumulated = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return lambda d: cumulated[np.searchsorted(np.asarray(drops)[order], d, side="left")]
 
 
 def complexity_weights(complexity: Sequence[float], bins: int) -> np.ndarray:
@@ -247,32 +242,12 @@ def complexity_weights(complexity: Sequence[float], bins: int) -> np.ndarray:
 
 
 def best_of_k(selection: Sequence[float], result: Sequence[float], k: Sequence[int]) -> np.ndarray:
-    """Expected result of the best of k recipes drawn with replacement, chosen by `selection`; one value each k.
+    """Expected result of the best of k recipes drawn with replacement, chosen by `selection`; a value for each k.
 
-    selection, result: drops (n,), for example on validation and on test images. Exact:
-    sum over ranks i of result_(i) [(1 - (i-1)/n)^k - (1 - i/n)^k]. Ties in selection share their results' mean.
+    Selection and result are drops (n,), for example on validation and on test images. Exact: the sum over ranks i of
+    result_(i) [(1 - (i-1)/n)^k - (1 - i/n)^k]. Ties in selection share their results' mean.
     """
     _, place = np.unique(np.asarray(selection, dtype=float), return_inverse=True)
     ordered = (np.bincount(place, result) / np.bincount(place))[np.sort(place)]
     survival = (1 - np.arange(len(ordered) + 1) / len(ordered)) ** np.asarray(k)[:, None]
     return (survival[:, :-1] - survival[:, 1:]) @ ordered
-
-
-def rank_law(n: int, draws: int) -> np.ndarray:
-    """Probability (n,) that the best of so many draws with replacement has rank 0, 1, …: (1-k/n)^s - (1-(k+1)/n)^s."""
-    return -np.diff((1 - np.arange(n + 1) / n) ** draws)
-
-
-def regnet_spread(drops: Sequence[float], statistic: Sequence[float]) -> tuple[float, float, float]:
-    """The 2.5, 50 and 97.5 % points of a statistic under RegNet's "empirical bootstrap", in closed form.
-
-    It redraws a quarter of the networks and takes the best: the spread of the best few networks, which is no
-    confidence interval of an optimum (`spaces_optimum` has one).
-    """
-    drops, statistic = np.asarray(drops, dtype=float), np.asarray(statistic, dtype=float)
-    by_rank = statistic[np.argsort(drops, kind="stable")]
-    order = np.argsort(by_rank, kind="stable")
-    cumulated = np.cumsum(rank_law(len(drops), max(1, len(drops) // 4))[order])
-    places = np.minimum(np.searchsorted(cumulated, [0.025, 0.5, 0.975]), len(drops) - 1)
-    low, middle, high = by_rank[order][places].tolist()
-    return low, middle, high

@@ -1,7 +1,7 @@
-"""Recipes of a regime that are solved for and not waited for: of given spread, of given mCB; the feasible range of mCB.
+"""Recipes of a regime that are constructed directly instead of by rejection sampling, and the feasible range of mCB.
 
 Every sampler starts from random patterns, shifts and tilts them until the unrounded widths meet the targets, rounds,
-and moves single channels until the rounded widths lie in the regime again.
+and adds or removes single channels until the rounded widths fit the regime again.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ from lib.channels import Groups
 from lib.spaces.measures import Regime, mean_computation_budget, recipe_std, resolution, rounded, unique
 from lib.study import seed_from
 
-LARGEST_RATIO = 15 / 16  # pruned share of a group, as this companion declares
-MCB_TOLERANCE = 0.05  # |log(mCB / target)| of a recipe that hits its target
+LARGEST_RATIO = 15 / 16  # pruned share of a group; this companion's choice
+MCB_TOLERANCE = 0.05  # largest |log(mCB / target)| of a recipe that hits its target
 REPAIRS = 8  # channels that may be added or removed after rounding
 STEPS, TILT_STEPS, SPREAD_STEPS = 32, 24, 14  # bisections
 LARGEST_TILT, LARGEST_SPREAD = 4.0, 1.0
@@ -24,45 +24,33 @@ def patterned(groups: Groups, regime: Regime, patterns: np.ndarray) -> np.ndarra
     return _repaired(groups, regime, rounded(groups, _shifted(groups, regime, patterns)))
 
 
-def with_spread(groups: Groups, regime: Regime, n: int, sigma: float, *, seed: int) -> np.ndarray:
-    """Different recipes (at most n, G) whose ratios scatter by `sigma` around one level: the STD sampler.
-
-    Clipping and rounding change the spread: read the achieved one from `spaces.recipe_std`.
-    """
-    regime.check(groups)
-    widths = patterned(groups, regime, sigma * _noise(groups, n, seed))
-    return unique(widths[regime.holds(groups, widths)])
+def tilted(groups: Groups, regime: Regime, tilt: float, spread: float, *, seed: int) -> np.ndarray:
+    """Widths (G,) of one recipe; tilt > 0 prunes layers with many pixels more, spread scatters the pruned shares."""
+    noise = np.random.default_rng(seed_from(seed, "explorer")).standard_normal(len(groups))
+    return patterned(groups, regime, (tilt * resolution(groups) + spread * noise)[None])[0]
 
 
 def with_targets(
-    groups: Groups,
-    regime: Regime,
-    mcb: Sequence[float],
-    *,
-    seed: int,
-    sigma: float = 0.1,
-    std: float | None = None,
+    groups: Groups, regime: Regime, mcb: Sequence[float], *, seed: int, sigma: float = 0.1, std: float | None = None
 ) -> np.ndarray:
     """Different recipes (at most len(mcb), G) of given normalised mCB, by tilting ratios along the resolution.
 
-    Args:
-        mcb: target of each recipe; those that are infeasible, or missed by rounding, are left out.
-        sigma: scatter around the tilted pattern.
-        std: if given, the scatter of each recipe is solved for so that its STD is this one where it can be: a tilt
-            alone raises the STD, and recipes of one STD differ in mCB only.
+    Targets that are infeasible, or missed by rounding, are left out. `sigma` is the scatter around the tilted pattern.
+    With `std` the scatter of each recipe is solved so that its STD is this one where possible: a tilt alone raises the
+    STD, and recipes of one STD differ in mCB only.
     """
     regime.check(groups)
-    log_mcb, noise = np.log(np.asarray(mcb, dtype=float)), _noise(groups, len(mcb), seed)
-    direction = resolution(groups)
+    log_mcb, direction = np.log(np.asarray(mcb, dtype=float)), resolution(groups)
+    noise = np.random.default_rng(seed_from(seed, "patterns")).standard_normal((len(mcb), len(groups)))
 
     def ratios(spread: np.ndarray) -> np.ndarray:
-        def tilted(tilt: np.ndarray) -> np.ndarray:
+        def leaning(tilt: np.ndarray) -> np.ndarray:
             return _shifted(groups, regime, tilt[:, None] * direction + spread[:, None] * noise)
 
         def too_much(tilt: np.ndarray) -> np.ndarray:  # a larger tilt prunes more where MACs are, which lowers mCB
-            return np.log(mean_computation_budget(groups, _widths(groups, tilted(tilt)))) < log_mcb
+            return np.log(mean_computation_budget(groups, _widths(groups, leaning(tilt)))) < log_mcb
 
-        return tilted(_bisect(too_much, -LARGEST_TILT, LARGEST_TILT, len(noise), TILT_STEPS))
+        return leaning(_bisect(too_much, -LARGEST_TILT, LARGEST_TILT, len(noise), TILT_STEPS))
 
     spread = np.full(len(noise), sigma)
     if std is not None:
@@ -73,15 +61,15 @@ def with_targets(
 
 
 def designed(groups: Groups, regime: Regime, n: int, *, seed: int, reach: float = 0.6) -> tuple[np.ndarray, float]:
-    """The designed sample: different recipes (at most n, G), even in log mCB and of one STD, and that STD.
+    """The designed sample: different recipes (at most n, G), evenly spaced in log mCB and of one STD, and that STD.
 
-    reach: share of the logarithmic range of mCB (`tilted_range`) that is used; at its ends STDs cannot be matched.
-    The STD is what the ends need at least.
+    `reach` is the share of the logarithmic `tilted_range` that is used; at its ends STDs cannot be matched. The STD is
+    the smallest one that the ends allow, plus 5 %.
     """
     low, high = (bound**reach for bound in tilted_range(groups, regime))
     ends = with_targets(groups, regime, [low, high], seed=seed, sigma=0.02)
     std = 1.05 * float(recipe_std(groups, ends).max())
-    return with_targets(groups, regime, mcb_ladder(low, high, n), seed=seed, std=std), std
+    return with_targets(groups, regime, np.exp(np.linspace(np.log(low), np.log(high), n)), seed=seed, std=std), std
 
 
 def tilted_range(groups: Groups, regime: Regime) -> tuple[float, float]:
@@ -97,7 +85,10 @@ def feasible_range(groups: Groups, regime: Regime) -> tuple[float, float]:
 
     A fractional knapsack: MACs and parameters are linear in the widths, so the extreme parameters at fixed MACs prune
     groups in the order of parameters per MAC (and the other way round for a regime of parameters).
-    Raises ValueError where widths multiply (bottlenecks, streams, plain networks), CompanionError for an empty regime.
+
+    Raises:
+        ValueError: where widths multiply (bottlenecks, streams, plain networks).
+        CompanionError: for an empty regime.
     """
     regime.check(groups)
     constants, linear, quadratic = groups.polynomials
@@ -105,7 +96,7 @@ def feasible_range(groups: Groups, regime: Regime) -> tuple[float, float]:
         raise ValueError("The exact range needs counts that are linear in the widths: basic blocks, internal groups.")
     total = constants + groups.dense @ linear
     fixed, other = (0, 1) if regime.budget == "macs" else (1, 0)
-    cost = linear * groups.dense[:, None] * LARGEST_RATIO / total  # what each group can give, (G, 2)
+    cost = linear * groups.dense[:, None] * LARGEST_RATIO / total  # largest saving of each group, (G, 2)
     extremes = []
     for order in (np.argsort(cost[:, other] / cost[:, fixed]), np.argsort(-cost[:, other] / cost[:, fixed])):
         before = np.concatenate([[0.0], np.cumsum(cost[order, fixed])[:-1]])
@@ -115,21 +106,12 @@ def feasible_range(groups: Groups, regime: Regime) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def mcb_ladder(low: float, high: float, n: int) -> np.ndarray:
-    """N values of mCB, evenly spaced in their logarithm."""
-    return np.exp(np.linspace(np.log(low), np.log(high), n))
-
-
-def _noise(groups: Groups, n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed_from(seed, "patterns")).standard_normal((n, len(groups)))
-
-
 def _widths(groups: Groups, ratios: np.ndarray) -> np.ndarray:
     return np.maximum(groups.dense * (1 - ratios), 1.0)
 
 
 def _bisect(above: Callable[[np.ndarray], np.ndarray], low: float, high: float, n: int, steps: int) -> np.ndarray:
-    """For each of n rows the point of [low, high] from which on `above` holds."""
+    """For each of n rows the point of [low, high] above which `above` holds."""
     lows, highs = np.full(n, low), np.full(n, high)
     for _ in range(steps):
         middle = (lows + highs) / 2
@@ -139,7 +121,7 @@ def _bisect(above: Callable[[np.ndarray], np.ndarray], low: float, high: float, 
 
 
 def _shifted(groups: Groups, regime: Regime, patterns: np.ndarray) -> np.ndarray:
-    """Ratios clip(a + pattern, 0, 15/16), with the level a of each row solved so that it keeps the regime's budget."""
+    """Ratios clip(a + pattern, 0, 15/16), with the level a of each row that keeps the regime's budget."""
 
     def ratios(level: np.ndarray) -> np.ndarray:
         return np.clip(level[:, None] + patterns, 0, LARGEST_RATIO)
@@ -153,26 +135,22 @@ def _shifted(groups: Groups, regime: Regime, patterns: np.ndarray) -> np.ndarray
 
 
 def _repaired(groups: Groups, regime: Regime, widths: np.ndarray, log_mcb: np.ndarray | None = None) -> np.ndarray:
-    """Widths with single channels added or removed, the best one at a time, until each row lies in the regime."""
-    widths = widths.copy()
+    """Widths with single channels added or removed, the best one at a time, until each row fits the regime."""
+    widths, target = widths.copy(), np.full(len(widths), np.nan) if log_mcb is None else log_mcb
     steps = np.concatenate([np.eye(len(groups), dtype=int), -np.eye(len(groups), dtype=int)])
 
-    def miss(candidates: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+    def miss(candidates: np.ndarray, target: np.ndarray) -> np.ndarray:  # in tolerances; no target is NaN
         deviation = np.abs(regime.share(groups, candidates) / regime.kept - 1) / regime.tolerance
-        if target is None:
-            return deviation
         off = np.abs(np.log(mean_computation_budget(groups, candidates)) - target) / MCB_TOLERANCE
-        return np.maximum(deviation, off)
+        return np.fmax(deviation, off)
 
     for _ in range(REPAIRS):
         out = np.flatnonzero(~regime.holds(groups, widths))
         if not len(out):
             break
         moved = np.clip(widths[out, None] + steps, 1, groups.dense)
-        target = None if log_mcb is None else log_mcb[out]
-        best = miss(moved, None if target is None else target[:, None])
-        chosen = best.argmin(axis=1)
-        better = best.min(axis=1) < miss(widths[out], target)
+        missed = miss(moved, target[out, None])
+        chosen, better = missed.argmin(axis=1), missed.min(axis=1) < miss(widths[out], target[out])
         if not better.any():
             break
         widths[out[better]] = moved[better, chosen[better]]

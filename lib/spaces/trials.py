@@ -1,12 +1,11 @@
 """The trials of paper 3: one recipe pruned, its BatchNorm re-estimated, retrained; the latency of one recipe.
 
-A spec holds the spec of a dense network (`dense_networks.baseline_specs`) beside `widths`, one a channel group.
-
-Paper 3's own setting: recipes of ResNet-50 on ImageNet, read from files as they are needed.
+A spec holds the spec of a dense network (`baselines.baseline_specs`) beside `widths`, one for each channel group.
+Recipes of ResNet-50 on ImageNet, the paper's own setting, are retrained on images that are streamed from files.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -18,8 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lib import baselines as dense_networks
-from lib import channels, data, models, training
+from lib import baselines, channels, data, models, training
 from lib.channels import Groups
 from lib.data import Data, Split
 from lib.parameters import DATASETS
@@ -27,130 +25,200 @@ from lib.provenance import CompanionError, unknown
 from lib.spaces import measures
 from lib.study import Study, generator, seed_from
 
-DENSE = (
-    "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
-).split()
 MODES = {"none": 0.0, "finetune": 0.01, "rewind": 0.1, "scratch": 0.1}  # first learning rate of each retraining
 BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
 
 
-def recipes(folder: Path, baselines: Path) -> Study:
+def recipes(folder: Path, dense_folder: Path) -> Study:
     """The study of pruned and retrained recipes; both folders are `runs/<profile>`."""
-    return Study("03_pruning_spaces.recipes", partial(retrain, baselines=baselines), version=1, folder=folder)
+    return Study("03_pruning_spaces.recipes", partial(retrain, dense_folder=dense_folder), version=1, folder=folder)
 
 
-def priors(folder: Path, baselines: Path) -> Study:
+def priors(folder: Path, dense_folder: Path) -> Study:
     """The study of the widths that prior pruning chooses."""
-    return Study("03_pruning_spaces.priors", partial(rank_filters, baselines=baselines), version=1, folder=folder)
+    return Study("03_pruning_spaces.priors", partial(rank_filters, dense_folder=dense_folder), version=1, folder=folder)
 
 
 def latencies(folder: Path) -> Study:
-    """The study of measured latencies of recipes; it is timed, so it runs alone."""
+    """The study of measured latencies of recipes; its trials run one at a time."""
     return Study("03_pruning_spaces.latencies", measure_latency, version=1, folder=folder)
 
 
-def dense_spec(spec: dict) -> dict:
-    """The part of a spec that names the dense network."""
-    return {name: spec[name] for name in DENSE if name in spec}
+def streamed(folder: Path) -> Study:
+    """The study of recipes that are retrained on images from files."""
+    return Study("03_pruning_spaces.streamed", retrain_streamed, version=1, folder=folder)
+
+
+def dense_network(name: str, source: str, profile: str) -> dict:
+    """The spec of a dense network from "network/dataset"; a trained one has the settings of the profile's baselines."""
+    network, dataset = name.split("/")
+    if source == "public":
+        return {"source": source, "network": network, "dataset": dataset}
+    return baselines.trained_like(network, dataset, baselines.profile_baselines(profile))
 
 
 def prunable(dense: dict) -> Groups:
-    """The block-internal channel groups of a dense network's spec: what this companion's recipes prune."""
-    return _prunable(json.dumps(dense_networks.cost_specs([dense])[0], sort_keys=True))
+    """The block-internal channel groups of a dense network's spec, which this companion's recipes prune."""
+    return _prunable(json.dumps(baselines.cost_specs([dense])[0], sort_keys=True))
 
 
-def recipe_specs(dense: dict, widths: np.ndarray | Sequence[Sequence[int]], **options: object) -> list[dict]:
-    """One spec a recipe: a dense network, widths (n, G), and what all of them share.
-
-    options: `space` (a label), `kept`, `budget`, and what `retrain` asks for.
-    """
-    return [dense | {"widths": [int(width) for width in row]} | options for row in widths]
+def imagenet_groups(network: str = "resnet50", classes: int = 1000, size: int = 224) -> Groups:
+    """All channel groups of an ImageNet-shaped network, stem and residual streams included."""
+    return channels.find(models.build(network, form="imagenet", classes=classes, size=size), size)
 
 
-def retrain(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
+def recipe_specs(
+    dense: dict, space: str, widths: Sequence[Sequence[int]], kept: float, options: dict, budget: str = "macs"
+) -> list[dict]:
+    """A spec for each row of widths (n, G): a dense network, the labels of space and regime, options of `retrain`."""
+    labels = {"space": space, "kept": kept, "budget": budget}
+    return [dense | {"widths": [int(width) for width in row]} | labels | options for row in widths]
+
+
+def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
     """The trial of `recipes`: prune in one shot, re-estimate BatchNorm, retrain to the last epoch, measure.
 
-    Args:
-        spec: a dense network, `widths`; `criterion` (of `channels.prune`); `mode`: "none" (BatchNorm re-estimated
-            only), "finetune", "rewind" (learning-rate rewinding) or "scratch"; `retraining`, the seed of order and
-            augmentation; `retraining_epochs`, `retraining_batch`; `bn_images`, `train_images`, `validation_images`,
-            `test_images`: at most so many of each; `by_image`, whether the test images are told one by one. Dense
-            widths are the control, which is retrained like the others.
+    The spec holds a dense network and `widths`; `criterion` (of `channels.prune`); `mode`: "none" (BatchNorm
+    re-estimated only), "finetune", "rewind" (learning-rate rewinding) or "scratch"; `retraining`, the seed of order and
+    augmentation; `retraining_epochs`, `retraining_batch`; `bn_images`, `train_images`, `validation_images`,
+    `test_images`: the largest number of each; `by_image`, whether to store which test images were misclassified. The
+    control has dense widths and is retrained like the others.
 
-    Returns: coordinates of the recipe (`spaces.coordinates`); accuracy (%) and loss (nats): `proxy_*` on validation
+    Returns:
+        Coordinates of the recipe (`measures.coordinates`); accuracy (%) and loss (nats): `proxy_*` on validation
         images after BatchNorm was re-estimated, `validation_*` and `test_*` at the end (no test without test images);
-        with `by_image` the indices of the wrong test images, `test_wrong`.
+        with `by_image` the indices of the misclassified test images, `test_wrong`.
+
+    Raises:
+        CompanionError: for an unknown mode, or if there are too few images.
     """
     if spec["mode"] not in MODES:
         raise unknown("retraining mode", spec["mode"], MODES)
-    model, dataset = _dense(json.dumps(dense_spec(spec), sort_keys=True), baselines, device)
+    dense, by_image = baselines.dense_spec(spec), spec.get("by_image")
+    model, dataset = _dense(json.dumps(dense, sort_keys=True), dense_folder, device)
     few = selection(dataset, spec)
-    if spec.get("by_image") and len(few.test) < spec["test_images"]:
+    if by_image and len(few.test) < spec["test_images"]:
         asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
         raise CompanionError(f"{asked}: lower contest_test_images.")
-    groups = prunable(dense_spec(spec))
-    row = measures.coordinates(groups, np.array([spec["widths"]])).iloc[0].to_dict()
-    asked = dict(zip(groups.names, spec["widths"], strict=True))
-    stream = generator(spec["retraining"], "filters")
-    pruned = channels.prune(model, asked, spec["criterion"], size=dataset.size, generator=stream)
+    row, pruned = _pruned(model, prunable(dense), spec, dataset.size)
     batches = data.batches(_first(dataset.train, spec["bn_images"]), BN_BATCH)
     training.reestimate(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
-    row |= _measured("proxy", training.evaluate(pruned, few.validation, dataset, device=device))
+    row |= _accuracy_and_loss("proxy", training.evaluate(pruned, few.validation, dataset, device=device))
     if spec["mode"] == "scratch":
         reinitialise(pruned, seed_from(spec["retraining"], "initialisation"))
     if spec["mode"] != "none":
         options = {"epochs": spec["retraining_epochs"], "batch_size": spec["retraining_batch"]}
         options |= {"seed": spec["retraining"], "lr": MODES[spec["mode"]], "augment": spec.get("augment", True)}
         training.fit(pruned, replace(few, validation=_first(few.validation, 1)), device=device, **options)
-        row |= _measured("validation", training.evaluate(pruned, few.validation, dataset, device=device))
+        row |= _accuracy_and_loss("validation", training.evaluate(pruned, few.validation, dataset, device=device))
     else:
         row |= {f"validation_{name}": row[f"proxy_{name}"] for name in ("accuracy", "loss")}
-    by_image = {}
+    wrong = {}
     if spec["test_images"]:
         test = training.evaluate(pruned, few.test, dataset, device=device)
-        row |= _measured("test", test)
-        by_image = {"test_wrong": test["wrong"]} if spec.get("by_image") else {}
-    return {name: float(value) for name, value in row.items()} | by_image
+        row |= _accuracy_and_loss("test", test)
+        wrong = {"test_wrong": test["wrong"]} if by_image else {}
+    return {name: float(value) for name, value in row.items()} | wrong
 
 
 def selection(dataset: Data, spec: dict) -> Data:
-    """The images that a spec asks for: training ones, those that select, and those that report.
+    """The images of a spec: for training, for selection, for the report.
 
-    A public checkpoint was trained on all training images, also on those that this house holds out: there the last
-    test images select and the first ones report.
+    A public checkpoint was trained on all training images, including those that this companion holds out. There the
+    last test images select and the first ones report.
+
+    Raises:
+        CompanionError: if selection and report would share test images.
     """
     n, report = spec["validation_images"], spec["test_images"]
     select, test = _first(dataset.validation, n), _first(dataset.test, report)
     if spec["source"] == "public":
         if n + report > len(dataset.test):
             raise CompanionError(
-                f"{n} + {report} images to select and to report exceed the {len(dataset.test)} test images."
+                f"{n} + {report} images to select and to report exceed the {len(dataset.test)} test images: "
+                "lower validation_images or test_images."
             )
         select = Split(dataset.test.images[-n:], dataset.test.labels[-n:])
     return replace(dataset, train=_first(dataset.train, spec["train_images"]), validation=select, test=test)
 
 
-def rank_filters(spec: dict, device: str, weights: Path, *, baselines: Path) -> dict:
+def rank_filters(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
     """The trial of `priors`: `global_widths` of a dense network; a spec adds `kept` and `criterion` ("l1", "bn")."""
-    model, _ = _dense(json.dumps(dense_spec(spec), sort_keys=True), baselines, device)
-    groups = prunable(dense_spec(spec))
-    return {"widths": global_widths(model, groups, spec["kept"], spec["criterion"]).tolist()}
+    dense = baselines.dense_spec(spec)
+    model, _ = _dense(json.dumps(dense, sort_keys=True), dense_folder, device)
+    return {"widths": global_widths(model, prunable(dense), spec["kept"], spec["criterion"]).tolist()}
 
 
 def measure_latency(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images of an untrained recipe."""
-    dense = dense_spec(spec)
+    dense = baselines.dense_spec(spec)
     entry, groups = DATASETS[dense["dataset"]], prunable(dense)
     asked = dict(zip(groups.names, spec["widths"], strict=True))
-    pruned = channels.prune(dense_networks.untrained(dense), asked, size=entry["size"])
+    pruned = channels.prune(baselines.untrained(dense), asked, size=entry["size"])
     shape = (entry["channels"], entry["size"], entry["size"])
     row = {"macs": models.count_macs(pruned, (1, *shape)), "parameters": models.count_parameters(pruned)}
     return row | {f"made_latency_{n}_ms": training.latency_ms(pruned, (n, *shape), device) for n in (1, 128)}
 
 
+def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
+    """The trial of `streamed`: prune, re-estimate BatchNorm on training batches, retrain to the last epoch, measure.
+
+    The spec holds `network`, `classes`, `size` (pixels), `pretrained` (torchvision's weights), `widths` of all groups,
+    `criterion`, `mode` (of `MODES`), `retraining` (seed), `retraining_epochs`, `batch_size`, `weight_decay`,
+    `bn_batches`, `readers` (processes that decode files; 0 decodes in this one). EagleEye's schedule for ResNet-50 is
+    120 epochs, batch 128, cosine from 0.01, weight decay 1e-4.
+
+    Returns:
+        Coordinates of the recipe; top-1 accuracy (%) and n: `proxy_*` on held-out training images before retraining,
+        `validation_*` on them afterwards, `test_*` on the official validation folder.
+    """
+    shape = {"classes": spec["classes"], "size": spec["size"]}
+    seed = seed_from(spec["retraining"], "initialisation")
+    model = models.build(spec["network"], form="imagenet", pretrained=spec["pretrained"], seed=seed, **shape)
+    row, pruned = _pruned(model, channels.find(model, spec["size"]), spec, spec["size"])
+    pruned = pruned.to(device)
+    options = {"batch_size": spec["batch_size"], "size": spec["size"], "workers": spec["readers"]}
+    options["seed"] = spec["retraining"]
+    read = {part: data.stream("imagenet", part, **options) for part in ("train", "validation", "test")}
+    some = islice(read["train"], spec["bn_batches"])
+    training.reestimate(pruned, (images.to(device) for images, _ in some))
+    row |= _streamed_accuracy(pruned, "proxy", read["validation"], device)
+    if spec["mode"] == "scratch":
+        reinitialise(pruned, seed)
+    if spec["mode"] != "none":
+        lr, decay = MODES[spec["mode"]], spec["weight_decay"]
+        fit_streamed(pruned, read["train"], spec["retraining_epochs"], lr, decay, device)
+    for part in ("validation", "test"):
+        row |= _streamed_accuracy(pruned, part, read[part], device)
+    return {name: float(value) for name, value in row.items()}
+
+
+def fit_streamed(
+    model: nn.Module, batches: DataLoader, epochs: int, lr: float, weight_decay: float, device: str
+) -> None:
+    """Train in place with SGD, Nesterov momentum 0.9 and a cosine over all steps; in bfloat16 on CUDA.
+
+    Raises:
+        training.Diverged: if the loss of an epoch's last batch is not finite.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=True)
+    rate = training.scheduler("cosine", optimizer, epochs * len(batches))
+    for epoch in range(1, epochs + 1):
+        model.train()
+        for images, labels in batches:
+            with training.autocast(device):
+                loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            rate.step()
+        if not torch.isfinite(loss):
+            raise training.Diverged(f"the training loss became {loss.item()} in epoch {epoch}; lower lr")
+
+
 @torch.no_grad()
 def reinitialise(model: nn.Module, seed: int) -> None:
-    """Fresh weights as `models.build` draws them for the CIFAR forms, for the widths that are left."""
+    """Draw fresh weights as `models.build` does for the CIFAR forms, for the widths that are left."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for module in model.modules():
@@ -163,8 +231,8 @@ def reinitialise(model: nn.Module, seed: int) -> None:
 def global_widths(model: nn.Module, groups: Groups, kept: float, criterion: str) -> np.ndarray:
     """Widths (G,) of prior pruning: filters of all groups ranked together, the best kept until the MACs are met.
 
-    criterion: "l1" (the filter's mean absolute weight, so that layers of different size compare) or "bn" (network
-    slimming). Each group keeps at least one channel; the last filter is the one that comes nearest to `kept`.
+    The criterion is "l1" (the filter's mean absolute weight, so that layers of different size compare) or "bn"
+    (network slimming). Each group keeps at least one channel; of all counts of filters the one nearest to `kept` wins.
     """
     scored = [channels.scores(model, groups, name, criterion).cpu().numpy() for name in groups.names]
     if criterion == "l1":
@@ -178,8 +246,26 @@ def global_widths(model: nn.Module, groups: Groups, kept: float, criterion: str)
     return steps[np.abs(measures.kept_shares(groups, np.maximum(steps, 1))[0] - kept).argmin()]
 
 
-def _measured(part: str, found: dict) -> dict[str, float]:
+def _pruned(model: nn.Module, groups: Groups, spec: Mapping, size: int) -> tuple[dict, nn.Module]:
+    """The coordinates of a spec's recipe, and the network cut to its widths."""
+    asked, stream = dict(zip(groups.names, spec["widths"], strict=True)), generator(spec["retraining"], "filters")
+    row = measures.coordinates(groups, np.array([spec["widths"]])).iloc[0].to_dict()
+    return row, channels.prune(model, asked, spec["criterion"], size=size, generator=stream)
+
+
+def _accuracy_and_loss(part: str, found: dict) -> dict[str, float]:
     return {f"{part}_accuracy": 100 * found["accuracy"], f"{part}_loss": found["loss"]}
+
+
+@torch.inference_mode()
+def _streamed_accuracy(model: nn.Module, part: str, batches: DataLoader, device: str) -> dict[str, float]:
+    model.eval()
+    right = n = 0
+    for images, labels in batches:
+        with training.autocast(device):
+            outputs = model(images.to(device))
+        right, n = right + int((outputs.argmax(1).cpu() == labels).sum()), n + len(labels)
+    return {f"{part}_accuracy": 100 * right / n, f"{part}_n": n}
 
 
 def _first(split: Split, images: int) -> Split:
@@ -187,91 +273,11 @@ def _first(split: Split, images: int) -> Split:
 
 
 @lru_cache(maxsize=8)
-def _dense(text: str, baselines: Path, device: str) -> tuple[nn.Module, Data]:
-    return dense_networks.baseline(json.loads(text), baselines, device)
+def _dense(text: str, dense_folder: Path, device: str) -> tuple[nn.Module, Data]:
+    return baselines.baseline(json.loads(text), dense_folder, device)
 
 
 @lru_cache(maxsize=8)
 def _prunable(text: str) -> Groups:
     spec = json.loads(text)
-    return channels.find(dense_networks.untrained(spec), DATASETS[spec["dataset"]]["size"]).internal()
-
-
-def streamed(folder: Path) -> Study:
-    """The study of recipes that are retrained from files."""
-    return Study("03_pruning_spaces.streamed", retrain_streamed, version=1, folder=folder)
-
-
-def groups(network: str = "resnet50", classes: int = 1000, size: int = 224) -> channels.Groups:
-    """All channel groups of an ImageNet-shaped network, stem and residual streams included."""
-    return channels.find(models.build(network, form="imagenet", classes=classes, size=size), size)
-
-
-def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
-    """The trial of `streamed`: prune, re-estimate BatchNorm on training batches, retrain to the last epoch, measure.
-
-    Args:
-        spec: `network`, `classes`, `size` (pixels), `pretrained` (torchvision's weights), `widths` of all groups,
-            `criterion`, `mode` (of `spaces_trials.MODES`), `retraining` (seed), `retraining_epochs`, `batch_size`,
-            `weight_decay`, `bn_batches`, `readers` (processes that decode files; 0 decodes in this one).
-            EagleEye's schedule for ResNet-50 is 120 epochs, batch 128, cosine from 0.01, weight decay 1e-4.
-
-    Returns: coordinates of the recipe; top-1 accuracy (%) and n: `proxy_*` on held-out training images before
-        retraining, `validation_*` on them afterwards, `test_*` on the official validation folder.
-    """
-    shape = {"classes": spec["classes"], "size": spec["size"]}
-    seed = seed_from(spec["retraining"], "initialisation")
-    model = models.build(spec["network"], form="imagenet", pretrained=spec["pretrained"], seed=seed, **shape)
-    found = channels.find(model, spec["size"])
-    row = measures.coordinates(found, np.array([spec["widths"]])).iloc[0].to_dict()
-    asked = dict(zip(found.names, spec["widths"], strict=True))
-    filters = generator(spec["retraining"], "filters")
-    pruned = channels.prune(model, asked, spec["criterion"], size=spec["size"], generator=filters).to(device)
-    options = {name: spec[name] for name in ("batch_size", "size")} | {"workers": spec["readers"]}
-    options["seed"] = spec["retraining"]
-    read = {part: data.stream("imagenet", part, **options) for part in ("train", "validation", "test")}
-    some = islice(read["train"], spec["bn_batches"])
-    training.reestimate(pruned, (images.to(device) for images, _ in some))
-    row |= _measured_on_imagenet(pruned, "proxy", read["validation"], device)
-    if spec["mode"] == "scratch":
-        reinitialise(pruned, seed)
-    if spec["mode"] != "none":
-        fit_streamed(
-            pruned, read["train"], spec["retraining_epochs"], MODES[spec["mode"]], spec["weight_decay"], device
-        )
-    for part in ("validation", "test"):
-        row |= _measured_on_imagenet(pruned, part, read[part], device)
-    return {name: float(value) for name, value in row.items()}
-
-
-def fit_streamed(
-    model: nn.Module, batches: DataLoader, epochs: int, lr: float, weight_decay: float, device: str = "cpu"
-) -> None:
-    """Train in place with SGD, Nesterov momentum 0.9 and a cosine over all steps; in bfloat16 on CUDA.
-
-    Raises: training.Diverged, with the epoch.
-    """
-    optimizer = torch.optim.SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=True)
-    rate = training.scheduler("cosine", optimizer, epochs * len(batches))
-    for epoch in range(1, epochs + 1):
-        model.train()
-        for images, labels in batches:
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-                loss = F.cross_entropy(model(images.to(device)), labels.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            rate.step()
-        if not torch.isfinite(loss):
-            raise training.Diverged(f"the training loss became {loss.item()} in epoch {epoch}; lower lr")
-
-
-@torch.inference_mode()
-def _measured_on_imagenet(model: nn.Module, part: str, batches: DataLoader, device: str) -> dict[str, float]:
-    model.eval()
-    right = n = 0
-    for images, labels in batches:
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-            outputs = model(images.to(device))
-        right, n = right + int((outputs.argmax(1).cpu() == labels).sum()), n + len(labels)
-    return {f"{part}_accuracy": 100 * right / n, f"{part}_n": n}
+    return channels.find(baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]).internal()

@@ -1,14 +1,12 @@
-"""Solved recipes hit their targets, within the exact feasible range."""
+"""Constructed recipes hit their targets, within the exact feasible range."""
 
 import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from lib import channels, models
+from lib import channels, models, spaces
 from lib.provenance import CompanionError
-from lib.spaces import measures as spaces
-from lib.spaces import samplers
-from lib.spaces.measures import Regime
+from lib.spaces import Regime, samplers
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +26,13 @@ SPREAD = {  # net, kept: achieved STD and sd of log mCB at sigma .05, .10, .30
 
 
 @pytest.mark.parametrize("case", SPREAD, ids=str)
-def test_the_std_sampler_has_the_specified_spread(case, nets):
+def test_scattered_patterns_have_the_specified_spread(case, nets):
     groups, regime = nets[case[0]], Regime(case[1])
+    noise = np.random.default_rng(0).standard_normal((500, len(groups)))
     for sigma, (std, spread) in zip((0.05, 0.10, 0.30), SPREAD[case], strict=True):
-        widths = samplers.with_spread(groups, regime, 500, sigma, seed=0)
-        assert len(widths) > 450 and regime.holds(groups, widths).all()
+        widths = samplers.patterned(groups, regime, sigma * noise)
+        widths = widths[regime.holds(groups, widths)]
+        assert len(widths) > 450
         assert spaces.recipe_std(groups, widths).mean() == pytest.approx(std, abs=0.006)
         log_mcb = np.log(spaces.mean_computation_budget(groups, widths))
         assert log_mcb.std() == pytest.approx(spread, rel=0.13)
@@ -57,7 +57,7 @@ def test_targets_of_mcb_are_hit_and_cost_spread(case, nets):
 
 def test_recipes_of_one_std_differ_in_mcb_alone(nets):
     groups, regime = nets["R20-A"], Regime(0.5)
-    widths = samplers.with_targets(groups, regime, samplers.mcb_ladder(0.75, 1.7, 40), seed=0, std=0.25)
+    widths = samplers.with_targets(groups, regime, np.geomspace(0.75, 1.7, 40), seed=0, std=0.25)
     std, mcb = spaces.recipe_std(groups, widths), spaces.mean_computation_budget(groups, widths)
     assert len(widths) >= 38 and std.std() < 0.012 and mcb.min() < 0.78 and mcb.max() > 1.62
     assert abs(np.corrcoef(std, np.abs(np.log(mcb)))[0, 1]) < 0.5
@@ -92,7 +92,7 @@ def test_the_feasible_range_is_that_of_a_linear_programme(net, kept, budget, exp
 def test_no_sampled_recipe_leaves_the_feasible_range(nets):
     groups, regime = nets["R20-A"], Regime(0.3)
     low, high = samplers.feasible_range(groups, regime)
-    widths = samplers.with_targets(groups, regime, samplers.mcb_ladder(0.3, 4, 60), seed=0, sigma=0.02)
+    widths = samplers.with_targets(groups, regime, np.geomspace(0.3, 4, 60), seed=0, sigma=0.02)
     mcb = spaces.mean_computation_budget(groups, widths)
     assert low - 0.02 < mcb.min() < 0.6 and 2.4 < mcb.max() < 1.03 * high  # a regime's tolerance is 1 %
 
@@ -115,8 +115,17 @@ def test_tilting_reaches_nearly_the_exact_range(nets):
         assert np.allclose(np.log(reached), np.log(exact), rtol=0.05)
 
 
-def test_regimes_that_cannot_be_are_refused(nets):
+def test_impossible_regimes_are_refused(nets):
     with pytest.raises(ValueError, match="linear in the widths"):
         samplers.feasible_range(nets["VGG-16"], Regime(0.5))
     with pytest.raises(CompanionError, match="empty"):
         samplers.with_targets(nets["R20-A"], Regime(0.03), [1.0], seed=0)
+
+
+def test_tilt_lowers_mcb_and_spread_raises_std(nets):
+    groups, regime = nets["R20-A"], Regime(0.5)
+    asked = ((0, 0), (0.2, 0), (0, 0.25))
+    widths = np.stack([samplers.tilted(groups, regime, *one, seed=0) for one in asked])
+    mcb, std = spaces.mean_computation_budget(groups, widths), spaces.recipe_std(groups, widths)
+    assert mcb[0] == pytest.approx(1, abs=0.02) and mcb[1] < 0.9
+    assert std[0] < 0.02 < 0.1 < std[2] and regime.holds(groups, widths).all()

@@ -1,0 +1,284 @@
+"""Statistics on simulated populations with a known answer; published recipes against their authors' counts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import channels, models, spaces, stats
+from lib.spaces import analysis
+
+
+def recipes(mean, seed, n=40, kept=0.5, spread=1.0):
+    random = np.random.default_rng(seed)
+    drop = mean + spread * random.normal(size=n)
+    table = pd.DataFrame({"drop": drop, "test_drop": drop + 0.2 * random.normal(size=n), "kept": kept})
+    table["z"] = (drop - drop.mean()) / drop.std()
+    return table.assign(log_mcb=random.uniform(-0.3, 0.3, n))
+
+
+def test_spread_effect_has_the_sign_and_size_of_the_shift_and_a_fair_p():
+    found = analysis.spread_effect([(recipes(5, seed), recipes(6, seed + 10)) for seed in range(3)])
+    assert found["low"] < 1 < found["high"] and found["low"] > 0 and found["p"] < 0.01 and found["n"] == 240
+    null = analysis.spread_effect([(recipes(5, seed), recipes(5, seed + 10)) for seed in range(3)])
+    assert null["low"] < 0 < null["high"] and null["p"] > 0.05
+
+
+def test_a_level_predicts_regimes_that_it_has_not_seen():
+    levels = np.linspace(0.3, 0.9, 8)
+    tables = [recipes(-20 * np.log(kept), seed, kept=kept, spread=0.5) for seed, kept in enumerate(levels)]
+    limits = np.array([analysis.limit(table) for table in tables])
+    errors = analysis.left_out_errors(limits, limits, levels)
+    assert errors["level"] < 0.7 < 4 < errors["constant"]
+    found = analysis.error_ratio(tables, "level", "constant")
+    assert found["high"] < 0.3 and found["n"] == 8
+    assert analysis.error_ratio(tables, "optimum", "level")["low"] > 1
+
+
+def test_left_out_error_of_a_constant_is_exact():
+    errors = analysis.left_out_errors(np.array([0.0, 3.0, 6.0]), np.array([1.0, 2.0, 4.0]), np.array([0.8, 0.5, 0.3]))
+    assert errors["constant"] == pytest.approx(np.sqrt(2 * 4.5**2 / 3))
+
+
+def test_best_of_k_gain_is_the_shift_between_spaces():
+    found = analysis.best_of_k_gain([(recipes(6, 0), recipes(5, 1)), (recipes(9, 2), recipes(8, 3))], 1)
+    assert found["low"] < 1 < found["high"] and found["n"] == 160
+    same = analysis.best_of_k_gain([(recipes(6, 0), recipes(6, 1))], 5)
+    assert same["low"] < 0 < same["high"]
+
+
+def test_a_price_gives_the_rival_more_tries():
+    pair = (recipes(6, 0), recipes(6, 1))
+    best = [part.sort_values("drop")["test_drop"].iloc[0] for part in pair]
+    found = analysis.best_of_k_gain([pair], 1, price=10_000)["value"]
+    assert found == pytest.approx(best[0] - pair[1]["test_drop"].mean())
+    assert found < analysis.best_of_k_gain([pair], 1)["value"]
+
+
+def test_the_interval_of_a_best_of_k_is_centred_on_what_was_found():
+    """Redrawing loses the best recipe of the rival in a third of the draws, which must not count as a gain."""
+    pairs = [(recipes(6, seed, n=12), recipes(6, seed, n=12)) for seed in range(4)]
+    found = analysis.best_of_k_gain(pairs, 2, price=40)
+    assert (found["low"] + found["high"]) / 2 == pytest.approx(found["value"], abs=0.25)
+
+
+def test_the_common_share_does_not_count_luck_with_the_images():
+    random = np.random.default_rng(3)
+    own, luck = random.normal(0, 3, (300, 1)), random.normal(0, 3, (2, 300, 1))
+    noisy = [pd.DataFrame(own + one + random.normal(0, 0.1, (300, 3))) for one in luck]
+    found = analysis.common_share(*noisy)
+    assert stats.intraclass_correlation(noisy[0].to_numpy())["value"] > 0.99
+    assert found["value"] == pytest.approx(0.5, abs=0.1)
+    assert found["low"] < 0.5 < found["high"] and found["n"] == 300
+    unrelated = analysis.common_share(*(pd.DataFrame(one + random.normal(0, 0.1, (300, 3))) for one in luck))
+    assert unrelated["low"] < 0 < unrelated["high"]
+
+
+def test_a_proxy_is_judged_within_regimes():
+    random = np.random.default_rng(2)
+    tables = [recipes(10 * k, k, kept=kept) for k, kept in enumerate((0.8, 0.5, 0.3))]
+    useless = [t.assign(proxy_drop=10 * k + random.normal(size=len(t))) for k, t in enumerate(tables)]
+    assert abs(analysis.proxy_agreement(useless)["value"]) < 0.3
+    good = [t.assign(proxy_drop=t["test_drop"] ** 3) for t in tables]
+    assert analysis.proxy_agreement(good)["value"] == pytest.approx(1)
+
+
+def test_prediction_gain_counts_only_what_is_new():
+    random, tables = np.random.default_rng(3), []
+    for kept in (0.8, 0.5):
+        std = random.normal(size=80)
+        z = std + 0.5 * random.normal(size=80)
+        tables.append(
+            pd.DataFrame({"std": std, "copy": 2 * std, "noise": random.normal(size=80), "z": z, "kept": kept})
+        )
+    assert analysis.prediction_gain(tables, ["std"])["low"] > 0.6
+    assert analysis.prediction_gain(tables, ["copy"], ["std"])["value"] == pytest.approx(0, abs=1e-9)
+    assert analysis.prediction_gain(tables, ["noise"], ["std"])["high"] < 0.1
+
+
+def test_two_names_of_one_variable_predict_alike_and_add_nothing_to_each_other():
+    random = np.random.default_rng(4)
+    x, rest = random.normal(size=120), random.normal(size=(120, 2))
+    one = pd.DataFrame({"log_mcb": x, "log_mcb_squared": x**2, "tilt": -x, "std": rest[:, 0]})
+    one = one.assign(smallest_share=rest[:, 1], z=x + 0.3 * random.normal(size=120))
+    mcb, others = ["log_mcb", "log_mcb_squared"], ["std", "smallest_share"]
+    for features in (mcb, ["tilt"]):
+        assert analysis.prediction_gain([one], features)["low"] > 0.7
+    assert analysis.prediction_gain([one], mcb, others)["low"] > 0.7
+    assert abs(analysis.prediction_gain([one], mcb, [*others, "tilt"])["value"]) < 0.1
+
+
+def test_a_table_of_std_spaces_names_what_was_reached():
+    tables = [recipes(mean, mean, n=20).assign(std=std, mcb=1.0) for mean, std in ((5, 0.1), (9, 0.2))]
+    table = analysis.spread_table({0.6: tables}, [0.1, 0.2])
+    assert table.loc["STD asked 0.2", "60%"] == "STD 0.200, mCB 1.00, n = 20"
+    assert float(table.loc["Kolmogorov-Smirnov, outer two, p", "60%"]) < 0.01
+
+
+def test_a_champion_must_beat_the_best_rival():
+    random = np.random.default_rng(4)
+    wrong = {
+        name: [np.flatnonzero(random.random(400) < p) for _ in range(5)]
+        for name, p in zip("abc", (0.3, 0.5, 0.35), strict=True)
+    }
+    rows = pd.DataFrame(
+        [{"space": n, "status": "done", "test_images": 400, "test_wrong": one} for n in wrong for one in wrong[n]]
+    )
+    found = analysis.contest(rows, "a", ["b", "c"])
+    fewer = [np.mean([len(one) for one in wrong[name]]) / 4 for name in "ca"]
+    assert found["rival"] == "c" and found["value"] == pytest.approx(fewer[0] - fewer[1])
+    assert found["n"] == 5 and found["low"] < found["value"] < found["high"]
+    failed = pd.DataFrame([{"space": "a", "status": "failed", "test_images": 400, "test_wrong": None}])
+    assert analysis.contest(pd.concat([rows, failed]), "a", ["b", "c"]) == found
+
+
+def test_a_contest_counts_its_test_images_as_well_as_its_seeds():
+    alike = [
+        {"space": n, "status": "done", "test_images": 100, "test_wrong": list(range(k))}
+        for n, k in (("a", 20), ("b", 22))
+        for _ in range(8)
+    ]
+    found = analysis.contest(pd.DataFrame(alike), "a", ["b"])
+    assert (
+        found["value"] == 2 and found["low"] == 0 < found["high"] and found["p"] > 0.05
+    )  # two images, seeds all equal
+
+
+def population(best, seed, n=40, kept=0.5, noise=1.0, strength=30.0, spread=0.35):
+    """Recipes with log mCB uniform around 0; drop is quadratic around `best`, or flat if strength is 0."""
+    random = np.random.default_rng(seed)
+    x = random.uniform(-spread, spread, n)
+    drop = 5 + strength * (x - best) ** 2 + noise * random.normal(size=n)
+    return pd.DataFrame({"log_mcb": x, "drop": drop, "z": (drop - drop.mean()) / drop.std(), "kept": kept})
+
+
+def regimes(best=0.1, **options):
+    shares = (0.8, 0.5, 0.3)
+    return [population(best, seed, kept=kept, **options) for seed, kept in enumerate(shares)]
+
+
+def test_drops_are_taken_from_the_control_of_the_same_seed_and_schedule():
+    rows = pd.DataFrame(
+        {
+            "network": "n",
+            "dataset": "d",
+            "status": ["done"] * 5 + ["failed"],
+            "space": ["dense", "dense", "a", "a", "dense", "a"],
+            "mode": ["finetune", "rewind", "finetune", "rewind", "none", "none"],
+            "retraining": 0,
+            "kept": [1, 1, 0.5, 0.5, 1, 0.5],
+            "mcb": [1, 1, np.e, 1, 1, 1],
+            "validation_accuracy": [90.0, 80, 85, 60, 70, 0],
+            "proxy_accuracy": [70.0, 70, 50, 50, 70, 0],
+            "test_accuracy": [88.0, 79, 80, 61, 69, 0],
+        }
+    )
+    table = analysis.with_drops(rows)
+    assert len(table) == 5 and table["drop"].tolist() == [0, 0, 5, 20, 0]
+    assert table["test_drop"].tolist() == [0, 0, 8, 18, 0] and table["proxy_drop"].tolist() == [0, 0, 20, 20, 0]
+    assert table["log_mcb"][2] == pytest.approx(1)
+    one = analysis.regimes(table[table["mode"] == "finetune"], "test_drop")
+    assert len(one) == 1 and one[0]["drop"].tolist() == [8]
+
+
+def test_the_optimum_is_found_and_its_interval_covers_it():
+    table = population(0.1, 0, n=200)
+    assert analysis.optimum(table) == pytest.approx(0.1, abs=0.03)
+    found = analysis.optimum_interval(table)
+    assert found["low"] < np.exp(0.1) < found["high"] and found["high"] - found["low"] < 0.1
+    monotone = table.assign(drop=table["log_mcb"])
+    assert analysis.optimum(monotone) == table["log_mcb"].min()
+
+
+def test_a_u_shape_is_seen_and_neither_a_slope_nor_noise_is():
+    found = analysis.u_shape(regimes())
+    assert found["low"] > 0 and found["p"] < 1e-6 and found["n"] == 120
+    slope = [t.assign(z=3 * t["log_mcb"] + 0.1 * t["z"]) for t in regimes(strength=0.0)]
+    assert analysis.u_shape(slope)["high"] < 0
+    flat = [analysis.u_shape(regimes(strength=0.0, noise=seed + 1.0))["p"] for seed in range(3)]
+    assert min(flat) > 0.02
+
+
+def test_pooled_optimum_and_trend():
+    found = analysis.pooled_optimum(regimes(0.1))
+    assert found["low"] < 0.1 < found["high"] and found["high"] - found["low"] < 0.12
+    rising = [population(-0.15 * np.log(kept), 7, kept=kept, n=100) for kept in (0.8, 0.5, 0.3)]
+    trend = analysis.trend(rising)
+    assert trend["low"] < 0.15 < trend["high"] and trend["low"] > 0
+    none = analysis.trend(regimes(0.0, n=100))
+    assert none["low"] < 0 < none["high"]
+
+
+def test_winners_are_near_the_optimum_only_if_there_is_one():
+    found = analysis.winners(regimes(0.1), exchanges=99)
+    assert found["high"] < 0 and found["p"] <= 0.01
+    null = analysis.winners(regimes(strength=0.0), exchanges=99)
+    assert null["low"] < 0 < null["high"] and null["p"] > 0.05
+
+
+def test_winners_near_one_are_no_evidence_where_the_population_is_there():
+    """I.i.d. recipes crowd around mCB = 1: the winners' median is near 1 without any effect, and p is fair."""
+    found = []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        tables = [t.assign(log_mcb=random.normal(0, 0.1, 100), drop=random.normal(size=100)) for t in regimes(n=100)]
+        assert max(abs(t["log_mcb"].iloc[analysis.winning(t["drop"])].median()) for t in tables) < 0.2
+        found.append(analysis.winners(tables, exchanges=39)["p"])
+    assert np.mean(np.array(found) <= 0.05) <= 0.15 and 0.3 < np.mean(found) < 0.75
+
+
+def test_deviation_explains_out_of_sample_or_not_at_all():
+    found = analysis.deviation_gain(regimes(0.0, strength=60.0))
+    assert found["low"] > 0.2
+    assert analysis.deviation_gain(regimes(strength=0.0))["high"] < 0.15
+
+
+def test_the_best_five_per_cent_win_and_at_least_three():
+    assert analysis.winning(np.arange(30)[::-1]).tolist() == [29, 28, 27]
+    assert [analysis.win_count(n) for n in (6, 60, 80, 200)] == [3, 3, 4, 10]
+
+
+def test_recipes_are_taken_from_the_pool_or_solved_for_where_it_does_not_reach():
+    groups = channels.find(models.build("resnet20")).internal()
+    pool = spaces.sample_recipes(groups, spaces.Regime(0.6), 500, seed=0).widths
+    taken, mass = analysis.refined_recipes(groups, 0.6, pool, 1.0, 5)
+    assert 0.2 < mass < 0.4 and all((pool == row).all(axis=1).any() for row in taken)
+    solved, mass = analysis.refined_recipes(groups, 0.6, pool, 1.8, 5)
+    assert mass == 0 and len(solved) == 5
+    assert spaces.refined(groups, solved, 1.8).all() and spaces.Regime(0.6).holds(groups, solved).all()
+
+
+def test_one_space_is_numbered_anew():
+    rows = pd.DataFrame({"space": ["a", "b", "a"], "kept": [0.5, 0.5, 0.3], "drop": [1, 2, 3]})
+    assert analysis.one_space(rows, "a", 0.3)["drop"].to_dict() == {0: 3}
+
+
+def test_eagleeyes_recipes_have_the_published_macs_and_parameters():
+    groups = analysis.eagleeye_groups()
+    counts = {name: channels.count(groups, np.array(widths)) for name, widths in analysis.EAGLEEYE.items()}
+    assert {name: round(macs / 1e9, 3) for name, (macs, _) in counts.items()} == {"3G": 3.080, "2G": 2.057, "1G": 1.034}
+    stds = [spaces.recipe_std(groups, np.array(widths)) for widths in analysis.EAGLEEYE.values()]
+    assert np.allclose(stds, [0.084, 0.129, 0.214], atol=0.0015)
+
+
+def test_eagleeyes_recipes_are_at_the_specified_percentiles_of_their_populations():
+    places = analysis.eagleeye_places(400).set_index("recipe")
+    # 29.4, 21.2 and 43.2 % of a large population; 400 recipes have a standard error of 2.5 %
+    assert places["mcb_percentile"].tolist() == pytest.approx([29.4, 21.2, 43.2], abs=7)
+    assert (places["std"] < places["std_median"]).all()
+    assert places["mcb_median"].tolist() == pytest.approx([0.998, 0.985, 0.958], abs=0.02)
+
+
+def test_published_results_scatter_around_one():
+    table = analysis.published_results().set_index(["method", "network"])["mcb"]
+    expected = {"ABCPruner-100": 0.876, "ABCPruner-80": 0.994, "ABCPruner-70": 0.986, "ABCPruner-50": 0.879}
+    for method, value in expected.items():
+        assert table[method, "resnet50"] == pytest.approx(value, abs=0.0015)
+    assert table["uniform 0.5x", "resnet50"] == pytest.approx(0.951, abs=0.001)
+    assert table["ABCPruner", "vgg16"] == pytest.approx(2.33, abs=0.02)
+    assert table["ABCPruner", "resnet110"] == pytest.approx(1.07, abs=0.01)
+
+
+def test_the_resnet50_of_62_million_operations_is_no_mildly_pruned_one_of_cifar_shape():
+    stem, cifar = (models.count_macs(models.build("resnet50", form=f), (1, 3, 32, 32)) for f in ("imagenet", "cifar"))
+    assert (stem, cifar) == (83_431_424, 1_297_829_888)
+    assert 62.23e6 / stem == pytest.approx(0.746, abs=1e-3) and 62.23e6 / cifar < 0.05
