@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from lib import stats
 from lib.spline import measures
 
 PLATEAU_EPOCHS, FLATTER = 10, 0.1  # a plateau: over 10 epochs less than a tenth of the first 10 epochs' slope
@@ -43,6 +42,12 @@ def plateau(step: Sequence[float], drop: int) -> int | None:
     return flat[0] + 2 if flat else None
 
 
+def trained_at_bird(matrix: np.ndarray) -> int:
+    """Trained epochs at the early bird of the released rule, or three quarters of all epochs if it never fires."""
+    found = measures.early_bird_epoch(matrix)
+    return len(matrix) * 3 // 4 if found is None else found + 1
+
+
 def settled(step: Sequence[float], drop: int) -> float:
     """Mean of d(t, t - 1) over the five epochs before the rate first falls."""
     return float(np.mean(step[drop - 6 : drop - 1]))
@@ -77,18 +82,3 @@ def follows(share: Sequence[float], *sizes: Sequence[float]) -> float:
     if np.ptp(share) == 0:
         return 0.0
     return max(abs(float(scipy_stats.spearmanr(share, size).statistic)) for size in sizes if np.ptp(size) > 0)
-
-
-def explains(rows: pd.DataFrame, seed: int) -> dict[str, float]:
-    """Rank correlation of the loss of accuracy with the change of the maps, minus that with the change of the codes.
-
-    Ranks are taken within ratio and kind of pruning, so that what these have in common adds nothing. The networks are
-    drawn anew for the interval.
-
-    Returns:
-        The correlations with `maps`, `codes` and `decision`, and the difference as `stats.rank_correlation_gain`.
-    """
-    strata = rows["kind"] + " " + rows["ratio"].astype(str)
-    found = {c: stats.rank_correlation(rows["loss"], rows[c], strata) for c in ("maps", "codes", "decision")}
-    gain = stats.rank_correlation_gain(rows["maps"], rows["codes"], rows["loss"], strata, rows["seed"], seed=seed)
-    return found | gain
