@@ -176,17 +176,21 @@ def twins(
         left[layer] -= 1
     for matrix in matrices:
         np.fill_diagonal(matrix, np.inf)
-    closest = [matrix.min() for matrix in matrices]
+    # The closest partner of each node; only nodes that lose theirs look for another one.
+    partners = [matrix.argmin(1) for matrix in matrices]
+    distances = [matrix.min(1) for matrix in matrices]
     while len(dropped) < total:
-        layer = min((k for k in range(len(found)) if left[k]), key=closest.__getitem__)
-        matrix = matrices[layer]
-        a, b = divmod(int(matrix.argmin()), len(matrix))
+        layer = min((k for k in range(len(found)) if left[k]), key=lambda k: distances[k].min())
+        matrix, partner, distance = matrices[layer], partners[layer], distances[layer]
+        a = int(distance.argmin())
+        b = int(partner[a])
         strength = [norms[layer][node] * np.linalg.norm(outgoing[layer][node]) for node in (a, b)]
         kept, gone = (a, b) if strength[0] >= strength[1] else (b, a)
         if merging:
             outgoing[layer][kept] += norms[layer][gone] / norms[layer][kept] * outgoing[layer][gone]
-        matrix[gone], matrix[:, gone] = np.inf, np.inf
-        closest[layer] = matrix.min()
+        matrix[gone], matrix[:, gone], distance[gone] = np.inf, np.inf, np.inf
+        alone = np.flatnonzero(partner == gone)
+        partner[alone], distance[alone] = matrix[alone].argmin(1), matrix[alone].min(1)
         left[layer] -= 1
         dropped.append((layer, gone, kept))
     return dropped

@@ -1,11 +1,13 @@
 """Statistics of paper 4 on made-up rows with known answers."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
+from lib import stats
+from lib.claims import INCONCLUSIVE, NOT_SUPPORTED, Ledger
 from lib.spline import analysis
+from lib.spline.claims import RULES
 
 
 def test_a_plateau_is_found_where_a_fall_ends_and_nowhere_else():
@@ -25,13 +27,20 @@ def test_distances_and_steps_read_a_row():
     assert analysis.settled(np.arange(30.0), 20) == pytest.approx(np.mean([14, 15, 16, 17, 18]))
 
 
-def test_means_have_the_interval_and_the_p_of_students_t():
-    found = analysis.mean_above([1.0, 2.0, 3.0, np.nan])
+def test_gains_have_the_interval_and_the_p_of_students_t():
+    found = stats.mean_gain([1.0, 2.0, 3.0, np.nan])
     assert found["n"] == 3
     assert (found["low"], found["high"]) == pytest.approx((2 - 4.3027 / np.sqrt(3), 2 + 4.3027 / np.sqrt(3)), abs=1e-3)
     assert found["p"] == pytest.approx(0.0371, abs=1e-3)
-    assert np.isnan(analysis.mean_above([1.0])["low"])
-    assert analysis.mean_above([0.0, 0.0])["p"] == 1
+
+
+@pytest.mark.parametrize("gains", [[], [1.0], [np.nan, 2.0], [2.0, 2.0, 2.0], [0.0, 0.0]])
+def test_a_p_that_cannot_be_computed_leaves_its_claim_open(gains):
+    found = stats.mean_gain(gains)
+    assert np.isnan(found["p"])
+    ledger = Ledger([rule for rule in RULES if rule.id == "P4.13"])
+    ledger.enter("P4.13", **found)
+    assert ledger.entries()[0]["verdict"] == (NOT_SUPPORTED if gains == [0.0, 0.0] else INCONCLUSIVE)
 
 
 def test_paired_differences_stay_within_their_unit():
@@ -52,27 +61,13 @@ def test_shares_follow_sizes_in_either_direction():
 
 def test_the_measure_that_orders_losses_wins_within_its_stratum():
     random = np.random.default_rng(0)
-    rows = []
-    for seed in range(12):
-        for ratio in (0.1, 0.5):
-            for loss in random.permutation(5):
-                rows.append(
-                    {
-                        "seed": seed,
-                        "kind": "nodes",
-                        "ratio": ratio,
-                        "loss": loss + 10 * ratio,
-                        "maps": loss,
-                        "codes": random.random() + ratio,
-                        "decision": -loss,
-                    }
-                )
-    found = analysis.explains(pd.DataFrame(rows), seed=0)
-    assert found["maps"] > 0.8
-    assert found["decision"] < -0.8
-    assert abs(found["codes"]) < 0.4
+    loss = np.concatenate([random.permutation(5) for _ in range(24)])
+    ratio, seed = np.tile(np.repeat([0.1, 0.5], 5), 12), np.repeat(range(12), 10)
+    noise = random.random(len(loss)) + ratio
+    found = stats.rank_correlation_gain(loss, noise, loss + 10 * ratio, ratio, seed, seed=0)
+    assert abs(stats.rank_correlation(loss + 10 * ratio, noise, ratio)) < 0.4
     assert 0 < found["low"] < found["value"] < found["high"]
-    assert found["p"] < 0.01
+    assert found["n"] == 12 and found["p"] < 0.01
 
 
 def test_variants_of_the_detector_that_never_fire_are_nan():
@@ -82,31 +77,7 @@ def test_variants_of_the_detector_that_never_fire_are_nan():
     assert all(np.isnan(value) for value in analysis.early_birds(row).values())
 
 
-def test_pictures_draw_lines_boundary_and_regions():
-    figure, axes = plt.subplots(1, 2)
-    row = pd.Series(
-        {"lines": [[0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 2, 3]], "boundary": [[0, 0, 1, 0]], "half": [2.0], "title": ["t"]}
-    )
-    analysis.draw_panel(axes[0], row, 0)
-    assert len(axes[0].collections) == 3
-    assert axes[0].get_xlim() == (-2, 2)
-    square = {
-        "corners": [0, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1],
-        "count": [3, 3],
-        "winner": [0, 1],
-        "boundary": [0, 0, 1, 1],
-    }
-    analysis.draw_slice(axes[1], pd.Series(square), "slice")
-    assert len(axes[1].collections[0].get_paths()) == 2
-    analysis.legend(figure, {"a": analysis.method_style("merged")})
-    assert analysis.arm_colour("early random") == analysis.method_style("random")["color"]
-    assert analysis.arm_colour("dense") == "k"
-    plt.close(figure)
-
-
-def test_a_frame_of_the_film_shows_the_loss_until_its_epoch():
-    panel = {"lines": [[0.0, 0, 1, 1, 0, 0]], "boundary": [[0.0, 1, 1, 0]], "half": [1.0], "title": ["epoch 2"]}
-    figure = analysis.film_frame(pd.Series(panel | {"loss": [3.0, 2.0, 1.0]}), 0, 2)
-    above, below = figure.axes
-    assert above.get_title() == "epoch 2"
-    assert below.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
+def test_a_detector_that_never_fires_leaves_three_quarters_of_the_training():
+    moving = np.ones((8, 8)) - np.eye(8)
+    assert analysis.trained_at_bird(moving) == 6
+    assert analysis.trained_at_bird(moving / 100) == 4
