@@ -17,11 +17,6 @@ def distances(row: pd.Series, probes: str = "canvas") -> np.ndarray:
     return flat.reshape(int(len(flat) ** 0.5), -1)
 
 
-def steps(matrix: np.ndarray) -> np.ndarray:
-    """d(t, t - 1) for the epochs 2, 3, … (counted from 1), of a (T, T) matrix."""
-    return np.diagonal(matrix, 1)
-
-
 def plateau(step: Sequence[float], drop: int) -> int | None:
     """The first of ten epochs over which log d(t, t - 1) is nearly flat, all before the first drop of the rate.
 

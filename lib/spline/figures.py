@@ -135,7 +135,7 @@ def settling(searches: pd.DataFrame, drop: int) -> Drawn:
     for pair, name in zip(axes, cases, strict=True):
         for _, row in searches[searches["case"] == name].iterrows():
             matrix = analysis.distances(row)
-            x, step, to_last = np.arange(1, len(matrix) + 1), analysis.steps(matrix), matrix[:, -1]
+            x, step, to_last = np.arange(1, len(matrix) + 1), np.diagonal(matrix, 1), matrix[:, -1]
             style = {"color": PALETTE[TRAININGS[row["kind"]]], "linewidth": 1.2}
             pair[0].plot(x[1:], np.maximum(step, 1e-5), **style)
             pair[1].plot(x[:-1], np.maximum(to_last[:-1], 1e-5), **style)
@@ -173,14 +173,9 @@ def bundles(row: pd.Series) -> Drawn:
 
 
 def scores(before: pd.DataFrame, after: pd.DataFrame, tuned: Sequence[str], width: int, epochs: int) -> Drawn:
-    """Accuracy of the toy against the nodes left, by score, before fine-tuning and after some epochs of it.
+    """Accuracy (%) of the toy against the nodes left of `width`, before fine-tuning and after some epochs of it.
 
-    Args:
-        before: a row a network, with `method`, `level`, `seed`, `before` (%) and `dense` (%).
-        after: likewise, with `after` (%).
-        tuned: the methods that are drawn after fine-tuning.
-        width: nodes of the dense network.
-        epochs: of fine-tuning.
+    The rows hold `method`, `level`, `seed` and the accuracy, in a column `before` or `after`; `before` also `dense`.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9))
     titles = {"before": "before fine-tuning", "after": f"after {epochs} epochs of fine-tuning"}

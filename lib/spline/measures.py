@@ -24,17 +24,11 @@ MASK_KEPT, MASK_LIMIT = 5, 0.1  # of the mask-distance detector (You et al. 2020
 
 @dataclass(frozen=True)
 class Codes:
-    """Bits of every coded layer on fixed probes, packed 64 to a word.
-
-    Attributes:
-        names: (layers,).
-        units: (layers,) bits of one probe.
-        words: for each layer uint64 (probes, words).
-    """
+    """Bits of every coded layer on fixed probes."""
 
     names: tuple[str, ...]
-    units: tuple[int, ...]
-    words: tuple[np.ndarray, ...]
+    units: tuple[int, ...]  # bits of one probe in each layer
+    words: tuple[np.ndarray, ...]  # uint64 (probes, words) of each layer, 64 bits to a word
 
 
 def coded_layers(model: nn.Module) -> list[str]:
@@ -110,17 +104,6 @@ def distance_matrix(history: Sequence[Codes]) -> np.ndarray:
     return matrix
 
 
-def total_distance(by_layer: np.ndarray, units: Sequence[int], weighting: str = "layers") -> np.ndarray:
-    """Distances (layers, ...) in one number: the mean over "layers", as in the released code, or over "units".
-
-    Raises:
-        ValueError: for another weighting.
-    """
-    if weighting not in ("layers", "units"):
-        raise ValueError(f"Weighting is {weighting!r}; it must be 'layers' or 'units'.")
-    return np.average(by_layer, axis=0, weights=units if weighting == "units" else None)
-
-
 def recent_distance(distances: np.ndarray, lookback: int = LOOKBACK) -> np.ndarray:
     """For each epoch t of a (T, T) matrix the largest of d(t, t - 1) … d(t, t - lookback); NaN where t < lookback."""
     before = [distances[t, max(t - lookback, 0) : t] for t in range(len(distances))]
@@ -144,16 +127,9 @@ def first_below(recent: Sequence[float], threshold: float, relative: bool = Fals
 def early_bird_epoch(
     distances: np.ndarray, threshold: float = THRESHOLD, lookback: int = LOOKBACK, relative: bool = False
 ) -> int | None:
-    """The first epoch, counted from 0, whose code is close to the code of each of the epochs before it.
+    """The first epoch, counted from 0, whose code is close to the codes of `lookback` epochs before; as `first_below`.
 
-    Args:
-        distances: (T, T) between codes taken after each epoch; epoch t has t + 1 epochs of training behind it.
-        threshold: the largest of `lookback` distances must be *below* it.
-        lookback: number of epochs before.
-        relative: the threshold is a share of the first such value.
-
-    Returns:
-        As `first_below`.
+    The distances (T, T) are between codes taken after each epoch; epoch t has t + 1 epochs of training behind it.
 
     Source: `detect_eb` of the released code; the relative rule is this companion's.
     """
@@ -161,14 +137,10 @@ def early_bird_epoch(
 
 
 def mask_early_bird_epoch(scales: np.ndarray, ratio: float) -> int | None:
-    """The number of trained epochs after which the pruning mask of all BatchNorm scales has settled.
+    """The number of trained epochs after which the pruning mask of all BatchNorm scales has settled; None for never.
 
-    The threshold stands at index int(channels * ratio); strictly larger scales stay. The newest of MASK_KEPT masks may
-    differ from each of the others in at most MASK_LIMIT of its entries.
-
-    Args:
-        scales: (T, channels) of every BatchNorm2d, the first row before any training.
-        ratio: share of channels to prune, in (0, 1).
+    The scales are (T, channels), the first row before any training. A mask keeps those strictly above the one at index
+    int(channels * ratio). The newest of MASK_KEPT masks may differ from each other one in MASK_LIMIT of its entries.
 
     Source: class `EarlyBird` of You et al. 2020.
     """
@@ -206,16 +178,10 @@ def folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[Tensor, Ten
 def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float = 1.0) -> Tensor:
     """How little each pair of nodes of a layer adds to the other's spline: (K, K) float64, small is redundant.
 
-    Args:
-        weights: (K, inputs) rows, with BatchNorm folded in.
-        biases: (K,).
-        form: with c the cosine of two rows, "raw" 1 - |c| + rho |b - b'|, as assumed for the paper; "normalised" with
-            b / |w| and the sign of c: zero if and only if the hyperplanes coincide; "signed" 1 - c + rho |b / |w| -
-            b' / |w'||: zero if and only if the nodes are positive multiples of each other.
-        rho: weight of the offsets.
-
-    Returns:
-        The scores; infinite where one of the rows is zero, because it has no hyperplane.
+    The rows (K, inputs) and offsets (K,) have BatchNorm folded in. With c the cosine of two rows, the form is "raw",
+    1 - |c| + rho |b - b'|, as assumed for the paper; "normalised", with b / |w| and the sign of c: zero if and only if
+    the hyperplanes coincide; or "signed", 1 - c + rho |b / |w| - b' / |w'||: zero if and only if the nodes are positive
+    multiples of each other. A zero row has no hyperplane: its scores are infinite.
 
     Raises:
         ValueError: for another form or shapes that do not fit.

@@ -26,17 +26,11 @@ FLAT = 1e-13  # a function whose slope over a cell is below this share of its la
 
 @dataclass(frozen=True)
 class Cells:
-    """n convex polygons with corners in counter-clockwise order.
+    """n convex polygons with corners in counter-clockwise order."""
 
-    Attributes:
-        corners: (n, most, 2); a cell with fewer corners than the most repeats its first one, so that loops close.
-        count: (n,) corners of each cell.
-        labels: (n, most) which line drew the edge that starts at each corner; below 0 for the sides of the window.
-    """
-
-    corners: np.ndarray
-    count: np.ndarray
-    labels: np.ndarray
+    corners: np.ndarray  # (n, most, 2); a cell with fewer than the most repeats its first one, so that loops close
+    count: np.ndarray  # (n,) corners of each cell
+    labels: np.ndarray  # (n, most) the line that drew the edge from each corner; below 0 for the sides of the window
 
     def __len__(self) -> int:
         return len(self.count)
@@ -206,19 +200,12 @@ Plane = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Partition:
-    """The regions of a window, and in each one the network's affine map and its activation code.
+    """The regions of a window, and in each one the network's affine map and its activation code."""
 
-    Attributes:
-        cells: the polygons; an edge's label is the unit that drew it, counted over all layers.
-        maps: (regions, outputs, 3); output k is maps[:, k] @ (x, y, 1).
-        packed: (regions, bytes) bits of every unit, layer by layer, each layer padded to whole bytes.
-        layers: name and number of units of every layer that bends, in the network's order.
-    """
-
-    cells: Cells
-    maps: np.ndarray
-    packed: np.ndarray
-    layers: tuple[tuple[str, int], ...]
+    cells: Cells  # an edge's label is the unit that drew it, counted over all layers
+    maps: np.ndarray  # (regions, outputs, 3); output k is maps[:, k] @ (x, y, 1)
+    packed: np.ndarray  # (regions, bytes) bits of every unit, layer by layer, each layer padded to whole bytes
+    layers: tuple[tuple[str, int], ...]  # name and number of units of every layer that bends, in the network's order
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -326,14 +313,11 @@ def _where_negative(ends: np.ndarray, excess: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _State:
-    """Some regions on their way through the network: their cells, codes by layer, and values by node.
-
-    A value is (3 * regions, ...): two slopes and a constant each.
-    """
+    """Some regions on their way through the network."""
 
     cells: Cells
-    codes: list[np.ndarray]
-    values: dict[fx.Node | str, Tensor]
+    codes: list[np.ndarray]  # of each layer so far
+    values: dict[fx.Node | str, Tensor]  # by node (3 * regions, ...): two slopes and a constant each
 
     def take(self, index: np.ndarray | slice, cells: Cells | None = None) -> "_State":
         """Some of the regions, or pieces of them: the index names the region of each piece."""

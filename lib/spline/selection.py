@@ -20,25 +20,15 @@ Dropped = list[tuple[int, int, int]]  # (layer, node, twin) in order; twin is -1
 
 @dataclass(frozen=True)
 class Layer:
-    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row a node.
+    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row a node."""
 
-    Attributes:
-        name: of the layer that writes the nodes.
-        reader: name of the layer that reads them.
-        norm: name of the BatchNorm between them, or "".
-        weights: (K, inputs) incoming.
-        biases: (K,).
-        outgoing: (K, outputs) weights.
-        scale: (K,) |gamma| of the BatchNorm, or the length of the row where there is none.
-    """
-
-    name: str
-    reader: str
-    norm: str
+    name: str  # of the layer that writes the nodes
+    reader: str  # name of the layer that reads them
+    norm: str  # name of the BatchNorm between them, or ""
     weights: Tensor
     biases: Tensor
     outgoing: Tensor
-    scale: Tensor
+    scale: Tensor  # |gamma| of the BatchNorm, or the length of the row where there is none
 
     def __len__(self) -> int:
         return len(self.biases)
@@ -76,17 +66,12 @@ def remove(
     chooser: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """A copy of a network without a share of its nodes; every layer keeps at least one.
+    """A copy of a network without a share of its nodes, rounded down; every layer keeps at least one.
 
-    Args:
-        model: left as it is.
-        ratio: share of the nodes of `layers` to remove, in [0, 1), rounded down in each layer or over all.
-        method: "raw", "normalised", "signed" (redundancy), "merged" (signed, and a removed node is folded into its
-            twin), "magnitude" (length of the row), "slimming" (|gamma|), "median" (nearest to all others), "random".
-        scope: "layerwise" or "global".
-        size: side of the square images (pixels).
-        chooser: a network of the same shape whose weights say which nodes go; by default the model itself.
-        generator: for random nodes.
+    The method is "raw", "normalised", "signed" (redundancy), "merged" (signed, and a removed node is folded into its
+    twin), "magnitude" (length of the row), "slimming" (|gamma|), "median" (nearest to all others) or "random"; the
+    scope is "layerwise" or "global". The chooser, a network of the same shape, says which nodes go; by default it is
+    the model itself. Images are squares of `size` pixels a side.
     """
     found = layers(model, size)
     chosen = choose(layers(chooser, size) if chooser else found, ratio, method, scope, generator=generator)
@@ -154,15 +139,9 @@ def twins(
 ) -> Dropped:
     """Greedy removal: the closest pair within a layer, over all layers that may lose a node, loses its weaker member.
 
-    The weaker node has the smaller product of the norms of incoming and outgoing weights; merging adds to the
-    survivor's outgoing ones. Nodes without a hyperplane go first.
-
-    Args:
-        found: the layers.
-        scores: (K, K) redundancy in each.
-        left: number of nodes that each layer may lose.
-        total: number of nodes that go.
-        merging: whether a removed node is folded into its twin.
+    The scores are (K, K) for each layer; each may lose the number of nodes `left` to it. The weaker node has the
+    smaller product of the norms of incoming and outgoing weights; merging adds to the survivor's outgoing ones. Nodes
+    without a hyperplane go first.
 
     Source: this companion; the paper's grouping is unknown. Ranking nodes once by their smallest score would drop both
     twins of a pair, and with them the spline.

@@ -6,11 +6,12 @@ and `seed`; `labels` "shuffled", `rate` (a constant learning rate, as a factor o
 BatchNorm) are optional. The other trials start from a search: their specs hold its fields and their own.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -67,24 +68,15 @@ def normalised(dataset: Data, index: slice | list[int]) -> Tensor:
     return data.normalise(dataset.test.images[index], dataset.mean, dataset.std)
 
 
-def train(
-    model: nn.Module,
-    dataset: Data,
-    spec: dict,
-    start: int,
-    stop: int,
-    total: int,
-    name: str,
-    after: Callable[[int, nn.Module], None] | None = None,
-) -> None:
-    """Epochs `start` to `stop` of a training of `total`: SGD, learning rate x 0.1 at a half and at three quarters.
+def train(model: nn.Module, dataset: Data, spec: dict, phase: range, total: int, name: str, after=None) -> None:
+    """The epochs of a phase of a training of `total`: SGD, learning rate x 0.1 at a half and at three quarters.
 
     With `rate` in the spec the learning rate is constant. The name is that of the random streams; `after` is called
     with the number of epochs done and the model.
     """
     edges = [0, total] if "rate" in spec else [0, total // 2, total * 3 // 4, total]
-    for drop, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        first, last = max(begin, start), min(end, stop)
+    for drop, (begin, end) in enumerate(pairwise(edges)):
+        first, last = max(begin, phase.start), min(end, phase.stop)
         if first < last:
             training.fit(
                 model, dataset, epochs=last - first, seed=seed_from(spec["seed"], name, first),
@@ -122,13 +114,13 @@ def search(spec: dict, device: str, weights: Path) -> dict:
             codes[name].append(measures.activation_codes(model, inputs))
         losses.append(training.evaluate(model, _first(dataset.train, WATCHED), dataset, device=device)["loss"])
 
-    train(model, dataset, spec, 0, spec["epochs"], spec["epochs"], "search", after)
+    train(model, dataset, spec, range(spec["epochs"]), spec["epochs"], "search", after)
     row, units = {"loss": losses}, codes["canvas"][0].units
     for name, history in codes.items():
         by_layer = measures.distance_matrix(history)
-        row[f"distance_{name}"] = measures.total_distance(by_layer, units).round(6).ravel().tolist()
+        row[f"distance_{name}"] = by_layer.mean(0).round(6).ravel().tolist()
         if name == "canvas":
-            row["distance_units"] = measures.total_distance(by_layer, units, "units").round(6).ravel().tolist()
+            row["distance_units"] = np.average(by_layer, axis=0, weights=units).round(6).ravel().tolist()
     if scales[0].numel():
         row["mask_epochs"] = [measures.mask_early_bird_epoch(torch.stack(scales).numpy(), p) or 0 for p in MASK_RATIOS]
     row["test_accuracy"] = accuracy(model, dataset)
@@ -289,7 +281,7 @@ def ticket(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
         spent = pretrain(small, dataset, spec, PRETRAINING * budget)
     if arm in ("scratch", "layerwise", "short"):
         stop = max(1, round((budget - spent) / price))
-    train(small, dataset, spec, start, stop, stop, arm)
+    train(small, dataset, spec, range(start, stop), stop, arm)
     left = sum(int(parameter.count_nonzero()) for parameter in small.parameters())
     row = {"accuracy": accuracy(small, dataset), "parameters": left, "trained_epochs": stop - start}
     return row | {"flops": spent + (stop - start) * price, "ticket_flops": budget, "dense_flops": epochs * dense}
@@ -340,19 +332,17 @@ def pretrain(model: nn.Module, dataset: Data, spec: dict, budget: float) -> floa
     """
     if not hasattr(model, "features"):
         raise CompanionError("Layerwise pretraining needs a network without shortcuts: choose digits_cnn or vgg16.")
-    ends = [place + 1 for place, layer in enumerate(model.features) if isinstance(layer, nn.ReLU)]
+    ends = [0, *(place + 1 for place, layer in enumerate(model.features) if isinstance(layer, nn.ReLU))]
     shape = tuple(dataset.train.images.shape[1:])
-    whole = [measures.forward_flops(model.features[:end], shape) for end in ends]
-    price = sum(
-        len(dataset.train) * (all_ + 2 * (all_ - below)) for all_, below in zip(whole, [0, *whole[:-1]], strict=True)
-    )
+    whole = [measures.forward_flops(model.features[:end], shape) if end else 0 for end in ends]
+    price = len(dataset.train) * sum(after + 2 * (after - before) for before, after in pairwise(whole))
     epochs = max(1, int(budget / price))
-    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+    for start, end in pairwise(ends):
         width = next(layer for layer in model.features[start:end] if isinstance(layer, nn.Conv2d)).out_channels
         head = nn.Linear(width, dataset.classes).to(dataset.train.images.device)
         initialise(head, generator(spec["seed"], "head", end - 1))
         model.features[:start].requires_grad_(False)
         stage = nn.Sequential(model.features[:end], nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-        train(stage, dataset, spec, 0, epochs, epochs, f"layer {end - 1}")
+        train(stage, dataset, spec, range(epochs), epochs, f"layer {end - 1}")
     model.requires_grad_(True)
     return float(epochs * price)

@@ -19,11 +19,10 @@ def test_a_plateau_is_found_where_a_fall_ends_and_nowhere_else():
     assert analysis.plateau(flat, 12) is None  # the plateau would begin after the rate falls
 
 
-def test_distances_and_steps_read_a_row():
+def test_distances_read_a_row():
     matrix = np.arange(9.0).reshape(3, 3)
     row = pd.Series({"distance_canvas": matrix.ravel().tolist()})
     assert (analysis.distances(row) == matrix).all()
-    assert analysis.steps(matrix).tolist() == [1, 5]
     assert analysis.settled(np.arange(30.0), 20) == pytest.approx(np.mean([14, 15, 16, 17, 18]))
 
 

@@ -142,7 +142,7 @@ def test_distances_scaled_to_the_largest_seen_do_not_tell_a_moving_network_from_
     assert measures.early_bird_epoch(moving) != measures.early_bird_epoch(resting) == 3
 
 
-def test_distance_matrix_and_weightings():
+def test_the_matrix_holds_the_distances_of_all_pairs():
     history = [
         measures.activation_codes(
             mlp(2, 4, 12, 1, rng=np.random.default_rng(s)),
@@ -154,12 +154,6 @@ def test_distance_matrix_and_weightings():
     assert matrix.shape == (2, 4, 4)
     assert (matrix == matrix.transpose(0, 2, 1)).all()
     assert (matrix[:, 3, 1] == measures.code_distance(history[3], history[1])).all()
-    by_layer = measures.total_distance(matrix, history[0].units)
-    by_unit = measures.total_distance(matrix, history[0].units, "units")
-    assert by_layer[0, 1] == pytest.approx(matrix[:, 0, 1].mean())
-    assert by_unit[0, 1] == pytest.approx((4 * matrix[0, 0, 1] + 12 * matrix[1, 0, 1]) / 16)
-    with pytest.raises(ValueError, match="Weighting"):
-        measures.total_distance(matrix, history[0].units, "neurons")
 
 
 def chain(steps: list[float]) -> np.ndarray:

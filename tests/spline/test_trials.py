@@ -54,9 +54,9 @@ def test_the_rate_falls_at_a_half_and_three_quarters_and_phases_join(monkeypatch
     seen = []
     monkeypatch.setattr(training, "fit", lambda model, dataset, **options: seen.append(options))
     dataset = trials.loaded(SPEC, "cpu")
-    trials.train(None, dataset, SPEC | {"epochs": 8}, 0, 8, 8, "x")
-    trials.train(None, dataset, SPEC, 3, 8, 8, "x")
-    trials.train(None, dataset, SPEC | {"rate": 0.01}, 0, 8, 8, "x")
+    trials.train(None, dataset, SPEC | {"epochs": 8}, range(8), 8, "x")
+    trials.train(None, dataset, SPEC, range(3, 8), 8, "x")
+    trials.train(None, dataset, SPEC | {"rate": 0.01}, range(8), 8, "x")
     assert [(o["epochs"], round(o["lr"], 6)) for o in seen] == [
         *((4, 0.05), (2, 0.005), (2, 0.0005)), *((1, 0.05), (2, 0.005), (2, 0.0005)), (8, 0.0005)
     ]  # fmt: skip
@@ -181,7 +181,7 @@ def test_snip_removes_single_weights_that_stay_away(arm):
     masks = [weight != 0 for weight in layers]
     total = sum(mask.numel() for mask in masks)
     assert sum(int(mask.sum()) for mask in masks) == total - int(0.5 * total)
-    trials.train(model, dataset, SPEC, 0, 1, 1, "x")
+    trials.train(model, dataset, SPEC, range(1), 1, "x")
     assert all((weight[~mask] == 0).all() for weight, mask in zip(layers, masks, strict=True))
     assert all((weight[mask] != 0).all() for weight, mask in zip(layers, masks, strict=True))
 
