@@ -58,7 +58,7 @@ DATASETS = {
 # Networks whose authors publish weights for a data set (`weights.PUBLIC`).
 PUBLIC = ("resnet20/cifar10", "resnet56/cifar10", "resnet20/cifar100", "resnet56/cifar100")
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
-# Scores by which nodes are removed (`spline_selection.remove`).
+# Scores by which nodes are removed (`lib.spline.selection.remove`).
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")
 
 

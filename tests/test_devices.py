@@ -16,8 +16,7 @@ from lib import data, models, training
 from lib.data import Split
 from lib.latent import trials as latent_trials
 from lib.spaces import trials as spaces_trials
-from lib.spline import measures as spline
-from lib.spline import trials as spline_arms
+from lib.spline import measures
 from lib.spline import trials as spline_trials
 from lib.truncation import cuts, recovery
 from lib.truncation import forms as cp
@@ -68,11 +67,14 @@ def studies(folder) -> dict[str, tuple]:
         "recoveries": (recover, [RETRAINED | {"arm": arm} for arm in arms]),
         "recipes": (spaces_trials.recipes(*both), [RECIPE | {"mode": mode} for mode in ("finetune", "scratch")]),
         "priors": (spaces_trials.priors(*both), [DENSE | {"kept": 0.5, "criterion": name} for name in ("l1", "bn")]),
-        "searches": (spline_trials.searches(folder), [SEARCH, SEARCH | {"penalty": 1e-3}]),
-        "oneshots": (spline_trials.oneshots(folder), [SEARCH | {"epoch": 4, "ratios": [0.5], "share_ratio": 0.5}]),
-        "slices": (spline_trials.slices(folder), [SEARCH | {"epoch": 4, "half": 0.01}]),
+        "searches": (spline_trials.study("searches", folder), [SEARCH, SEARCH | {"penalty": 1e-3}]),
+        "oneshots": (
+            spline_trials.study("oneshots", folder),
+            [SEARCH | {"epoch": 4, "ratios": [0.5], "share_ratio": 0.5}],
+        ),
+        "slices": (spline_trials.study("slices", folder), [SEARCH | {"epoch": 4, "half": 0.01}]),
         "tickets": (
-            spline_arms.tickets(folder),
+            spline_trials.study("tickets", folder),
             [TICKET | {"arm": "ticket", "method": "merged"}]
             + [TICKET | {"arm": arm, "method": "magnitude"} for arm in ("snip", "layerwise")],
         ),
@@ -153,11 +155,6 @@ def test_the_pretended_device_refuses_what_a_gpu_would_refuse(monkeypatch):
         assert there.cpu().numpy().sum() == 3 and (there + 1).device.type == "cuda" and copy.deepcopy(there).is_cuda
 
 
-def test_codes_packed_on_the_device_are_those_of_numpy():
-    bits = torch.rand(5, 77, generator=torch.Generator().manual_seed(0)) > 0.5
-    assert torch.equal(spline._packed(bits), torch.from_numpy(np.packbits(bits.numpy(), axis=1)))
-
-
 def test_spectra_through_the_gram_matrix_equal_the_svd():
     kernel = torch.randn(20, 12, 3, 3, generator=torch.Generator().manual_seed(0))
     for cut in cuts.CUTS:
@@ -194,5 +191,7 @@ def test_a_gpu_computes_what_the_cpu_does():
     }
     assert (outputs["cuda"] - outputs["cpu"]).norm() < 2e-2 * outputs["cpu"].norm()  # bfloat16
     probes = data.normalise(dataset["cpu"].test.images[:50], dataset["cpu"].mean, dataset["cpu"].std)
-    codes = [spline.activation_codes(m, p) for m, p in ((model, probes), (copy.deepcopy(model).cuda(), probes.cuda()))]
-    assert spline.code_distance(*codes).max() < 1e-3
+    codes = [
+        measures.activation_codes(m, p) for m, p in ((model, probes), (copy.deepcopy(model).cuda(), probes.cuda()))
+    ]
+    assert measures.code_distance(*codes).max() < 1e-3

@@ -15,8 +15,7 @@ from lib.provenance import root
 from lib.spaces import measures as spaces
 from lib.spaces import trials as spaces_imagenet
 from lib.spaces import trials as spaces_trials
-from lib.spline import measures as spline
-from lib.spline import selection as spline_selection
+from lib.spline import measures, selection
 from lib.truncation import sweep
 
 PROFILES = ("gpu", "paper")
@@ -196,7 +195,7 @@ OF_PAPER_4 = {name.split("/")[0] for profile in PROFILES for name in parameters(
 @pytest.mark.parametrize("network", sorted(OF_PAPER_4))
 def test_the_nodes_and_codes_of_paper_4_are_found(network):
     model = models.build(network, classes=100)
-    found = len(spline_selection.layers(model)), len(spline.coded_layers(model))
+    found = len(selection.layers(model)), len(measures.coded_layers(model))
     if network.startswith("alexnet"):
         assert found == (5 + 2, 5)  # its wide linear layers are pruned and not coded
     else:

@@ -33,9 +33,7 @@ from lib.parameters import DATASETS
 from lib.provenance import PREFIX, root
 from lib.spaces import trials as spaces_imagenet
 from lib.spaces import trials as spaces_trials
-from lib.spline import figures as spline_pictures
-from lib.spline import toy as spline_toy_trials
-from lib.spline import trials as spline_arms
+from lib.spline import toy as spline_toy
 from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
@@ -56,14 +54,15 @@ FILES = sorted(file for profile in summary.PUBLISHED for file in (root() / "runs
 def studies(folder: Path) -> dict[str, Study]:
     """Every study of the house by name, in a store of its own."""
     alone = (dense_networks.baselines, dense_networks.samples, dense_networks.costs, truncation_trials.latencies)
-    alone += (spaces_trials.latencies, spaces_imagenet.streamed, spline_trials.searches, spline_trials.oneshots)
-    alone += (spline_trials.slices, spline_arms.tickets, spline_pictures.pictures)
+    alone += (spaces_trials.latencies, spaces_imagenet.streamed)
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
     resting += (truncation_trials.spectra, truncation_trials.truncations, truncation_trials.controlled)
     resting += (truncation_trials.forms, recovery.plans, recovery.recoveries)
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
-    made += [spline_toy_trials.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling")]
+    toys = ("exact", "pruned", "scratch", "changed", "settling", "pictures")
+    made += [spline_toy.study(name, folder) for name in toys]
+    made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
     return {study.name: study for study in made}
 
 

@@ -1,137 +1,300 @@
-"""The trial of paper 4 that keeps what its pictures of partitions show, panel by panel, so that they can be redrawn."""
+"""The figures of paper 4, from rows of its trials; most functions return a figure and the numbers behind it."""
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from torch import nn
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from lib.spline import measures, partition, selection, toy
-from lib.spline.toy import Batch, trained, without
-from lib.study import Study, generator
+from lib import stats
+from lib.figures import COLOURS, NULL, PALETTE
+from lib.spline import analysis
+from lib.spline.measures import THRESHOLD
 
-DIAGONALS = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])  # of the square max(|x|, |y|) = c
+Drawn = tuple[Figure, pd.DataFrame]
+LAYERS = (PALETTE[3], PALETTE[0], PALETTE[9])
+BOUNDARY = PALETTE[2]
+METHODS = {  # ways to choose nodes
+    "merged": {"color": PALETTE[2], "marker": "o"},
+    "signed": {"color": PALETTE[6], "marker": "s"},
+    "raw": {"color": PALETTE[4], "marker": "D"},
+    "normalised": {"color": PALETTE[5], "marker": "^"},
+    "data": {"color": PALETTE[9], "marker": "v"},
+    "magnitude": {"color": COLOURS["lowest"], "marker": "o"},
+    "median": {"color": PALETTE[7], "marker": "P"},
+    "random": {"color": COLOURS["random"], "marker": "x"},
+    "slimming": {"color": PALETTE[3], "marker": "s"},
+}
+TRAININGS = {"true labels": 0, "random labels": 1, "rate / 100": 4, "rate 0": 8}  # and their places in the palette
 
 
-def pictures(folder: Path) -> Study:
-    """The study of pictures; `folder` is `runs/<profile>`."""
-    return Study("04_spline_early_bird.pictures", picture, version=1, folder=folder)
+def panel(axis: Axes, row: pd.Series, place: int, boundary: bool = True) -> None:
+    """One panel of a picture: the lines of each layer, and the decision boundary."""
+    lines = np.reshape(row["lines"][place], (-1, 6))
+    for layer in sorted(set(lines[:, 4])):
+        _segments(axis, lines[lines[:, 4] == layer, :4], colors=LAYERS[int(layer)], linewidths=0.9)
+    if boundary:
+        _segments(axis, row["boundary"][place], colors=BOUNDARY, linewidths=2.0, capstyle="round")
+    _plain(axis, [-row["half"][place], row["half"][place]], row["title"][place])
 
 
-def picture(spec: dict, device: str, weights: Path) -> dict:
-    """The trial of one picture.
+def _segments(axis: Axes, flat: Sequence[float], **style: object) -> None:
+    axis.add_collection(LineCollection(np.reshape(flat, (-1, 2, 2)), **style))
 
-    Args:
-        spec: `kind`, and `seed`, `width`, `epochs` where a network is trained: "film" (the X network at the epochs
-            `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "nodes" and "weights"
-            (what each kind of pruning does to lines, on networks made for it), "deep" (three layers), "bundles"
-            (redundant lines of a second layer).
 
-    Returns: a list over panels: `title`, `half` (of the window), `lines` (x, y, x, y, layer, unit of each segment,
-        flat), `boundary` (x, y, x, y, flat), `regions`; for "film" the `loss` by epoch, for "bundles" the `score` by
-        unit and the units that are `kept`.
+def _plain(axis: Axes, x: Sequence[float], title: str, y: Sequence[float] | None = None) -> None:
+    """A window, by default a square, without ticks or grid."""
+    axis.set(xlim=x, ylim=x if y is None else y, aspect="equal", xticks=[], yticks=[])
+    axis.set_title(title, fontsize=10)
+    axis.grid(False)
+    axis.spines[:].set_visible(True)
+
+
+def _legend(figure: Figure, entries: dict[str, dict], title: str | None = None, columns: int = 0) -> None:
+    """A legend of text and line style: beside a figure, or below it in columns."""
+    handles = [Line2D([], [], label=text, **({"color": "k"} | style)) for text, style in entries.items()]
+    place = "outside lower center" if columns else "outside right"
+    figure.legend(handles=handles, loc=place, title=title, ncols=columns or 1)
+
+
+def panel_numbers(pictures: dict[str, pd.Series], *kinds: str) -> pd.DataFrame:
+    """The numbers behind pictures of these kinds: one row a panel."""
+    columns = ["title", "half", "regions"]
+    return pd.concat([pd.DataFrame({c: pictures[k][c] for c in columns}).assign(kind=k) for k in kinds])
+
+
+def lines(pictures: dict[str, pd.Series]) -> Drawn:
+    """A partition of three layers; four stages of node pruning; four of weight pruning."""
+    figure = plt.figure(figsize=(11, 4.6))
+    grid = figure.add_gridspec(2, 6)
+    panel(figure.add_subplot(grid[:, :2]), pictures["deep"], 0)
+    for line, kind in enumerate(("nodes", "weights")):
+        for place in range(4):
+            panel(figure.add_subplot(grid[line, 2 + place]), pictures[kind], place)
+    names = ("layer 1", "layer 2", "layer 3", "decision boundary")
+    _legend(figure, {n: {"color": c} for n, c in zip(names, (*LAYERS, BOUNDARY), strict=True)}, columns=4)
+    return figure, panel_numbers(pictures, "deep", "nodes", "weights")
+
+
+def film(row: pd.Series, epochs: Sequence[int]) -> Figure:
+    """The partition after some epochs of a training, above its loss."""
+    figure = plt.figure(figsize=(11, 4.4))
+    grid = figure.add_gridspec(2, len(epochs), height_ratios=[1.1, 1])
+    for place, epoch in enumerate(epochs):
+        panel(figure.add_subplot(grid[0, place]), row, list(row["title"]).index(f"epoch {epoch}"))
+    axis = figure.add_subplot(grid[1, :])
+    axis.plot(np.arange(1, len(row["loss"]) + 1), row["loss"], color=PALETTE[8])
+    for epoch in epochs:
+        axis.axvline(epoch, **NULL)
+    axis.set(xlabel="epoch", ylabel="training loss (nats)", xlim=(-4, len(row["loss"]) + 4))
+    axis.set_title("Loss of this training (n = 1); dotted: the partitions above", fontsize=10)
+    return figure
+
+
+def film_frames(row: pd.Series) -> Iterator[Figure]:
+    """The frames of the film: the partition at each epoch above the training loss until then."""
+    for place, title in enumerate(row["title"]):
+        epoch = int(title.removeprefix("epoch "))
+        figure, (above, below) = plt.subplots(2, 1, figsize=(3.2, 4.4), height_ratios=[3, 1], dpi=80)
+        panel(above, row, place)
+        below.plot(np.arange(1, epoch + 1), row["loss"][:epoch], color=PALETTE[8])
+        below.set(xlim=(0, len(row["loss"])), ylim=(0, 1.05 * max(row["loss"])), xlabel="epoch", ylabel="loss (nats)")
+        yield figure
+
+
+def matrices(searches: pd.DataFrame, birds: Sequence[int], drop: int) -> Drawn:
+    """Code distances between all epochs, unscaled and scaled, with the early bird and the first fall of the rate."""
+    figure, axes = plt.subplots(len(searches), 2, figsize=(9, 0.3 + 3.4 * len(searches)), squeeze=False)
+    table = []
+    for pair, (_, row), bird in zip(axes, searches.iterrows(), birds, strict=True):
+        matrix = analysis.distances(row)
+        epochs, scaled = len(matrix), {"share of bits": matrix, "scaled to [0, 1]": matrix / matrix.max()}
+        for axis, (title, part) in zip(pair, scaled.items(), strict=True):
+            image = axis.imshow(part, cmap="viridis_r", extent=(0.5, epochs + 0.5, epochs + 0.5, 0.5))
+            axis.plot(bird, bird, "o", color=PALETTE[2], markersize=7)
+            axis.axvline(drop + 0.5, color="w", linestyle=":")
+            axis.set(xlabel="epoch", ylabel="epoch")
+            axis.set_title(f"{row['case']}, {title}", fontsize=10)
+            axis.grid(False)
+            figure.colorbar(image, ax=axis, shrink=0.75)
+        named = pd.DataFrame(matrix, np.arange(1, epochs + 1), [f"to {t + 1}" for t in range(epochs)])
+        table.append(named.rename_axis("epoch").assign(case=row["case"], bird=bird).reset_index())
+    return figure, pd.concat(table)
+
+
+def settling(searches: pd.DataFrame, drop: int) -> Drawn:
+    """Code distances from the epoch before and from the last epoch, of each network and kind of training."""
+    cases = searches["case"].unique()
+    figure, axes = plt.subplots(len(cases), 2, figsize=(10, 0.9 + 2.7 * len(cases)), squeeze=False, sharex=True)
+    curves = []
+    for pair, name in zip(axes, cases, strict=True):
+        for _, row in searches[searches["case"] == name].iterrows():
+            matrix = analysis.distances(row)
+            x, step, to_last = np.arange(1, len(matrix) + 1), np.diagonal(matrix, 1), matrix[:, -1]
+            style = {"color": PALETTE[TRAININGS[row["kind"]]], "linewidth": 1.2}
+            pair[0].plot(x[1:], np.maximum(step, 1e-5), **style)
+            pair[1].plot(x[:-1], np.maximum(to_last[:-1], 1e-5), **style)
+            numbers = pd.DataFrame({"epoch": x[1:], "step": step, "to_last": to_last[1:]})
+            curves.append(numbers.assign(case=name, kind=row["kind"], seed=row["seed"]))
+        for axis, title in zip(pair, ("from the epoch before", "from the last epoch"), strict=True):
+            axis.axvline(drop + 0.5, **NULL)
+            axis.axhline(THRESHOLD, color="k", linestyle="--", linewidth=0.9)
+            axis.set_yscale("log")
+            axis.set_title(f"{name}\n{title}", fontsize=10)
+        pair[0].set_ylabel("code distance (share of bits)")
+    figure.supxlabel("epoch")
+    entries = {kind: {"color": PALETTE[place]} for kind, place in TRAININGS.items()}
+    entries |= {"rate falls": NULL, "0.16": {"ls": "--", "lw": 0.9}}
+    _legend(figure, entries, f"n = {searches['seed'].nunique()} seeds,\n1 of the two small rates")
+    return figure, pd.concat(curves)
+
+
+def bundles(row: pd.Series) -> Drawn:
+    """Splines in two bundles; their redundancy with one of them; the ones that greedy removal leaves."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8))
+    panel(axes[0], row, 0, boundary=False)
+    lines, score = np.reshape(row["lines"][0], (-1, 6)), np.asarray(row["score"], float)
+    _segments(axes[1], lines[lines[:, 4] == 0, :4], colors=["#bbbbbb"], linewidths=1)
+    shade = [PALETTE[2], *plt.cm.viridis(np.clip(score / score.max(), 0, 0.95))[1:]]
+    for unit, colour in enumerate(shade):
+        own = (lines[:, 4] == 1) & (lines[:, 5] == unit)
+        _segments(axes[1], lines[own, :4], colors=[colour], linewidths=2)
+    _plain(axes[1], [-row["half"][0], row["half"][0]], "redundancy with the red one")
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, score.max()), "viridis")
+    figure.colorbar(scale, ax=axes[1], shrink=0.8, label="signed score (small: redundant)")
+    panel(axes[2], row, 1, boundary=False)
+    units = range(len(score))
+    return figure, pd.DataFrame({"unit": units, "score": score, "kept": np.isin(units, row["kept"])})
+
+
+def scores(before: pd.DataFrame, after: pd.DataFrame, tuned: Sequence[str], width: int, epochs: int) -> Drawn:
+    """Accuracy (%) of the toy against the nodes left of `width`, before fine-tuning and after some epochs of it.
+
+    The rows hold `method`, `level`, `seed` and the accuracy, in a column `before` or `after`; `before` also `dense`.
     """
-    kinds = {"film": film, "pruned": pruned, "nodes": nodes, "weights": lone_weights, "deep": deep, "bundles": bundles}
-    panels, extra = kinds[spec["kind"]](spec)
-    return {name: [panel[name] for panel in panels] for name in panels[0]} | extra
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9))
+    titles = {"before": "before fine-tuning", "after": f"after {epochs} epochs of fine-tuning"}
+    rows = {"before": before, "after": after[after["method"].isin(tuned)]}
+    order = [method for method in METHODS if method in set(before["method"])]
+    for axis, (when, title) in zip(axes, titles.items(), strict=True):
+        for method in order:
+            own = rows[when][rows[when]["method"] == method].groupby("level")[when]
+            if len(own):
+                half = stats.quantile() * own.sem()
+                axis.errorbar(own.mean().index, own.mean(), half, capsize=2, **METHODS[method])
+        axis.axhline(before["dense"].mean(), **NULL)
+        axis.set(xlabel=f"nodes left of {width}", title=f"Toy, {title}", xticks=rows[when]["level"].unique())
+        axis.invert_xaxis()
+    axes[0].set_ylabel("test accuracy (%)")
+    entries = {method: METHODS[method] for method in order} | {"dense": NULL}
+    _legend(figure, entries, f"n = {before['seed'].nunique()} seeds")
+    parts = {"before": before, "after": after}
+    table = pd.concat([part.rename(columns={when: "accuracy"}).assign(when=when) for when, part in parts.items()])
+    return figure, table[["method", "level", "seed", "when", "accuracy"]]
 
 
-def panel(title: str, network: nn.Module, half: float) -> dict:
-    """The lines of every layer and the boundary of a network on the square of this half-side."""
-    found = partition.split(network, ((-half, half), (-half, half)))
-    lines = [
-        np.concatenate([ends.reshape(-1, 4), np.full((len(ends), 2), [layer, unit])], 1)
-        for layer in range(len(found.layers))
-        for unit, ends in found.lines(layer).items()
-    ]
-    flat = np.concatenate([np.zeros((0, 6)), *lines]).round(4).ravel().tolist()
-    boundary = found.boundary.round(4).ravel().tolist()
-    return {"title": title, "half": half, "lines": flat, "boundary": boundary, "regions": len(found)}
+def layers(shots: pd.DataFrame) -> Drawn:
+    """Share of filters that global pruning removes from each layer, of trained and random filters."""
+    cases = shots["case"].unique()
+    columns, height = min(2, len(cases)), -(-len(cases) // 2)
+    figure, axes = plt.subplots(height, columns, figsize=(5.6 * columns, 3.6 * height), squeeze=False, sharey=True)
+    table = []
+    for axis in axes.flat[len(cases) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, cases, strict=False):
+        own = shots[shots["case"] == name]
+        width, fan_in = own.iloc[0][["width_of", "fan_in"]]
+        x, step = np.arange(len(width)), 1 + len(width) // 20
+        for filters, line in (("trained", "-"), ("random", ":")):
+            for label, marker, colour in (("full", "o", PALETTE[0]), ("reduced", "s", PALETTE[2])):
+                share = 100 * np.stack(own[f"share_{filters}_{label}"]).mean(0)
+                colour = NULL["color"] if filters == "random" else colour
+                axis.plot(x, share, marker + line, color=colour, label=f"{filters}, {label}")
+                table.append(
+                    pd.DataFrame({"case": name, "layer": x, "share": share, "filters": filters, "rows": label})
+                )
+        axis.set_xticks(x[::step], [f"{w}\n{f}" for w, f in zip(width, fan_in, strict=True)][::step], fontsize=7)
+        axis.set(title=name, xlabel="layer: width over fan-in")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("filters removed (%)")
+    axes[0, -1].legend(title=f"mean of n = {shots['seed'].nunique()}")
+    return figure, pd.concat(table)
 
 
-def film(spec: dict) -> tuple[list[dict], dict]:
-    points, labels, *_ = toy.draw(spec["seed"])
-    batch = toy.initial([2, spec["width"], 2], 1, generator(spec["seed"], "initialisation"))
-    stream, losses, panels = generator(spec["seed"], "order"), [], []
-    for frame in spec["frames"]:
-        losses += toy.fit(batch, points, labels, frame - len(losses), stream)
-        panels.append(panel(f"epoch {frame}", toy.module(batch), 5.0))
-    return panels, {"loss": losses}
+def cross(row: pd.Series) -> Figure:
+    """The X: the dense network and the pruned ones, above as pruned, below after fine-tuning."""
+    levels = len(row["title"]) // 2
+    figure, axes = plt.subplots(2, 1 + levels, figsize=(11, 4.9))
+    for line in (0, 1):
+        for place in range(1 + levels):
+            panel(axes[line, place], row, place + line * levels if place else 0)
+    axes[1, 0].set_visible(False)
+    return figure
 
 
-def pruned(spec: dict) -> tuple[list[dict], dict]:
-    points, labels, *test = toy.draw(spec["seed"])
-    _, dense, _ = trained(spec, [2, spec["width"], 2])
-    panels = [_scored("dense", dense, test)]
-    small = [without(dense, level, spec["method"], spec["seed"], points) for level in spec["levels"]]
-    panels += [_scored(f"K = {level}", batch, test) for level, batch in zip(spec["levels"], small, strict=True)]
-    together = toy.stacked(small)
-    toy.fit(together, points, labels, spec["tuning"], generator(spec["seed"], "tuning"))
-    tuned = [toy.one(together, place) for place in range(len(small))]
-    panels += [_scored(f"K = {level}, tuned", batch, test) for level, batch in zip(spec["levels"], tuned, strict=True)]
-    return panels, {}
+def changes(rows: pd.DataFrame) -> Figure:
+    """Loss of accuracy against three changes of a network, by kind of pruning and method."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), sharey=True)
+    titles = {"maps": "change of the maps", "codes": "bits that change", "decision": "area decided otherwise"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for (kind, method), own in rows.groupby(["kind", "method"], sort=False):
+            style = {"color": METHODS[method]["color"], "marker": "o" if kind == "nodes" else "x"}
+            axis.scatter(100 * own[name], own["loss"], s=20, linewidths=1, label=f"{method}, {kind}", **style)
+        axis.set(xlabel=f"{title} (%)", xscale="log")
+    axes[0].set_ylabel("loss of accuracy (points)")
+    title = f"n = {rows['seed'].nunique()} networks,\n{rows['ratio'].nunique()} ratios"
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title=title)
+    return figure
 
 
-def _scored(title: str, batch: Batch, test: list) -> dict:
-    return panel(f"{title}: {100 * toy.accuracy(batch, *test)[0]:.0f} %", toy.module(batch), 5.0)
+def arms(rows: pd.DataFrame) -> Figure:
+    """Test accuracy of every seed and its mean, and training operations, of tickets and their rivals, by network."""
+    order = list(dict.fromkeys(rows.sort_values("relative")["name"]))[::-1]
+    heights = [2 + own["name"].nunique() for _, own in rows.groupby("case", sort=False)]
+    shape = {"figsize": (9, 0.25 * sum(heights)), "height_ratios": heights, "squeeze": False}
+    figure, axes = plt.subplots(len(heights), 2, sharex="col", sharey="row", **shape)
+    for pair, (case, part) in zip(axes, rows.groupby("case", sort=False), strict=True):
+        groups = dict(list(part.groupby("name", sort=False)))
+        names = [name for name in order if name in groups]
+        for place, name in enumerate(names):
+            own, style = groups[name], {"color": arm_colour(name)}
+            pair[0].plot(own["accuracy"], [place] * len(own), "o", alpha=0.5, markersize=4, **style)
+            pair[0].plot(own["accuracy"].mean(), place, "|", markersize=13, markeredgewidth=2.2, **style)
+            pair[1].barh(place, own["relative"].mean(), height=0.6, **style)
+        pair[0].axvline(groups["dense"]["accuracy"].mean(), **NULL)
+        pair[1].axvline(1, **NULL)
+        pair[0].set_yticks(range(len(names)), names)
+        pair[0].set_title(f"{case}, n = {part['seed'].nunique()}")
+    axes[-1, 0].set(xlabel="test accuracy (%)")
+    axes[-1, 1].set(xlabel="operations (dense = 1)")
+    return figure
 
 
-def _single(weight: torch.Tensor, bias: torch.Tensor, outgoing: torch.Tensor, offset: float) -> nn.Sequential:
-    """One hidden layer; the boundary is where the weighted sum of its nodes equals `offset`."""
-    last = torch.stack([outgoing, torch.zeros_like(outgoing)])[None]
-    return toy.module([(weight[None], bias[None]), (last, torch.tensor([[-offset, 0.0]]))])
+def arm_colour(name: str) -> str:
+    """Colour of an arm: of its method for tickets, black for the dense network, one for each kind of rival."""
+    if name == "dense":
+        return "k"
+    if (method := name.split()[-1]) in METHODS and name != "slimming":
+        return METHODS[method]["color"]
+    return PALETTE[6 if name in ("end", "slimming", "rewound", "snip") else 4]
 
 
-def nodes(spec: dict) -> tuple[list[dict], dict]:
-    """Lines through one point; dropping nodes turns a rounded boundary into the exact square of half-side 1."""
-    angles = torch.tensor([0.15, 0.85, 1.2, 1.95, 2.35, 2.8, 3.6, 5.1]) - 0.2
-    weight = torch.cat([DIAGONALS, torch.stack([angles.cos(), angles.sin()], 1)])
-    outgoing, panels = torch.tensor([0.5] * 4 + [0.3] * 8), []
-    for kept in (12, 8, 6, 4):
-        scale = outgoing[:kept].sum() / 2
-        network = _single(weight[:kept], torch.zeros(kept), outgoing[:kept], float(scale))
-        panels.append(panel(f"{kept} nodes", network, 2.0))
-    return panels, {}
-
-
-def lone_weights(spec: dict) -> tuple[list[dict], dict]:
-    """Four lines with offsets; zeroing their small weights turns each of them parallel to an axis and deletes none."""
-    weight = torch.tensor([[1.0, 0.35], [-1.0, 0.25], [0.3, 1.0], [-0.2, -1.0]])
-    bias, panels = torch.tensor([-0.8, -0.8, -0.8, -0.8]), []
-    order = weight.abs().flatten().argsort()
-    for removed in (0, 1, 2, 4):
-        left = weight.flatten().index_fill(0, order[:removed], 0).view_as(weight)
-        panels.append(panel(f"{8 - removed} weights", _single(left, bias, torch.ones(4), 0.4), 2.0))
-    return panels, {}
-
-
-def deep(spec: dict) -> tuple[list[dict], dict]:
-    stream = generator(spec["seed"], "deep")
-    widths = [2, 6, 6, 6, 2]
-    batch = [
-        (torch.randn(1, o, i, generator=stream), torch.randn(1, o, generator=stream))
-        for i, o in zip(widths[:-1], widths[1:], strict=True)
-    ]
-    return [panel("three hidden layers", toy.module(batch), 2.0)], {}
-
-
-def bundles(spec: dict) -> tuple[list[dict], dict]:
-    """Five lines of a first layer; eight splines of a second in two bundles; greedy removal leaves one of each."""
-    stream = generator(spec["seed"], "bundles")
-    first = torch.randn(1, 5, 2, generator=stream), torch.randn(1, 5, generator=stream)
-    centres, offsets = torch.randn(2, 5, generator=stream), torch.tensor([0.4, -0.5])
-    member = torch.arange(8) % 2
-    weight = centres[member] + 0.08 * torch.randn(8, 5, generator=stream)
-    bias = offsets[member] + 0.03 * torch.randn(8, generator=stream)
-    last = torch.zeros(1, 2, 8)
-    last[0, 0] = 1.0 + 0.2 * torch.rand(8, generator=stream)
-    batch = [first, (weight[None], bias[None]), (last, torch.tensor([[-1.0, 0.0]]))]
-    network = toy.module(batch)
-    own = selection.layers(network)[1]
-    score = measures.redundancy(own.weights, own.biases, "signed")
-    gone = [node for _, node, _ in selection.twins([own], [score], [6])]
-    panels = [
-        panel("all splines", network, 3.0),
-        panel("two of eight left", toy.module(toy.without_nodes(batch, gone, 1)), 3.0),
-    ]
-    return panels, {"score": score[0].tolist(), "kept": sorted(set(range(8)) - set(gone))}
+def slices(rows: pd.DataFrame) -> Figure:
+    """Planes of images, four of each network: the regions, shaded by the class that wins, and the decision boundary."""
+    height = len(rows) // 4
+    figure, axes = plt.subplots(height, 4, figsize=(11, 0.6 + 2.9 * height), squeeze=False)
+    for axis, (_, row) in zip(axes.flat, rows.iterrows(), strict=True):
+        corners, count = np.reshape(row["corners"], (-1, 2)), np.asarray(row["count"])
+        polygons = np.split(corners, np.cumsum(count)[:-1])
+        shade = [(*to_rgb(PALETTE[int(winner) % 10]), 0.35) for winner in row["winner"]]
+        style = {"edgecolors": "#555555", "linewidths": 0.15, "rasterized": True}
+        axis.add_collection(PolyCollection(polygons, facecolors=shade, **style))
+        _segments(axis, row["boundary"], colors="k", linewidths=1.8)
+        low, high = corners.min(0), corners.max(0)
+        _plain(axis, [low[0], high[0]], f"{row['title']}\n{row['regions']:,} regions", [low[1], high[1]])
+    return figure

@@ -1,9 +1,7 @@
-"""A network as splines: the codes of its activations and when they settle; which nodes share a spline, and merging.
+"""What paper 4 defines: codes and when they settle, redundancy of nodes, merging, and operations of a training.
 
 A *code* holds one bit for each unit and probe: whether the unit is positive there. Two networks with equal codes put
 the probes into the same regions of the input-space partition.
-
-Floating-point operations of a training, by the counting rule of the precursor's tables (You et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -20,94 +18,76 @@ from lib.provenance import CompanionError
 
 FORMS = ("raw", "normalised", "signed")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-AFFINE = (nn.Linear, nn.Conv2d)
-THRESHOLD, LOOKBACK = 0.16, 3  # defaults of the released code; what the paper prints is unknown
+THRESHOLD, LOOKBACK = 0.16, 3  # defaults of the released code; the paper's printed values are unknown
 MASK_KEPT, MASK_LIMIT = 5, 0.1  # of the mask-distance detector (You et al. 2020)
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Bits of every coded layer on fixed probes, 64 to a word.
-
-    names: (layers,). units: (layers,) bits of one probe. words: for each layer uint64 (probes, words).
-    """
+    """Bits of every coded layer on fixed probes."""
 
     names: tuple[str, ...]
-    units: tuple[int, ...]
-    words: tuple[np.ndarray, ...]
-
-    @property
-    def bytes(self) -> int:
-        return sum(words.nbytes for words in self.words)
+    units: tuple[int, ...]  # bits of one probe in each layer
+    words: tuple[np.ndarray, ...]  # uint64 (probes, words) of each layer, 64 bits to a word
 
 
 def coded_layers(model: nn.Module) -> list[str]:
-    """Layers whose sign is the code: every BatchNorm, or without any every linear layer but the last.
+    """Layers whose sign is the code: every BatchNorm; without any, every linear layer and convolution but the last.
 
     Source: the released code; AlexNet's two wide linear layers do not enter.
     """
     named = list(model.named_modules())
     if norms := [name for name, module in named if isinstance(module, NORMS)]:
         return norms
-    return [name for name, module in named if isinstance(module, AFFINE)][:-1]
+    return [name for name, module in named if isinstance(module, nn.Linear | nn.Conv2d)][:-1]
 
 
 @torch.inference_mode()
 def activation_codes(model: nn.Module, probes: Tensor, batch_size: int = 100) -> Codes:
-    """The code of a network, in evaluation mode, on normalised probes (n, ...); its mode is left as it was.
+    """The code of a network in evaluation mode on normalised probes (n, ...); the network's own mode is restored.
 
-    Raises: ValueError for probes that do not fit the network; CompanionError if a layer is not finite.
+    Raises:
+        ValueError: for probes that do not fit the network.
+        CompanionError: if a layer is not finite.
     """
-    names, bits, hooks = coded_layers(model), {}, []
+    names, units, words, hooks, training = coded_layers(model), {}, {}, [], model.training
 
-    def record(name: str):
-        def hook(_, __, output: Tensor) -> None:
-            if not output.isfinite().all():
-                raise CompanionError(f"Layer {name} is not finite on the probes: the training diverged, lower lr.")
-            positive = output.flatten(1) > 0
-            packed = packed_bits(positive).cpu().numpy()
-            packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
-            bits.setdefault(name, []).append((positive.shape[1], packed))
+    def record(name: str, output: Tensor) -> None:
+        if not output.isfinite().all():
+            raise CompanionError(f"Layer {name} is not finite on the probes: the training diverged, lower lr.")
+        positive = (output.flatten(1) > 0).cpu().numpy()
+        packed = np.packbits(positive, axis=1)
+        packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+        units[name] = positive.shape[1]
+        words.setdefault(name, []).append(packed)
 
-        return hook
-
-    training = model.training
     model.eval()
     try:
-        hooks = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
+        for name in names:
+            hook = model.get_submodule(name).register_forward_hook(
+                lambda _, __, output, name=name: record(name, output)
+            )
+            hooks.append(hook)
         for part in probes.split(batch_size):
             model(part)
+    except CompanionError:
+        raise
     except RuntimeError as error:
-        if isinstance(error, CompanionError):
-            raise
         raise ValueError(f"Probes of shape {tuple(probes.shape)} do not fit the network: {error}") from None
     finally:
         for hook in hooks:
             hook.remove()
         model.train(training)
-    seen = [name for name in names if name in bits]
-    words = tuple(np.concatenate([packed for _, packed in bits[name]]) for name in seen)
-    return Codes(tuple(seen), tuple(bits[name][0][0] for name in seen), words)
-
-
-def packed_bits(bits: Tensor) -> Tensor:
-    """Rows of bits, 8 to a byte, the first one highest, as `numpy.packbits`: (n, units) -> uint8 (n, bytes).
-
-    On a GPU it is packed there, so that an eighth of the bytes cross to the host.
-    """
-    if not bits.is_cuda:
-        return torch.from_numpy(np.packbits(bits.numpy(), axis=1))
-    return _packed(bits)
-
-
-def _packed(bits: Tensor) -> Tensor:
-    padded = nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
-    places = 7 - torch.arange(8, device=bits.device)
-    return (padded.long() << places).sum(2).to(torch.uint8)
+    seen = tuple(name for name in names if name in units)
+    return Codes(seen, tuple(units[name] for name in seen), tuple(np.concatenate(words[name]) for name in seen))
 
 
 def code_distance(a: Codes, b: Codes) -> np.ndarray:
-    """Share of bits in which two codes differ, by layer, in [0, 1]; ValueError for codes of other layers or probes."""
+    """Share of bits in which two codes differ, by layer, in [0, 1].
+
+    Raises:
+        ValueError: for codes of different layers or probes.
+    """
     if a.names != b.names or [w.shape for w in a.words] != [w.shape for w in b.words]:
         raise ValueError("Codes can only be compared on the same layers and the same probes.")
     flipped = [int(np.bitwise_count(x ^ y).sum(dtype=np.int64)) for x, y in zip(a.words, b.words, strict=True)]
@@ -124,57 +104,50 @@ def distance_matrix(history: Sequence[Codes]) -> np.ndarray:
     return matrix
 
 
-def total_distance(by_layer: np.ndarray, units: Sequence[int], weighting: str = "layers") -> np.ndarray:
-    """Distances (layers, ...) in one number: the mean over "layers", as in the released code, or over "units"."""
-    if weighting not in ("layers", "units"):
-        raise ValueError(f"Weighting is {weighting!r}; it must be 'layers' or 'units'.")
-    return np.average(by_layer, axis=0, weights=units if weighting == "units" else None)
-
-
 def recent_distance(distances: np.ndarray, lookback: int = LOOKBACK) -> np.ndarray:
     """For each epoch t of a (T, T) matrix the largest of d(t, t - 1) … d(t, t - lookback); NaN where t < lookback."""
-    epochs = len(distances)
-    before = [distances[t, max(t - lookback, 0) : t] for t in range(epochs)]
+    before = [distances[t, max(t - lookback, 0) : t] for t in range(len(distances))]
     return np.array([part.max() if len(part) == lookback else np.nan for part in before])
+
+
+def first_below(recent: Sequence[float], threshold: float, relative: bool = False) -> int | None:
+    """The first epoch at which `recent_distance` is below a threshold, or, if relative, below a share of its first.
+
+    Returns:
+        An epoch, counted from 0; None if there is none, or if the first distance is 0 and the relative rule undefined.
+    """
+    recent = np.asarray(recent, dtype=float)
+    first = recent[~np.isnan(recent)][:1]
+    if not len(first) or (relative and first[0] == 0):
+        return None
+    below = np.flatnonzero(recent < threshold * (first[0] if relative else 1.0))
+    return int(below[0]) if len(below) else None
 
 
 def early_bird_epoch(
     distances: np.ndarray, threshold: float = THRESHOLD, lookback: int = LOOKBACK, relative: bool = False
 ) -> int | None:
-    """The first epoch, counted from 0, at which the code has changed little since each of the epochs before it.
+    """The first epoch, counted from 0, whose code is close to the codes of `lookback` epochs before; as `first_below`.
 
-    Args:
-        distances: (T, T) between codes taken after each epoch; epoch t has t + 1 epochs of training behind it.
-        threshold: the largest of `lookback` distances must be *below* it.
-        relative: the threshold is a share of the first such value; undefined, so None, if that is 0.
+    The distances (T, T) are between codes taken after each epoch; epoch t has t + 1 epochs of training behind it.
 
     Source: `detect_eb` of the released code; the relative rule is this companion's.
     """
-    recent = recent_distance(np.asarray(distances, dtype=float), lookback)
-    if len(recent) <= lookback or (relative and recent[lookback] == 0):
-        return None
-    limit = threshold * (recent[lookback] if relative else 1.0)
-    below = np.flatnonzero(recent < limit)
-    return int(below[0]) if len(below) else None
+    return first_below(recent_distance(np.asarray(distances, dtype=float), lookback), threshold, relative)
 
 
-def mask_early_bird_epoch(
-    scales: np.ndarray, ratio: float, kept: int = MASK_KEPT, limit: float = MASK_LIMIT
-) -> int | None:
-    """The number of trained epochs at which the pruning mask of all BatchNorm scales has settled.
+def mask_early_bird_epoch(scales: np.ndarray, ratio: float) -> int | None:
+    """The number of trained epochs after which the pruning mask of all BatchNorm scales has settled; None for never.
 
-    Args:
-        scales: (T, channels) of every BatchNorm2d, the first row before any training.
-        ratio: share of channels to prune, in (0, 1): one detector for each.
+    The scales are (T, channels), the first row before any training. A mask keeps those strictly above the one at index
+    int(channels * ratio). The newest of MASK_KEPT masks may differ from each other one in MASK_LIMIT of its entries.
 
-    Source: class `EarlyBird` of You et al. 2020: threshold at index int(channels * ratio), strictly larger ones stay;
-        the newest of `kept` masks may differ from each of the others in at most `limit` of its entries.
+    Source: class `EarlyBird` of You et al. 2020.
     """
     scales = np.abs(np.asarray(scales))
-    threshold = np.sort(scales, axis=1)[:, int(scales.shape[1] * ratio)]
-    masks = scales > threshold[:, None]
-    for t in range(kept - 1, len(masks)):
-        if (masks[t - kept + 1 : t] != masks[t]).mean(1).max() <= limit:
+    masks = scales > np.sort(scales, axis=1)[:, [int(scales.shape[1] * ratio)]]
+    for t in range(MASK_KEPT - 1, len(masks)):
+        if (masks[t - MASK_KEPT + 1 : t] != masks[t]).mean(1).max() <= MASK_LIMIT:
             return t
     return None
 
@@ -192,7 +165,7 @@ def canvas(first: Tensor, second: Tensor, side: int) -> Tensor:
 def folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[Tensor, Tensor]:
     """Rows (units, inputs) and offsets (units,) of a linear layer or convolution and the BatchNorm behind it, float64.
 
-    Source: paper 4 in evaluation mode; a negative scale turns the row's orientation, a zero one leaves no hyperplane.
+    Source: paper 4 in evaluation mode; a negative scale reverses the row, a zero one leaves no hyperplane.
     """
     weight = layer.weight.detach().double().flatten(1)
     bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach().double()
@@ -205,16 +178,14 @@ def folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[Tensor, Ten
 def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float = 1.0) -> Tensor:
     """How little each pair of nodes of a layer adds to the other's spline: (K, K) float64, small is redundant.
 
-    Args:
-        weights: (K, inputs) rows, with BatchNorm folded in. biases: (K,).
-        form: with c the cosine of two rows, "raw" 1 - |c| + rho |b - b'|, as assumed for the paper; "normalised" with
-            b / |w| and the sign of c: zero if and only if the hyperplanes coincide; "signed" 1 - c + rho |b / |w| -
-            b' / |w'||: zero if and only if the nodes are positive multiples of each other.
-        rho: weight of the offsets.
+    The rows (K, inputs) and offsets (K,) have BatchNorm folded in. With c the cosine of two rows, the form is "raw",
+    1 - |c| + rho |b - b'|, as assumed for the paper; "normalised", with b / |w| and the sign of c: zero if and only if
+    the hyperplanes coincide; or "signed", 1 - c + rho |b / |w| - b' / |w'||: zero if and only if the nodes are positive
+    multiples of each other. A zero row has no hyperplane: its scores are infinite.
 
-    Returns: infinite where one of the rows is zero: it has no hyperplane.
-
-    Raises: ValueError for another form or shapes that do not fit, CompanionError for weights that are not finite.
+    Raises:
+        ValueError: for another form or shapes that do not fit.
+        CompanionError: for weights that are not finite.
     """
     if form not in FORMS:
         raise ValueError(f"Form is {form!r}; it must be one of {', '.join(FORMS)}.")
@@ -225,22 +196,23 @@ def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float
         raise CompanionError("The weights of a layer are not finite: its training diverged, lower lr.")
     norms = weights.norm(dim=1)
     there = norms > 0
-    unit = weights / torch.where(there, norms, 1.0)[:, None]
+    lengths = torch.where(there, norms, 1.0)
+    unit = weights / lengths[:, None]
     cosine = (unit @ unit.T).clamp_(-1, 1)
-    offset = biases if form == "raw" else biases / torch.where(there, norms, 1.0)
-    if form == "normalised":
-        sign = torch.where(cosine < 0, -1.0, 1.0)
-        apart = (offset[:, None] - sign * offset).abs()
-    else:
-        apart = (offset[:, None] - offset).abs()
-    score = 1 - (cosine if form == "signed" else cosine.abs()) + rho * apart
+    offset = biases if form == "raw" else biases / lengths
+    sign = torch.where(cosine < 0, -1.0, 1.0) if form == "normalised" else 1.0
+    score = 1 - (cosine if form == "signed" else cosine.abs()) + rho * (offset[:, None] - sign * offset).abs()
     return score.masked_fill_(~(there[:, None] & there), torch.inf)
 
 
 def reduced(weights: Tensor, dim: int) -> Tensor:
-    """Rows in the `dim` leading directions of their layer, each at its full length; ValueError if there are fewer.
+    """Rows in the `dim` leading directions of their layer, each at its full length.
 
     Cosines then are those of the projections, so that layers of different fan-in can be compared.
+
+    Raises:
+        ValueError: if the rows have fewer directions.
+
     Source: paper 4 names a PCA-like reduction; uncentred and at full length by this companion.
     """
     if not 1 <= dim <= min(weights.shape):
@@ -251,10 +223,12 @@ def reduced(weights: Tensor, dim: int) -> Tensor:
 
 
 def merge(outgoing: Tensor, kept: int, removed: int, norms: Tensor) -> Tensor:
-    """Outgoing weights (outputs, K, ...) after node `removed` is folded into `kept`, in proportion to their norms.
+    """Outgoing weights (outputs, K, ...) after node `removed` is folded into `kept`, in proportion to their `norms`.
 
-    norms: (K,) of the incoming rows, BatchNorm folded in. Lossless if the two nodes' signed redundancy is 0.
-    Source: this companion; for convolutions the same as for linear layers, because ReLU commutes with scaling.
+    The norms (K,) are those of the incoming rows, with BatchNorm folded in. Merging is lossless if the signed
+    redundancy of the two nodes is 0, for convolutions as well, because ReLU commutes with scaling.
+
+    Source: this companion.
     """
     merged = outgoing.clone()
     merged[:, kept] += (norms[removed] / norms[kept]).to(outgoing.dtype) * outgoing[:, removed]
@@ -267,40 +241,20 @@ BACKWARD = 3  # a training step counts as three forward passes
 EPOCH_UNIT = 0.05e15  # the precursor's tables count in 0.05 P
 
 
-def _elements(*_, out_shape: tuple, **__) -> int:
-    return prod(out_shape)
-
-
-def _norm(shape: tuple, *_, **__) -> int:
-    return 2 * prod(shape)
-
-
-def _inputs(shape: tuple, *_, **__) -> int:
-    return prod(shape)
-
-
-def _max_pool(shape: tuple, window: list[int], *_, out_shape: tuple, **__) -> int:
-    return prod(out_shape[0]) * prod(window if len(window) == 2 else [*window, *window])
-
-
-def _avg_pool(shape: tuple, window: list[int], *_, out_shape: tuple, **__) -> int:
-    return prod(out_shape) * prod(window if len(window) == 2 else [*window, *window])
-
-
-def _affine(bias: tuple, a: tuple, b: tuple, *_, **__) -> int:
-    return 2 * a[0] * a[1] * b[1] + a[0] * b[1]
+def _pooling(shape: tuple, window: list[int], *_, out_shape: tuple, **__) -> int:
+    outputs = out_shape if isinstance(out_shape[0], int) else out_shape[0]  # maxima come with their places
+    return prod(outputs) * prod(window if len(window) == 2 else [*window, *window])
 
 
 COUNTED = {
-    aten.addmm: _affine,
-    aten.relu: _elements,
-    aten.native_batch_norm: _norm,
-    aten._native_batch_norm_legit_no_training: _norm,
-    aten.cudnn_batch_norm: _norm,
-    aten.max_pool2d_with_indices: _max_pool,
-    aten.avg_pool2d: _avg_pool,
-    aten._adaptive_avg_pool2d: _inputs,
-    aten.mean: _inputs,
+    aten.addmm: lambda bias, a, b, *_, **__: 2 * a[0] * a[1] * b[1] + a[0] * b[1],
+    aten.relu: lambda shape, *_, **__: prod(shape),
+    aten.native_batch_norm: lambda shape, *_, **__: 2 * prod(shape),
+    aten._native_batch_norm_legit_no_training: lambda shape, *_, **__: 2 * prod(shape),
+    aten.max_pool2d_with_indices: _pooling,
+    aten.avg_pool2d: _pooling,
+    aten._adaptive_avg_pool2d: lambda shape, *_, **__: prod(shape),
+    aten.mean: lambda shape, *_, **__: prod(shape),
 }
 
 
@@ -309,6 +263,7 @@ def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     A multiply-accumulate counts 2 and a bias of a linear layer 1 an output, BatchNorm 2 and ReLU 1 an element, pooling
     one for each input of each window. Sums of residual blocks are not counted.
+
     Source: the precursor's `compute_flops.py`, as rules; it reproduces two published totals.
     """
     copy = deepcopy(model).to("meta").eval()
@@ -318,5 +273,5 @@ def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def training_flops(forward: float, images: int, epochs: float) -> float:
-    """Operations of a training: three forward passes an image (`images` an epoch)."""
+    """Operations of a training on `images` an epoch, three forward passes an image."""
     return BACKWARD * forward * images * epochs

@@ -1,11 +1,8 @@
-"""Convex cells of the plane, cut by many straight lines at once; all arrays run over cells.
+"""The exact partition of a 2-D window of inputs into the regions where a network is affine; its lines; its changes.
 
-The exact partition of a 2-D window of inputs into the regions where a network is affine.
-
-The network is walked once for all regions together. Every value in it is an affine function of the two coordinates in
-each region; a ReLU or a maximum first cuts the regions by the lines where it bends, then is affine in every piece.
-
-Lines of a partition as segments: where they bend, how far apart they lie; one partition laid over another.
+The regions are convex cells, and all arrays run over them. The network is walked once for all regions together. Every
+value in it is an affine function of the two coordinates in each region. A ReLU or a maximum first cuts the regions by
+the lines where it bends; then it is affine in every piece.
 """
 
 import copy
@@ -22,21 +19,18 @@ from torch.nn import functional as F
 from lib.provenance import CompanionError
 
 CUT = 1e-9  # a line cuts a cell if corners lie farther than this on both sides, in units of the cell's size
+STRAIGHT = 1e-6  # two segments bend if the sine of the angle between them is larger
+NO_SEGMENTS = np.zeros((0, 2, 2))
 FLAT = 1e-13  # a function whose slope over a cell is below this share of its layer's scale is a constant
 
 
 @dataclass(frozen=True)
 class Cells:
-    """n convex polygons with corners in counter-clockwise order.
+    """n convex polygons with corners in counter-clockwise order."""
 
-    corners: (n, most, 2); a cell with fewer corners than the most repeats its first one, so that loops close.
-    count: (n,) corners of each cell.
-    labels: (n, most) which line drew the edge that starts at each corner; below 0 for the sides of the window.
-    """
-
-    corners: np.ndarray
-    count: np.ndarray
-    labels: np.ndarray
+    corners: np.ndarray  # (n, most, 2); a cell with fewer than the most repeats its first one, so that loops close
+    count: np.ndarray  # (n,) corners of each cell
+    labels: np.ndarray  # (n, most) the line that drew the edge from each corner; below 0 for the sides of the window
 
     def __len__(self) -> int:
         return len(self.count)
@@ -71,7 +65,11 @@ class Cells:
 
 
 def rectangle(window: tuple[tuple[float, float], tuple[float, float]]) -> Cells:
-    """One cell, the window ((x low, x high), (y low, y high)); ValueError if it has no area."""
+    """One cell, the window ((x low, x high), (y low, y high)).
+
+    Raises:
+        ValueError: if the window has no area.
+    """
     window = np.asarray(window, dtype=float)
     if window.shape != (2, 2) or not np.isfinite(window).all() or (window[:, 0] >= window[:, 1]).any():
         raise ValueError(f"A window is ((low, high), (low, high)) with low < high, not {window.tolist()}.")
@@ -90,10 +88,12 @@ def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells,
     """Cut every cell by those of its own lines that cross it.
 
     Args:
+        cells: n cells.
         lines: (n, units, 3); unit u of cell i vanishes where lines[i, u] @ (x, y, 1) = 0.
         first_label: label of the edges that unit 0 draws; unit u draws first_label + u.
 
-    Returns: the pieces, and the index of the cell that each was part of, (pieces,).
+    Returns:
+        The pieces, and the index of the cell that each was part of, (pieces,).
     """
     cell, unit = np.nonzero(_crosses(cells, lines))
     starts = np.searchsorted(cell, np.arange(len(cells) + 1))
@@ -192,57 +192,30 @@ AFFINE = (
     *(torch.flatten, F.pad, F.avg_pool2d, F.adaptive_avg_pool2d),
     *("add", "add_", "mean", "flatten", "view", "reshape"),
 )
-RELU = (nn.ReLU, nn.LeakyReLU, F.relu, F.leaky_relu, torch.relu, "relu", "relu_")
+RELU = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
 BLOCK = 2**21  # numbers of one layer that are in memory at once; more regions are walked block by block
 Window = tuple[tuple[float, float], tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The inputs origin + s * first + t * second, which the window's coordinates (s, t) name; tensors of one input."""
-
-    origin: Tensor
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def through(cls, a: Tensor, b: Tensor, c: Tensor) -> "Plane":
-        """The plane in which three inputs are the points (0, 0), (1, 0) and (0, 1)."""
-        return cls(a, b - a, c - a)
+Plane = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """The regions of a window, and in each one the network's affine map and its activation code.
+    """The regions of a window, and in each one the network's affine map and its activation code."""
 
-    cells: the polygons; an edge's label is the unit that drew it, counted over all layers.
-    maps: (regions, outputs, 3); output k is maps[:, k] @ (x, y, 1).
-    packed: (regions, bytes) bits of every unit, layer by layer, each layer padded to whole bytes.
-    layers: name and number of units of every layer that bends, in the network's order.
-    """
-
-    cells: Cells
-    maps: np.ndarray
-    packed: np.ndarray
-    layers: tuple[tuple[str, int], ...]
+    cells: Cells  # an edge's label is the unit that drew it, counted over all layers
+    maps: np.ndarray  # (regions, outputs, 3); output k is maps[:, k] @ (x, y, 1)
+    packed: np.ndarray  # (regions, bytes) bits of every unit, layer by layer, each layer padded to whole bytes
+    layers: tuple[tuple[str, int], ...]  # name and number of units of every layer that bends, in the network's order
 
     def __len__(self) -> int:
         return len(self.cells)
 
     @cached_property
-    def regions(self) -> list[np.ndarray]:
-        """The corners (k, 2) of each region, counter-clockwise."""
-        return [corners[:count] for corners, count in zip(self.cells.corners, self.cells.count, strict=True)]
-
-    @cached_property
-    def area(self) -> np.ndarray:
-        """(regions,) areas; they add up to the window's."""
-        return self.cells.area
-
-    @cached_property
     def boundary(self) -> np.ndarray:
         """The decision boundary, where the largest output changes: (segments, 2, 2)."""
-        return decision_boundary(self)
+        outputs = range(self.maps.shape[1])
+        pairs = [level_set(self, i, j, visible=True) for i in outputs for j in range(i)]
+        return np.concatenate([NO_SEGMENTS, *pairs])
 
     def codes(self, layer: int) -> np.ndarray:
         """(regions, units) of one layer: whether each unit is positive there (for a maximum, which side wins)."""
@@ -261,25 +234,33 @@ class Partition:
         ends, unit = ends[own], unit[own]
         return {int(u): ends[unit == u] for u in np.unique(unit)}
 
+    def segments(self, *layers: int) -> np.ndarray:
+        """The lines of all units of some layers together: (k, 2, 2)."""
+        return np.concatenate([NO_SEGMENTS, *(line for layer in layers for line in self.lines(layer).values())])
+
 
 def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Partition:
     """The exact partition of a window by a network in evaluation mode, in double precision.
 
     Args:
-        network: of linear layers, convolutions, BatchNorm, average pooling and sums, with ReLU, leaky ReLU and max
-            pooling; it gives (n, outputs).
+        network: of linear layers, convolutions, BatchNorm, average pooling and sums, with ReLU and max pooling; it
+            gives (n, outputs).
         window: ((x low, x high), (y low, y high)).
-        plane: the inputs that the window's coordinates stand for; by default the network has two inputs.
+        plane: the three inputs that are the points (0, 0), (1, 0) and (0, 1); by default the network has two inputs.
 
-    Raises: CompanionError for a layer that is not piecewise affine, naming it, and for weights that are not finite;
-        ValueError for a window without area or a plane without two directions.
+    Raises:
+        CompanionError: for a layer that is not piecewise affine, naming it, and for weights that are not finite.
+        ValueError: for a window without area or a plane without two directions.
+
     Source: the construction of paper 4's figures is not published; this companion's.
     """
     cells = rectangle(window)
     if bad := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
         raise CompanionError(f"{bad[0]} of the network is not finite: its training diverged, lower the learning rate.")
-    plane = plane or Plane(torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
-    directions = torch.stack([plane.first, plane.second]).flatten(1).double()
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    origin, first, second = corners if plane is None else plane
+    inputs = torch.stack([first - origin, second - origin, origin]).double()
+    directions = inputs[:2].flatten(1)
     if not directions.isfinite().all() or torch.linalg.matrix_rank(directions) < 2:
         raise ValueError("A plane needs two directions that are finite and not parallel: choose other inputs.")
     try:
@@ -288,25 +269,21 @@ def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Par
         raise CompanionError(f"{type(network).__name__} cannot be followed layer by layer: {error}.") from None
     walk = _Walk(traced)
     with torch.no_grad():
-        leaves = walk.go(0, cells, [], {"input": torch.stack([plane.first, plane.second, plane.origin]).double()})
-    outputs = torch.cat([leaf[2].unflatten(0, (-1, 3)).flatten(2) for leaf in leaves])
-    packed = [np.concatenate([np.zeros((len(leaf[0]), 0), np.uint8), *leaf[1]], 1) for leaf in leaves]
-    cells = join([leaf[0] for leaf in leaves])
-    return Partition(cells, outputs.transpose(1, 2).numpy(), np.concatenate(packed), tuple(walk.layers.items()))
+        leaves = walk.go(0, _State(cells, [], {walk.nodes[0]: inputs}))
+    outputs = torch.cat([state.values[output].unflatten(0, (-1, 3)).flatten(2) for state, output in leaves])
+    packed = [np.concatenate([np.zeros((len(s.cells), 0), np.uint8), *s.codes], 1) for s, _ in leaves]
+    layers = tuple((name, units) for name, (_, units) in walk.layers.items())
+    return Partition(join([s.cells for s, _ in leaves]), outputs.mT.numpy(), np.concatenate(packed), layers)
 
 
-def decision_boundary(partition: Partition) -> np.ndarray:
-    """Segments (k, 2, 2) along which two outputs are equal and no other is larger."""
-    outputs = range(partition.maps.shape[1])
-    pairs = [level_set(partition, i, j, visible=True) for i in outputs for j in range(i)]
-    return np.concatenate([np.zeros((0, 2, 2)), *pairs])
+def winner(maps: np.ndarray, cells: Cells) -> np.ndarray:
+    """The largest output (n,) in the middle of each cell, of affine maps (n, outputs, 3)."""
+    centre = np.concatenate([cells.centre, np.ones((len(cells), 1))], 1)
+    return np.einsum("nok,nk->no", maps, centre).argmax(1)
 
 
 def level_set(partition: Partition, i: int, j: int, visible: bool = False) -> np.ndarray:
-    """Segments (k, 2, 2) along which outputs i and j are equal.
-
-    visible: only where no other output is larger, which is the decision boundary between the two.
-    """
+    """Segments (k, 2, 2) along which outputs i and j are equal; the visible part is where no other one is larger."""
     difference = partition.maps[:, i] - partition.maps[:, j]
     pieces, region = subdivide(partition.cells, difference[:, None], 0)
     ends, _, piece = pieces.edges()
@@ -334,48 +311,52 @@ def _where_negative(ends: np.ndarray, excess: np.ndarray) -> np.ndarray:
     return parts[low < high]
 
 
+@dataclass
+class _State:
+    """Some regions on their way through the network."""
+
+    cells: Cells
+    codes: list[np.ndarray]  # of each layer so far
+    values: dict[fx.Node | str, Tensor]  # by node (3 * regions, ...): two slopes and a constant each
+
+    def take(self, index: np.ndarray | slice, cells: Cells | None = None) -> "_State":
+        """Some of the regions, or pieces of them: the index names the region of each piece."""
+        values = {key: value.unflatten(0, (-1, 3))[index].flatten(0, 1) for key, value in self.values.items()}
+        return _State(cells or self.cells.take(index), [code[index] for code in self.codes], values)
+
+
 class _Walk:
-    """Values of all regions, step by step; a value is (3 * regions, ...): two slopes and a constant each."""
+    """A traced network; `layers` names those that bend, with the label of their first unit and their units."""
 
     def __init__(self, traced: fx.GraphModule):
         self.traced, self.nodes, self.layers = traced, list(traced.graph.nodes), {}
-        attributes = {node: node.target for node in self.nodes if node.op == "get_attr"}
-        buffers = {node: dict(traced.named_buffers()).get(name) for node, name in attributes.items()}
-        self.indices = {
-            node: value for node, value in buffers.items() if value is not None and value.dtype == torch.long
-        }
+        self.interpreter, buffers = fx.Interpreter(traced), dict(traced.named_buffers())
+        read = {node: buffers.get(node.target) for node in self.nodes if node.op == "get_attr"}
+        self.indices = {node: value for node, value in read.items() if value is not None and value.dtype == torch.long}
         self.last_use = {used: place for place, node in enumerate(self.nodes) for used in node.all_input_nodes}
 
-    def go(self, step: int, cells: Cells, codes: list[np.ndarray], values: dict) -> list[tuple]:
-        """Walk some regions from a step to the end: a list of (cells, codes of every layer, outputs)."""
+    def go(self, step: int, state: _State) -> list[tuple[_State, fx.Node]]:
+        """Walk some regions from a step to the end, block by block if they are many; with the node of the output."""
         for place in range(step, len(self.nodes)):
-            node = self.nodes[place]
+            node, regions = self.nodes[place], len(state.cells)
             if node.op == "output":
-                return [(cells, codes, values[node.args[0]])]
-            regions = len(cells)
-            if node.op == "placeholder":
-                values[node] = values.pop("input")
-            elif node in self.indices:
+                return [(state, node.args[0])]
+            if node.op == "placeholder" or node in self.indices:
                 continue
-            elif self._kind(node) in RELU:
-                cells, codes, values = self._relu(node, cells, codes, values)
+            if self._kind(node) in RELU:
+                state, bits = self._cut(node.name, state.values[node.args[0]], state)
+                value = state.values[node.args[0]]
+                state.values[node] = value * bits.view_as(value)
             elif self._kind(node) is nn.MaxPool2d:
-                cells, codes, values = self._maximum(node, cells, codes, values)
+                state = self._maximum(node, state)
             else:
-                values[node] = self._affine(node, values)
-            values = {key: value for key, value in values.items() if self.last_use.get(key, -1) > place}
-            most = max(1, BLOCK * len(cells) // sum(value.numel() for value in values.values()))
-            if regions < len(cells) > most:
-                return self._in_blocks(place + 1, cells, codes, values, most)
+                state.values[node] = self._affine(node, state.values)
+            state.values = {key: value for key, value in state.values.items() if self.last_use.get(key, -1) > place}
+            most = max(1, BLOCK * len(state.cells) // sum(value.numel() for value in state.values.values()))
+            if regions < len(state.cells) > most:
+                blocks = [slice(start, start + most) for start in range(0, len(state.cells), most)]
+                return [leaf for block in blocks for leaf in self.go(place + 1, state.take(block))]
         raise CompanionError(f"{type(self.traced).__name__} has no output: return the last layer's value.")
-
-    def _in_blocks(self, step: int, cells: Cells, codes: list, values: dict, most: int) -> list[tuple]:
-        leaves = []
-        for start in range(0, len(cells), most):
-            block = slice(start, start + most)
-            some = {key: value[3 * start : 3 * (start + most)] for key, value in values.items()}
-            leaves += self.go(step, cells.take(block), [code[block] for code in codes], some)
-        return leaves
 
     def _kind(self, node: fx.Node) -> object:
         return type(self.traced.get_submodule(node.target)) if node.op == "call_module" else node.target
@@ -389,15 +370,10 @@ class _Walk:
             raise CompanionError(f"Layer {name} ({kind}) is not known to be piecewise affine: use ReLU or max pooling.")
 
         def call(value_of) -> Tensor:
-            def known(used: fx.Node) -> Tensor:
-                return self.indices.get(used) if used in self.indices else value_of(used)
-
-            arguments, options = fx.map_arg(node.args, known), fx.map_arg(node.kwargs, known)
-            if node.op == "call_module":
-                return self.traced.get_submodule(node.target)(*arguments, **options)
-            if node.op == "call_method":
-                return getattr(arguments[0], node.target)(*arguments[1:], **options)
-            return node.target(*arguments, **options)
+            arguments = fx.map_arg(
+                (node.args, node.kwargs), lambda n: self.indices[n] if n in self.indices else value_of(n)
+            )
+            return getattr(self.interpreter, node.op)(node.target, *arguments)
 
         value, constant = call(values.get), call(lambda used: torch.zeros_like(values[used][:1]))
         if len(value) != len(next(iter(values.values()))):
@@ -406,41 +382,31 @@ class _Walk:
         value[:, :2] -= constant
         return value.flatten(0, 1)
 
-    def _relu(self, node: fx.Node, cells: Cells, codes: list, values: dict) -> tuple[Cells, list, dict]:
-        source, leak = node.args[0], 0.0
-        if self._kind(node) is nn.LeakyReLU:
-            leak = self.traced.get_submodule(node.target).negative_slope
-        elif self._kind(node) is F.leaky_relu:
-            leak = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
-        cells, codes, values, bits = self._cut(node.name, values[source], cells, codes, values)
-        values[node] = torch.where(bits.view_as(values[source]), values[source], leak * values[source])
-        return cells, codes, values
-
-    def _maximum(self, node: fx.Node, cells: Cells, codes: list, values: dict) -> tuple[Cells, list, dict]:
+    def _maximum(self, node: fx.Node, state: _State) -> _State:
         """A knock-out among the entries of every window: each match cuts where the two are equal."""
-        pool, value = self.traced.get_submodule(node.target), values[node.args[0]]
+        pool, value = self.traced.get_submodule(node.target), state.values[node.args[0]]
         if pool.ceil_mode:
             raise CompanionError(f"Layer {node.target} pools with ceil_mode: use windows that fit the image.")
-        entries, shape = _windows(pool, value), pool(value[:1]).shape[1:]
-        values = values | {"entries": value.flatten(2)[:, :, entries]}
-        while (left := values["entries"].shape[2]) > 1:
-            first, second = values["entries"][:, :, : left // 2], values["entries"][:, :, left // 2 : left // 2 * 2]
-            cells, codes, values, bits = self._cut(f"{node.name}.{left}", first - second, cells, codes, values)
-            first, second, rest = values["entries"].split([left // 2, left // 2, left % 2], 2)
-            values["entries"] = torch.cat([torch.where(bits.view_as(first), first, second), rest], 2)
-        values[node] = values.pop("entries").unflatten(2, (1, -1)).flatten(2).view(-1, *shape)
-        return cells, codes, values
+        shape = pool(value[:1]).shape[1:]
+        state.values["entries"] = value.flatten(2)[:, :, _windows(pool, value)]
+        while (left := state.values["entries"].shape[2]) > 1:
+            sizes = [left // 2, left // 2, left % 2]
+            first, second, _ = state.values["entries"].split(sizes, 2)
+            state, bits = self._cut(f"{node.name}.{left}", first - second, state)
+            first, second, rest = state.values["entries"].split(sizes, 2)
+            state.values["entries"] = torch.cat([torch.where(bits.view_as(first), first, second), rest], 2)
+        state.values[node] = state.values.pop("entries").unflatten(2, (1, -1)).flatten(2).view(-1, *shape)
+        return state
 
-    def _cut(self, name: str, bending: Tensor, cells: Cells, codes: list, values: dict) -> tuple:
-        """Cut the regions where a layer's units vanish; `bits` (3 * pieces, units) says which are positive."""
+    def _cut(self, name: str, bending: Tensor, state: _State) -> tuple[_State, Tensor]:
+        """Cut the regions where a layer's units vanish; the bits (3 * pieces, units) say which are positive."""
         lines = bending.unflatten(0, (-1, 3)).flatten(2).transpose(1, 2).contiguous().numpy()
-        before = list(self.layers).index(name) if name in self.layers else len(self.layers)
-        self.layers[name] = lines.shape[1]
-        pieces, parent = subdivide(cells, lines, sum(list(self.layers.values())[:before]))
+        label, _ = self.layers.setdefault(name, (sum(units for _, units in self.layers.values()), lines.shape[1]))
+        pieces, parent = subdivide(state.cells, lines, label)
         bits = at_centre(pieces, lines[parent])[0] > 0
-        values = {key: value.unflatten(0, (-1, 3))[parent].flatten(0, 1) for key, value in values.items()}
-        codes = [code[parent] for code in codes] + [np.packbits(bits, axis=1)]
-        return pieces, codes, values, torch.from_numpy(bits).repeat_interleave(3, 0)
+        state = state.take(parent, pieces)
+        state.codes.append(np.packbits(bits, axis=1))
+        return state, torch.from_numpy(bits).repeat_interleave(3, 0)
 
 
 def _windows(pool: nn.MaxPool2d, value: Tensor) -> Tensor:
@@ -452,9 +418,6 @@ def _windows(pool: nn.MaxPool2d, value: Tensor) -> Tensor:
     return torch.where(seen < 0, seen.amax(0), seen)
 
 
-STRAIGHT = 1e-6  # two segments bend if the sine of the angle between them is larger
-
-
 def length(segments: np.ndarray) -> float:
     """Sum of the lengths of segments (k, 2, 2)."""
     return float(np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1).sum())
@@ -463,7 +426,7 @@ def length(segments: np.ndarray) -> float:
 def bends(segments: np.ndarray, tolerance: float) -> np.ndarray:
     """Points (k, 2) where segments of one polyline meet at an angle.
 
-    tolerance: ends that lie closer than this are one point; segments shorter than ten times this say no direction.
+    Ends closer than the tolerance are one point; a segment shorter than ten times the tolerance has no direction.
     """
     step = segments[:, 1] - segments[:, 0]
     size = np.linalg.norm(step, axis=1)
@@ -477,7 +440,7 @@ def bends(segments: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def distance(points: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """(n,) distance of each point from the nearest of segments (k, 2, 2); infinite if there are none."""
+    """Distance (n,) of each point from the nearest of segments (k, 2, 2); infinite if there are none."""
     if not len(segments):
         return np.full(len(points), np.inf)
     start, step = segments[:, 0], segments[:, 1] - segments[:, 0]
@@ -501,7 +464,7 @@ def sampled(segments: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarra
 
 
 def moved_length(before: np.ndarray, after: np.ndarray, tolerance: float) -> float:
-    """Length of the segments `before` that lie farther than `tolerance` from every segment `after`."""
+    """Length of the segments `before` that is farther than `tolerance` from every segment `after`."""
     points, weight = sampled(before, tolerance / 2)
     return float(weight[distance(points, after) > tolerance].sum())
 
@@ -520,26 +483,26 @@ class Pair(nn.Module):
         self.first, self.second = first, second
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs (n, 2 k) of both networks."""
         return torch.cat([self.first(x), self.second(x)], 1)
 
 
 def change(before: nn.Module, after: nn.Module, window: Window) -> dict[str, float]:
     """What pruning does to a network of two inputs, exactly, on the overlay of both partitions.
 
-    Args:
-        before, after: with the same layers; a removed unit stays as a unit without weights.
+    Both networks have the same layers; a removed unit stays as a unit without weights.
 
-    Returns: `maps`, the area-weighted mean of the relative change of the affine maps, slopes and constants alike, in
-        the Frobenius norm; `codes`, the share of the area in which the code of a unit changes, over units that both
+    Returns:
+        `maps`, the area-weighted mean of the relative change of the affine maps, slopes and constants alike, in the
+        Frobenius norm; `codes`, the share of the area in which the code of a unit changes, over units that both
         networks use; `decision`, the share of the area that is decided otherwise; `boundary`, the share of the
         boundary's length that moved by more than 1 % of the window's side.
 
     Source: P4.12; the paper gives no formula, the measures are this companion's.
     """
     both = split(Pair(before, after), window)
-    outputs, layers = both.maps.shape[1] // 2, len(both.layers) // 2
-    weight = both.area / both.area.sum()
-    old, new = both.maps[:, :outputs], both.maps[:, outputs:]
+    layers, weight = len(both.layers) // 2, both.cells.area / both.cells.area.sum()
+    old, new = np.split(both.maps, 2, axis=1)
     flips = np.concatenate([both.codes(layer) != both.codes(layer + layers) for layer in range(layers)], 1)
     moved = weight @ np.linalg.norm(new - old, axis=(1, 2)) / (weight @ np.linalg.norm(old, axis=(1, 2)))
     first, second = (split(network, window).boundary for network in (before, after))
@@ -559,8 +522,7 @@ def decided_otherwise(both: Partition) -> float:
     i, j = np.triu_indices(networks[0].shape[1], 1)
     lines = np.concatenate([maps[:, i] - maps[:, j] for maps in networks], 1)
     pieces, region = subdivide(both.cells, lines, 0)
-    centre = np.concatenate([pieces.centre, np.ones((len(pieces), 1))], 1)
-    first, second = (np.einsum("nok,nk->no", maps[region], centre).argmax(1) for maps in networks)
+    first, second = (winner(maps[region], pieces) for maps in networks)
     return float(pieces.area[first != second].sum() / pieces.area.sum())
 
 

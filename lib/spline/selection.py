@@ -1,4 +1,4 @@
-"""Which nodes of a network go: by redundancy of their splines, or by the controls; and the network that is left."""
+"""Which nodes of a network go, by redundancy of their splines or by the controls; and the network that is left."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,22 +15,20 @@ from lib.spline import measures
 from lib.spline.partition import RELU
 
 SCOPES = ("layerwise", "global")
+Dropped = list[tuple[int, int, int]]  # (layer, node, twin) in order; twin is -1 where a node goes without one
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row a node.
+    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row a node."""
 
-    name, reader: of the layers that write and read the nodes; norm: name of the BatchNorm between them, or "".
-    """
-
-    name: str
-    reader: str
-    norm: str
+    name: str  # of the layer that writes the nodes
+    reader: str  # name of the layer that reads them
+    norm: str  # name of the BatchNorm between them, or ""
     weights: Tensor
     biases: Tensor
     outgoing: Tensor
-    scale: Tensor
+    scale: Tensor  # |gamma| of the BatchNorm, or the length of the row where there is none
 
     def __len__(self) -> int:
         return len(self.biases)
@@ -41,7 +39,6 @@ def layers(model: nn.Module, size: int = 32) -> list[Layer]:
 
     In a ResNet these are the convolutions inside blocks. The residual stream stays: sums of several layers bend there,
     so no single row is its hyperplane.
-    scale is |gamma| of the BatchNorm behind a layer, or the length of the row where there is none.
     """
     groups, modules, found = channels.find(model, size).internal(), dict(model.named_modules()), []
     nodes = {str(node.target): node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"}
@@ -66,22 +63,19 @@ def remove(
     scope: str = "layerwise",
     *,
     size: int = 32,
-    rho: float = 1.0,
-    dim: int | None = None,
+    chooser: nn.Module | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """A copy of a network without a share of its nodes; every layer keeps at least one.
+    """A copy of a network without a share of its nodes, rounded down; every layer keeps at least one.
 
-    Args:
-        ratio: share of the nodes of `layers` to remove, in [0, 1), rounded down in each layer or over all.
-        method: "raw", "normalised", "signed" (redundancy), "merged" (signed, and what goes is folded into its twin),
-            "magnitude" (length of the row), "slimming" (|gamma|), "median" (nearest to all others), "random".
-        scope: "layerwise" or "global".
-        dim: number of leading directions in which rows are compared; all by default.
+    The method is "raw", "normalised", "signed" (redundancy), "merged" (signed, and a removed node is folded into its
+    twin), "magnitude" (length of the row), "slimming" (|gamma|), "median" (nearest to all others) or "random"; the
+    scope is "layerwise" or "global". The chooser, a network of the same shape, says which nodes go; by default it is
+    the model itself. Images are squares of `size` pixels a side.
     """
     found = layers(model, size)
-    dropped = choose(found, ratio, method, scope, rho=rho, dim=dim, generator=generator)
-    return without(model, found, dropped, merging=method == "merged", size=size)
+    chosen = choose(layers(chooser, size) if chooser else found, ratio, method, scope, generator=generator)
+    return without(model, found, chosen, merging=method == "merged", size=size)
 
 
 def choose(
@@ -90,47 +84,50 @@ def choose(
     method: str,
     scope: str = "layerwise",
     *,
-    rho: float = 1.0,
     dim: int | None = None,
     generator: torch.Generator | None = None,
-) -> list[tuple[int, int, int]]:
-    """What `remove` removes: (layer, node, twin) in order; twin is -1 where a node goes without one."""
+) -> Dropped:
+    """The nodes that `remove` removes; redundancy compares rows in `dim` leading directions, by default in all.
+
+    Raises:
+        CompanionError: for an unknown method or scope.
+        ValueError: for a ratio outside [0, 1).
+    """
     if method not in SCORES:
         raise unknown("score", method, SCORES)
     quota = quotas([len(layer) for layer in found], ratio, scope)
     if method in ("raw", "normalised", "signed", "merged"):
         form = "signed" if method == "merged" else method
         rows = [layer.weights if dim is None else measures.reduced(layer.weights, dim) for layer in found]
-        scores = [measures.redundancy(row, layer.biases, form, rho) for row, layer in zip(rows, found, strict=True)]
-        return twins(found, scores, quota, merging=method == "merged")
+        scores = [measures.redundancy(row, layer.biases, form) for row, layer in zip(rows, found, strict=True)]
+        return twins(found, scores, *quota, merging=method == "merged")
     if method == "random":
         ranks = [torch.rand(len(layer), generator=generator, dtype=torch.float64) for layer in found]
     elif method == "median":
         ranks = [torch.cdist(layer.weights, layer.weights).sum(1) for layer in found]
     else:
         ranks = [layer.scale if method == "slimming" else layer.weights.norm(dim=1) for layer in found]
-    return lowest(ranks, quota)
+    return lowest(ranks, *quota)
 
 
-def quotas(widths: Sequence[int], ratio: float, scope: str) -> list[int] | int:
-    """How many nodes go from each layer ("layerwise"), or from all ("global"); ValueError if a layer would be empty."""
+def quotas(widths: Sequence[int], ratio: float, scope: str) -> tuple[list[int], int]:
+    """How many nodes each layer may lose, and how many go in all."""
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
     if not 0 <= ratio < 1:
-        raise ValueError(
-            f"The share of nodes to remove must lie in [0, 1), not {ratio}: each layer keeps at least one."
-        )
+        raise ValueError(f"The share of nodes to remove must be in [0, 1), not {ratio}: each layer keeps at least one.")
     if scope == "global":
-        return min(int(ratio * sum(widths) + 1e-9), sum(widths) - len(widths))
-    return [int(ratio * width + 1e-9) for width in widths]
+        return [width - 1 for width in widths], min(int(ratio * sum(widths) + 1e-9), sum(widths) - len(widths))
+    left = [int(ratio * width + 1e-9) for width in widths]
+    return left, sum(left)
 
 
-def lowest(ranks: Sequence[Tensor], quota: list[int] | int) -> list[tuple[int, int, int]]:
-    """The nodes of the lowest rank, in each layer or over all, at least one a layer kept; as `choose` returns them."""
-    order = sorted((float(rank), layer, node) for layer, own in enumerate(ranks) for node, rank in enumerate(own))
-    left = [len(own) - 1 for own in ranks] if isinstance(quota, int) else list(quota)
-    total, dropped = quota if isinstance(quota, int) else sum(quota), []
-    for _, layer, node in order:
+def lowest(ranks: Sequence[Tensor], left: list[int], total: int) -> Dropped:
+    """The `total` nodes of the lowest rank, of which each layer loses at most the number that is `left` to it."""
+    left, dropped = list(left), []
+    for _, layer, node in sorted(
+        (float(rank), k, node) for k, own in enumerate(ranks) for node, rank in enumerate(own)
+    ):
         if len(dropped) < total and left[layer]:
             left[layer] -= 1
             dropped.append((layer, node, -1))
@@ -138,18 +135,18 @@ def lowest(ranks: Sequence[Tensor], quota: list[int] | int) -> list[tuple[int, i
 
 
 def twins(
-    found: Sequence[Layer], scores: Sequence[Tensor], quota: list[int] | int, merging: bool = False
-) -> list[tuple[int, int, int]]:
+    found: Sequence[Layer], scores: Sequence[Tensor], left: list[int], total: int, merging: bool = False
+) -> Dropped:
     """Greedy removal: the closest pair within a layer, over all layers that may lose a node, loses its weaker member.
 
-    Weaker is a smaller product of the norms of incoming and outgoing weights; merging adds to the survivor's outgoing
-    ones. Nodes without a hyperplane go first.
+    The scores are (K, K) for each layer; each may lose the number of nodes `left` to it. The weaker node has the
+    smaller product of the norms of incoming and outgoing weights; merging adds to the survivor's outgoing ones. Nodes
+    without a hyperplane go first.
+
     Source: this companion; the paper's grouping is unknown. Ranking nodes once by their smallest score would drop both
     twins of a pair, and with them the spline.
     """
-    left = [len(layer) - 1 for layer in found] if isinstance(quota, int) else list(quota)
-    total = quota if isinstance(quota, int) else sum(quota)
-    matrices = [score.numpy().copy() for score in scores]
+    left, matrices = list(left), [score.numpy().copy() for score in scores]
     norms = [layer.weights.norm(dim=1).numpy() for layer in found]
     outgoing = [layer.outgoing.numpy().copy() for layer in found]
     dropped = [(k, int(node), -1) for k, norm in enumerate(norms) for node in np.flatnonzero(norm == 0)[: left[k]]]
@@ -179,12 +176,7 @@ def twins(
 
 
 def without(
-    model: nn.Module,
-    found: Sequence[Layer],
-    dropped: list[tuple[int, int, int]],
-    *,
-    merging: bool = False,
-    size: int = 32,
+    model: nn.Module, found: Sequence[Layer], dropped: Dropped, *, merging: bool = False, size: int = 32
 ) -> nn.Module:
     """A copy of a network without these nodes, each folded into its twin first if merging.
 
@@ -192,29 +184,22 @@ def without(
     that is exact away from zero padding.
     """
     copy = deepcopy(model)
-    for layer, gone, kept in dropped:
-        own, reader = found[layer], copy.get_submodule(found[layer].reader)
-        if kept >= 0 and merging:
-            weight = _by_node(reader.weight.data, len(own))
-            merged = measures.merge(weight, kept, gone, own.weights.norm(dim=1).to(weight.device))
+    for place, gone, twin in dropped:
+        own, reader = found[place], copy.get_submodule(found[place].reader)
+        weight = _by_node(reader.weight.data, len(own))
+        if twin >= 0 and merging:
+            merged = measures.merge(weight, twin, gone, own.weights.norm(dim=1).to(weight.device))
             reader.weight.data = merged.view_as(reader.weight)
         elif not own.weights[gone].any():
-            _absorb(copy, found, own, gone)
-    kept = {
-        own.name: sorted(set(range(len(own))) - {n for k, n, _ in dropped if k == place})
-        for place, own in enumerate(found)
-    }
+            constant = weight[:, gone].flatten(1).sum(1) * own.biases[gone].clamp_min(0).item()
+            norm = next((layer.norm for layer in found if layer.name == own.reader), "")
+            if reader.bias is not None:
+                reader.bias.data += constant
+            elif norm:
+                copy.get_submodule(norm).running_mean -= constant
+    gone = [{node for k, node, _ in dropped if k == place} for place in range(len(found))]
+    kept = {own.name: sorted(set(range(len(own))) - nodes) for own, nodes in zip(found, gone, strict=True)}
     return channels.keep(copy, kept, size=size)
-
-
-def _absorb(model: nn.Module, found: Sequence[Layer], own: Layer, gone: int) -> None:
-    reader = model.get_submodule(own.reader)
-    constant = _by_node(reader.weight.data, len(own))[:, gone].flatten(1).sum(1) * own.biases[gone].clamp_min(0).item()
-    norm = next((layer.norm for layer in found if layer.name == own.reader), "")
-    if reader.bias is not None:
-        reader.bias.data += constant
-    elif norm:
-        model.get_submodule(norm).running_mean -= constant
 
 
 def _by_node(weight: Tensor, nodes: int) -> Tensor:

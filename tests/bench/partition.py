@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.spline import measures as spline
-from lib.spline import partition
+from lib.spline import measures, partition
 from tests.bench import Line
 from tests.bench.latent import best
 
@@ -73,19 +72,19 @@ def code_history() -> Iterator[Line]:
     packed, floats = [], []
     for _ in range(EPOCHS):
         layer[0].weight.data += 0.02 * torch.randn(layer[0].weight.shape, generator=random)
-        packed.append(spline.activation_codes(layer, probes))
+        packed.append(measures.activation_codes(layer, probes))
         with torch.no_grad():
             floats.append((layer[0](probes) > 0).float())
 
     def unpacked() -> float:
         return sum((floats[s] - floats[t]).abs().mean().item() for s in range(EPOCHS) for t in range(s))
 
-    matrix = spline.distance_matrix(packed)[0]
+    matrix = measures.distance_matrix(packed)[0]
     gap = abs(matrix[np.tril_indices(EPOCHS, -1)].sum() / unpacked() - 1)
     yield Line("code distances, packed against floats: relative gap", gap, "", "<", 1e-5)
-    memory = sum(f.numel() * 4 for f in floats) / sum(c.bytes for c in packed)
+    memory = sum(f.numel() * 4 for f in floats) / sum(words.nbytes for codes in packed for words in codes.words)
     yield Line(f"memory of {EPOCHS} epochs of codes, floats against packed", memory, "x", ">", 8)
-    speed = best(unpacked, 2) / best(lambda: spline.distance_matrix(packed), 2)
+    speed = best(unpacked, 2) / best(lambda: measures.distance_matrix(packed), 2)
     yield Line("all distances between them, floats against packed", speed, "x", ">", 3)
 
 
@@ -101,7 +100,7 @@ def redundancy() -> Iterator[Line]:
                 cosine = weights[i] @ weights[j] / (weights[i].norm() * weights[j].norm())
                 float(1 - cosine.abs() + (biases[i] - biases[j]).abs())
 
-    ours = best(lambda: spline.redundancy(weights, biases, "raw"))
+    ours = best(lambda: measures.redundancy(weights, biases, "raw"))
     yield Line(f"redundancy of {nodes} filters of {inputs} weights", 1e3 * ours, "ms")
     looped = best(loop, 3) * nodes / rows
     yield Line(f"  a Python double loop ({rows} rows timed and scaled)", looped, "s")

@@ -1,5 +1,6 @@
-"""The exact partition against forward passes, autograd, grids of codes, closed forms and Euler's formula."""
+"""Cells cut by lines, the exact partition, its lines and its changes: closed forms, forward passes, autograd, grids."""
 
+import copy
 from math import comb
 
 import numpy as np
@@ -14,6 +15,17 @@ from lib.provenance import CompanionError
 from lib.spline import partition
 
 BOX = ((-2.0, 2.0), (-2.0, 2.0))
+OFF_CENTRE = ((-2.0, 2.0), (-1.0, 3.0))
+HUGE = ((-1e4, 1e4), (-1e4, 1e4))
+SQUARE = np.array([[[0, 0], [1, 0]], [[1, 0], [1, 1]], [[1, 1], [0, 1]], [[0, 1], [0, 0.5]], [[0, 0.5], [0, 0]]], float)
+
+
+def generic(k: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((1, k, 3))
+
+
+def cut(lines: np.ndarray, window=HUGE) -> partition.Cells:
+    return partition.subdivide(partition.rectangle(window), lines, 0)[0]
 
 
 def mlp(*widths: int, rng: np.random.Generator) -> nn.Sequential:
@@ -42,7 +54,7 @@ def relu_codes(network: nn.Module, inputs: torch.Tensor) -> np.ndarray:
 
 
 def relus(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.ReLU | nn.LeakyReLU)]
+    return [module for module in network.modules() if isinstance(module, nn.ReLU)]
 
 
 def containing(found: partition.Partition, points: np.ndarray) -> np.ndarray:
@@ -65,7 +77,7 @@ def test_random_two_layer_networks_have_the_known_numbers_of_regions(seed, regio
     rng = np.random.default_rng(seed)
     found = partition.split(mlp(2, 16, 16, 3, rng=rng), BOX)
     assert len(found) == len(np.unique(found.packed, axis=0)) == regions
-    assert found.area.sum() == pytest.approx(16, rel=1e-9)
+    assert found.cells.area.sum() == pytest.approx(16, rel=1e-9)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -73,7 +85,7 @@ def test_random_two_layer_networks_have_the_known_numbers_of_regions(seed, regio
 def test_every_point_of_a_grid_lies_in_the_polygon_of_its_code_with_the_map_of_its_gradient(depth, seed):
     network = mlp(2, *[12] * depth, 3, rng=np.random.default_rng(100 * depth + seed))
     found = partition.split(network, BOX)
-    assert found.area.sum() == pytest.approx(16, rel=1e-9)
+    assert found.cells.area.sum() == pytest.approx(16, rel=1e-9)
     axis = np.linspace(-1.99, 1.99, 57)
     points = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     region = containing(found, points)
@@ -108,8 +120,7 @@ def test_copies_of_nodes_add_no_region():
     for name in ("weight", "bias"):
         own = getattr(small[0], name).data
         getattr(large[0], name).data = torch.cat([own, 3.7 * own[:1], -2 * own[1:2]])
-    window = ((-1e4, 1e4), (-1e4, 1e4))
-    assert len(partition.split(small, window)) == len(partition.split(large, window)) == 1 + 5 + comb(5, 2)
+    assert len(partition.split(small, HUGE)) == len(partition.split(large, HUGE)) == 1 + 5 + comb(5, 2)
 
 
 def cross(nodes: list[tuple[float, float]], outgoing: list[float]) -> nn.Sequential:
@@ -214,19 +225,19 @@ class Block(nn.Module):
 
 def random_plane(shape: tuple[int, ...], seed: int = 0) -> partition.Plane:
     stream = torch.Generator().manual_seed(seed)
-    return partition.Plane.through(*torch.randn(3, *shape, generator=stream).double())
+    return tuple(torch.randn(3, *shape, generator=stream).double())
 
 
 def lifted(plane: partition.Plane, points: np.ndarray) -> torch.Tensor:
-    s, t = torch.from_numpy(points).T[:, :, *[None] * plane.origin.dim()]
-    return plane.origin + s * plane.first + t * plane.second
+    origin, first, second = plane
+    s, t = torch.from_numpy(points).T[:, :, *[None] * origin.dim()]
+    return origin + s * (first - origin) + t * (second - origin)
 
 
 NETWORKS = {
     "residual": (Block, (2, 5, 5)),
     "max pooling": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), (1, 6, 6)),
     "padded pooling": (lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(9, 2)), (1, 5, 5)),
-    "leaky": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.LeakyReLU(0.2), nn.Linear(8, 2)), (1, 3, 3)),
     "digits_cnn": (lambda: models.build("digits_cnn", channels=1, size=8, width=0.25), (1, 8, 8)),
     "pruned resnet8": (
         lambda: channels.keep(models.build("resnet8", channels=1, size=8, width=0.25), {"conv1": [0, 2]}, size=8),
@@ -250,7 +261,7 @@ def test_slices_of_image_networks_are_affine_in_every_region(name):
                 module.weight.data.normal_()
     network, plane = network.double().eval(), random_plane(shape)
     found = partition.split(network, ((-half, half), (-half, half)), plane)
-    assert found.area.sum() == pytest.approx(4 * half**2, rel=1e-9)
+    assert found.cells.area.sum() == pytest.approx(4 * half**2, rel=1e-9)
     assert len(found) > 10
     points = np.random.default_rng(0).uniform(-half, half, (60, 2))
     region = containing(found, points)
@@ -313,13 +324,171 @@ def test_a_layer_that_is_not_piecewise_affine_is_named(layer, name):
 
 def test_a_vision_transformer_is_refused():
     with pytest.raises(CompanionError, match="Layer|cannot be followed"):
-        partition.split(models.build("vit_b_16", size=32), BOX, random_plane((3, 32, 32)))
+        partition.split(models.build("vit_tiny"), BOX, random_plane((3, 32, 32)))
 
 
 def test_weights_that_are_not_finite_and_planes_without_directions_are_refused():
     network = mlp(2, 4, 1, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="two directions"):
-        partition.split(network, BOX, partition.Plane.through(*torch.zeros(3, 2)))
+        partition.split(network, BOX, tuple(torch.zeros(3, 2)))
     network[0].weight.data[0, 0] = torch.nan
     with pytest.raises(CompanionError, match="0.weight of the network is not finite"):
         partition.split(network, BOX)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_generic_lines_make_as_many_cells_as_the_arrangement_formula_says(k):
+    assert len(cut(generic(k))) == 1 + k + comb(k, 2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_lines_through_one_point_make_two_cells_each(k):
+    angles = np.pi * (np.arange(k) + 0.3) / k
+    assert len(cut(np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)[None], OFF_CENTRE)) == 2 * k
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_parallel_lines_make_one_more_cell_than_lines(k):
+    lines = np.tile([3.0, -4.0, 0.0], (1, k, 1))
+    lines[0, :, 2] = np.linspace(-1, 1, k)
+    assert len(cut(lines, OFF_CENTRE)) == k + 1
+
+
+def test_scaled_and_flipped_copies_of_a_line_make_no_slivers():
+    lines = generic(5)
+    copies = np.concatenate([lines, 3.7 * lines[:, :1], -2 * lines[:, 1:2]], 1)
+    assert len(cut(lines)) == len(cut(copies)) == 16
+
+
+def test_more_lines_than_a_cell_has_corners_keep_area_and_orientation():
+    cells = cut(generic(60), OFF_CENTRE)
+    assert cells.area.sum() == pytest.approx(16, rel=1e-12)
+    assert (cells.area > 0).all()
+    assert cells.count.max() > 6
+
+
+def test_cells_are_on_one_side_of_every_line():
+    lines = generic(30)
+    cells = cut(lines, OFF_CENTRE)
+    height = cells.corners @ lines[0, :, :2].T + lines[0, :, 2]
+    assert ((height > -1e-8).all(1) | (height < 1e-8).all(1)).all()
+
+
+def test_edges_carry_the_line_that_drew_them():
+    lines = generic(20)
+    ends, labels, _ = cut(lines, OFF_CENTRE).edges()
+    inner = labels >= 0
+    drawn = lines[0, labels[inner]]
+    height = (ends[inner] * drawn[:, None, :2]).sum(2) + drawn[:, 2:]
+    assert np.abs(height).max() < 1e-9
+    sides = {-1: (1, -1.0), -2: (0, 2.0), -3: (1, 3.0), -4: (0, -2.0)}
+    for label, (axis, value) in sides.items():
+        assert np.abs(ends[labels == label][:, :, axis] - value).max() < 1e-12
+
+
+def test_each_cell_is_cut_by_its_own_lines_alone():
+    two = partition.subdivide(partition.rectangle(OFF_CENTRE), np.array([[[1.0, 0, 0]]]), 0)[0]
+    own = np.array([[[0, 1.0, -1]], [[1.0, 0, 9]]])  # crosses the first cell; passes outside both
+    pieces, parent = partition.subdivide(two, own, 1)
+    assert sorted(parent.tolist()) == [0, 0, 1]
+    assert pieces.area[parent == 1] == pytest.approx(8)
+
+
+def test_a_function_that_is_rounding_noise_draws_no_line():
+    lines = np.array([[[1.0, 2.0, 0.5], [1e-17, -1e-17, 1e-18], [0, 0, 0]]])
+    assert len(cut(lines, OFF_CENTRE)) == 2
+    value, flat = partition.at_centre(partition.rectangle(OFF_CENTRE), lines)
+    assert flat.tolist() == [[False, True, True]]
+    assert value[0, 1] == 0
+
+
+@pytest.mark.parametrize("window", [((0, 0), (0, 1)), ((1, 0), (0, 1)), ((0, np.nan), (0, 1)), ((0, 1),)])
+def test_a_window_without_area_is_refused_in_a_sentence(window):
+    with pytest.raises(ValueError, match="low < high"):
+        partition.rectangle(window)
+
+
+def test_a_square_bends_at_its_corners_and_not_at_a_joint():
+    found = np.unique(partition.bends(SQUARE, 1e-9).round(9), axis=0)
+    assert found.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert partition.length(SQUARE) == 4
+    assert len(partition.bends(SQUARE[:1], 1e-9)) == len(partition.bends(SQUARE[:0], 1e-9)) == 0
+
+
+def test_distances_from_segments_are_those_of_geometry():
+    points = np.array([[0.5, -1], [2, 2], [0.5, 0.5], [1, 0.2]])
+    assert partition.distance(points, SQUARE) == pytest.approx([1, np.sqrt(2), 0.5, 0])
+    assert np.isinf(partition.distance(points, SQUARE[:0])).all()
+
+
+def test_samples_stand_for_the_whole_length_and_a_shift_moves_what_it_moves():
+    points, weight = partition.sampled(SQUARE, 0.01)
+    assert weight.sum() == pytest.approx(4)
+    assert partition.distance(points, SQUARE).max() < 1e-12
+    assert partition.moved_length(SQUARE, SQUARE, 0.01) == 0
+    assert partition.moved_length(SQUARE, SQUARE + [0.2, 0], 0.01) == pytest.approx(2 + 2 * 0.2, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_deep_lines_and_the_boundary_bend_only_on_earlier_lines(seed):
+    found = partition.split(mlp(2, 12, 12, 12, 2, rng=np.random.default_rng(seed)), BOX)
+    earlier = np.zeros((0, 2, 2))
+    total = 0
+    for layer in range(3):
+        lines = found.lines(layer)
+        bent = np.concatenate([partition.bends(line, 1e-9) for line in lines.values()])
+        if layer == 0:
+            assert len(bent) == 0
+        elif len(bent):
+            assert partition.distance(bent, earlier).max() < 1e-8
+        total += len(bent)
+        earlier = np.concatenate([earlier, *lines.values()])
+    whole = partition.level_set(found, 0, 1)
+    assert total > 20
+    if len(bent := partition.bends(whole, 1e-9)):
+        assert partition.distance(bent, earlier).max() < 1e-8
+
+
+def test_a_bend_off_every_earlier_line_would_be_seen():
+    found = partition.split(mlp(2, 12, 12, 1, rng=np.random.default_rng(0)), BOX)
+    bent = np.concatenate([partition.bends(line, 1e-9) for line in found.lines(1).values()])
+    earlier = np.concatenate(list(found.lines(0).values()))
+    assert partition.distance(bent + 0.01, earlier).max() > 1e-3
+
+
+def test_the_cross_has_four_arms():
+    boundary = partition.split(cross(AXES, [1, 1, -1, -1]), ((-5, 5), (-5, 5))).boundary
+    assert partition.arms(boundary, 4.0) == 4
+
+
+def test_nothing_changes_if_nothing_is_pruned():
+    network = mlp(2, 8, 8, 2, rng=np.random.default_rng(0))
+    assert partition.change(network, copy.deepcopy(network), BOX) == {
+        "maps": 0,
+        "codes": 0,
+        "decision": 0,
+        "boundary": 0,
+    }
+
+
+def test_changes_of_a_network_with_known_maps():
+    before = cross(AXES, [1, 1, -1, -1])
+    after = copy.deepcopy(before)
+    after[2].weight.data *= 2  # maps double, lines and decisions stay
+    assert partition.change(before, after, BOX) == pytest.approx({"maps": 1, "codes": 0, "decision": 0, "boundary": 0})
+    dropped = copy.deepcopy(before)
+    dropped[0].weight.data[3] = 0
+    found = partition.change(before, dropped, BOX)
+    assert found["decision"] == pytest.approx(0.25)  # T8 on the exact partition
+    assert found["codes"] == 0  # what is left of the lines stays where it was
+    assert found["maps"] == pytest.approx(0.5 / np.sqrt(2))
+
+
+def test_the_overlay_decides_otherwise_where_samples_do():
+    rng = np.random.default_rng(1)
+    first, second = mlp(2, 8, 8, 3, rng=rng), mlp(2, 8, 8, 3, rng=rng)
+    points = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0)).double() * 4 - 2
+    share = (first(points).argmax(1) != second(points).argmax(1)).double().mean().item()
+    both = partition.split(partition.Pair(first, second), BOX)
+    assert partition.decided_otherwise(both) == pytest.approx(share, abs=0.005)
+    assert isinstance(partition.Pair(first, second), nn.Module)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,8 +10,7 @@ from torch import nn
 from lib import channels, models
 from lib.parameters import SCORES
 from lib.provenance import CompanionError
-from lib.spline import measures as spline
-from lib.spline import selection
+from lib.spline import measures, selection
 from lib.study import generator
 
 
@@ -51,7 +51,7 @@ def test_two_bundles_leave_two_survivors():
 def test_opposite_nodes_are_twins_without_a_sign_only():
     found = selection.layers(network([[1, 0, 0], [-1, 0, 0], [0.6, 0.8, 0.5]], [1, 1, 1]))
     assert selection.choose(found, 0.34, "normalised")[0][1] in (0, 1)
-    scores = spline.redundancy(found[0].weights, found[0].biases, "signed")
+    scores = measures.redundancy(found[0].weights, found[0].biases, "signed")
     assert scores[0, 1] == 2
 
 
@@ -148,8 +148,8 @@ def test_the_network_given_is_left_alone():
     assert channels.find(model, 8).dense.tolist() == [len(own) for own in selection.layers(model, 8)]
 
 
-@pytest.mark.parametrize("quota", [[7, 4], 12])
-def test_greedy_removal_takes_the_closest_pair_of_what_is_left_each_time(quota):
+@pytest.mark.parametrize(("room", "total"), [([7, 4], 11), ([11, 8], 12)])
+def test_greedy_removal_takes_the_closest_pair_of_what_is_left_each_time(room, total):
     stream = torch.Generator().manual_seed(4)
     found, scores = [], []
     for nodes in (12, 9):
@@ -159,9 +159,8 @@ def test_greedy_removal_takes_the_closest_pair_of_what_is_left_each_time(quota):
         rough = torch.randint(6, (nodes, nodes), generator=stream).double()  # with many ties
         scores.append(rough + rough.T)
     left = [set(range(len(layer))) for layer in found]
-    room = [len(layer) - 1 for layer in found] if isinstance(quota, int) else list(quota)
-    dropped = selection.twins(found, scores, quota)
-    assert len(dropped) == (quota if isinstance(quota, int) else sum(quota))
+    dropped, room = selection.twins(found, scores, room, total), list(room)
+    assert len(dropped) == total
     for layer, gone, kept in dropped:
         pairs = {
             k: min(float(scores[k][a, b]) for a in left[k] for b in left[k] if a != b) for k in (0, 1) if room[k] > 0
@@ -171,3 +170,40 @@ def test_greedy_removal_takes_the_closest_pair_of_what_is_left_each_time(quota):
         assert strength[0] >= strength[1] and {gone, kept} <= left[layer]
         left[layer].discard(gone)
         room[layer] -= 1
+
+
+NAMED = {
+    "vgg16": ({"width": 0.125}, 13, 12 + 1),
+    "preresnet101": ({"width": 0.25}, 11 * 3 * 3 + 1, 11 * 3 * 2),
+    "resnet18": ({}, 20, 8),
+    "alexnet-ungrouped": ({}, 5, 5 + 2),
+    "resnet20": ({"width": 0.5}, 19, 9),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_network_is_coded_compared_and_pruned(name):
+    options, coded, prunable = NAMED[name]
+    model, other = (models.build(name, **options, seed=seed).eval() for seed in (0, 1))
+    probes = torch.randn(2, 3, 32, 32, generator=generator(0, "probes"))
+    codes = [measures.activation_codes(network, probes) for network in (model, other)]
+    assert len(codes[0].names) == coded
+    distance = measures.code_distance(*codes)
+    assert ((0 < distance) & (distance < 1)).all()
+    found = selection.layers(model)
+    assert len(found) == prunable
+    method = "magnitude" if name.startswith("alexnet") else "signed"  # all pairs of 4,096 nodes take too long here
+    small = selection.remove(model, 0.5, method).eval()
+    modules = dict(small.named_modules())
+    assert [len(modules[own.name].weight) for own in found] == [len(own) - len(own) // 2 for own in found]
+    with torch.no_grad():
+        assert np.isfinite(small(probes).numpy()).all()
+    assert models.count_parameters(small) < models.count_parameters(model)
+
+
+def test_alexnet_is_coded_in_its_five_convolutions_and_its_groups_are_refused():
+    model = models.build("alexnet").eval()
+    codes = measures.activation_codes(model, torch.randn(1, 3, 32, 32, generator=generator(0, "probes")))
+    assert len(codes.names) == 5
+    with pytest.raises(ValueError, match="ungrouped and depthwise"):
+        selection.layers(model)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from lib import baselines as dense_networks
-from lib import data, training
-from lib.spline import measures as spline
-from lib.spline import trials
+from lib import baselines, data, models, training
+from lib.provenance import CompanionError
+from lib.spline import measures, trials
 from lib.store import plain
 
 SPEC = {
@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def row(folder):
-    return trials.searches(folder).run([SPEC]).iloc[0]
+    return trials.study("searches", folder).run([SPEC]).iloc[0]
 
 
 def test_a_search_keeps_distances_and_losses_of_every_epoch(row):
@@ -44,19 +44,19 @@ def test_its_network_can_be_taken_up_at_any_epoch(folder, row):
     dataset = trials.loaded(SPEC, "cpu")
     last, first = (trials.snapshot(SPEC, epoch, dataset, folder, "cpu") for epoch in (6, 0))
     assert trials.accuracy(last, dataset) == row["test_accuracy"]
-    fresh = dense_networks.build(SPEC, dataset)
+    fresh = baselines.build(SPEC, dataset)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), fresh.parameters(), strict=True))
-    codes = [spline.activation_codes(model, trials.probes(dataset, 3)["canvas"]) for model in (last, first)]
-    assert spline.code_distance(*codes).mean() > 0.05
+    codes = [measures.activation_codes(model, trials.probes(dataset, 3)["canvas"]) for model in (last, first)]
+    assert measures.code_distance(*codes).mean() > 0.05
 
 
 def test_the_rate_falls_at_a_half_and_three_quarters_and_phases_join(monkeypatch):
     seen = []
     monkeypatch.setattr(training, "fit", lambda model, dataset, **options: seen.append(options))
     dataset = trials.loaded(SPEC, "cpu")
-    trials.train(None, dataset, SPEC | {"epochs": 8}, 0, 8, 8, "x")
-    trials.train(None, dataset, SPEC, 3, 8, 8, "x")
-    trials.train(None, dataset, SPEC | {"rate": 0.01}, 0, 8, 8, "x")
+    trials.train(None, dataset, SPEC | {"epochs": 8}, range(8), 8, "x")
+    trials.train(None, dataset, SPEC, range(3, 8), 8, "x")
+    trials.train(None, dataset, SPEC | {"rate": 0.01}, range(8), 8, "x")
     assert [(o["epochs"], round(o["lr"], 6)) for o in seen] == [
         *((4, 0.05), (2, 0.005), (2, 0.0005)), *((1, 0.05), (2, 0.005), (2, 0.0005)), (8, 0.0005)
     ]  # fmt: skip
@@ -82,8 +82,10 @@ def test_probes_come_in_three_sets_and_the_canvas_mixes_two_classes():
 def test_a_penalty_on_scales_makes_them_smaller(folder, row):
     dataset = trials.loaded(SPEC, "cpu")
     penalised = SPEC | {"penalty": 0.1}
-    trials.searches(folder).run([penalised])
-    sizes = [trials._scales(trials.snapshot(s, 6, dataset, folder, "cpu")).abs().mean() for s in (SPEC, penalised)]
+    trials.study("searches", folder).run([penalised])
+    networks = [trials.snapshot(s, 6, dataset, folder, "cpu") for s in (SPEC, penalised)]
+    norms = [[m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)] for network in networks]
+    sizes = [torch.cat(scales).abs().mean() for scales in norms]
     assert sizes[1] < 0.9 * sizes[0]
 
 
@@ -118,5 +120,83 @@ def test_the_middle_of_a_slice_is_where_the_decision_first_changes():
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2, bias=False))
     head[1].weight.data = torch.tensor([[1.0], [-1.0]])
     first, second = torch.full((1, 1, 1), 1.0), torch.full((1, 1, 1), -3.0)
-    assert trials._change(head, first, second) == pytest.approx(0.25, abs=1e-3)
-    assert trials._change(head, first, first) == 0.5
+    assert trials.decision_change(head, first, second) == pytest.approx(0.25, abs=1e-3)
+    assert trials.decision_change(head, first, first) == 0.5
+
+
+TICKET = SPEC | {"ratio": 0.5, "method": "magnitude", "draw": 2}
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    folder, rows = tmp_path_factory.mktemp("runs"), {}
+
+    def run(name: str, **options) -> dict:
+        key = (name, *options.items())
+        if key not in rows:
+            rows[key] = trials.ticket(TICKET | {"arm": name} | options, "cpu", Path("unused"), folder=folder)
+        return rows[key]
+
+    return run
+
+
+def forward(width: float) -> int:
+    return measures.forward_flops(models.build("digits_cnn", channels=1, size=8, width=width), (1, 8, 8))
+
+
+def test_a_ticket_costs_its_search_its_rest_and_its_detector(arm):
+    dense, small = forward(0.25), forward(0.125)
+    wanted = 3 * 64 * (2 * dense + 4 * small) + 2 * 9 * dense
+    assert arm("ticket")["flops"] == arm("ticket")["ticket_flops"] == arm("reinit")["flops"] == wanted
+    assert arm("ticket")["trained_epochs"] == 4
+    assert arm("ticket")["dense_flops"] == 3 * 64 * 6 * dense
+    assert arm("ticket")["parameters"] <= models.count_parameters(
+        models.build("digits_cnn", channels=1, size=8, width=0.125)
+    )
+
+
+def test_rivals_cost_what_they_train(arm):
+    dense, small = 3 * 64 * forward(0.25), 3 * 64 * forward(0.125)
+    assert arm("end")["flops"] == arm("rewound")["flops"] == 6 * dense + 6 * small
+    assert arm("late")["flops"] == 6 * dense + 4 * small
+    assert arm("snip")["flops"] == 6 * dense
+
+
+@pytest.mark.parametrize("name", ["scratch", "short"])
+def test_matched_arms_use_the_operations_of_the_ticket(arm, name):
+    epoch = 3 * 64 * forward(0.25 if name == "short" else 0.125)
+    assert abs(arm(name)["flops"] - arm(name)["ticket_flops"]) <= epoch / 2
+
+
+def test_layerwise_pretraining_is_paid_for(arm):
+    row = arm("layerwise")
+    assert abs(row["flops"] / row["ticket_flops"] - 1) < 0.35  # one epoch of each layer may exceed a quarter
+
+
+def test_snip_removes_single_weights_that_stay_away(arm):
+    dataset = trials.loaded(SPEC, "cpu")
+    model = baselines.build(SPEC, dataset)
+    trials.snip(model, 0.5, dataset, 0)
+    layers = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    masks = [weight != 0 for weight in layers]
+    total = sum(mask.numel() for mask in masks)
+    assert sum(int(mask.sum()) for mask in masks) == total - int(0.5 * total)
+    trials.train(model, dataset, SPEC, range(1), 1, "x")
+    assert all((weight[~mask] == 0).all() for weight, mask in zip(layers, masks, strict=True))
+    assert all((weight[mask] != 0).all() for weight, mask in zip(layers, masks, strict=True))
+
+
+def test_rewound_tickets_start_from_the_weights_of_epoch_0(arm, monkeypatch):
+    arm("ticket")
+    seen = []
+    monkeypatch.setattr(trials, "train", lambda model, *a: seen.append(model.features[0].weight.detach().clone()))
+    arm("rewound", ratio=0.25)
+    start = baselines.build(SPEC, trials.loaded(SPEC, "cpu")).features[0].weight
+    assert all(any(torch.equal(row, other) for other in start) for row in seen[0])
+
+
+def test_fresh_weights_differ_by_arm_and_unknown_arms_are_refused(arm):
+    with pytest.raises(CompanionError, match="arm 'tickets'.*ticket"):
+        arm("tickets")
+    with pytest.raises(CompanionError, match="without shortcuts"):
+        trials.pretrain(models.build("resnet8"), None, SPEC, 1.0)
