@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "measures": [
+            "JOINT2",
             "approximate",
             "correlation_loss",
             "effective_norm_loss",
