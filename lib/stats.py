@@ -3,6 +3,7 @@
 A resampling takes a seed, or a numpy generator where several share one stream of draws.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -265,3 +266,25 @@ def _middles(changes: np.ndarray) -> np.ndarray:
 def _pooled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+
+
+def share_estimate(good: Sequence[bool]) -> dict[str, float]:
+    """A share with its `wilson` interval: `value`, `low`, `high`, `n`, as `Ledger.enter` takes them."""
+    low, high = wilson(np.sum(good), len(good))
+    return {"value": float(np.mean(good)), "low": low, "high": high, "n": len(good)}
+
+
+def sign_flip_p(differences: Sequence[float], *, seed: Seed = 0, draws: int = 4095) -> float:
+    """Two-sided p of a mean of paired differences, whose signs are exchangeable if there is no effect.
+
+    All flips are counted up to 12 differences, `draws` random ones beyond. NaN without differences.
+    """
+    values = np.asarray(differences, dtype=float)
+    if not len(values):
+        return np.nan
+    if exact := len(values) <= 12:
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(draws, len(values)))
+    reached = np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)
+    return float(reached.mean() if exact else (1 + reached.sum()) / (1 + draws))
