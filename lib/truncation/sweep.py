@@ -89,7 +89,7 @@ class LayerSweep:
         together = together or TOGETHER[images.device.type]
         interpreter = fx.Interpreter(self.graph)
         interpreter.args_iter = iter((images.contiguous(memory_format=torch.channels_last),))
-        _run(interpreter, self.before)
+        _run(interpreter, self.before, self.kept)
         kept = {node: interpreter.env[node] for node in self.kept}
         if not all(isinstance(value, Tensor) for value in kept.values()):
             together = 1  # a number that counts images would be wrong for several copies of them
@@ -153,12 +153,14 @@ def _fold_batch_norms(graph: fx.GraphModule, kept: fx.Node) -> None:
     graph.recompile()
 
 
-def _run(interpreter: fx.Interpreter, nodes: list[fx.Node]) -> object:
-    """Run nodes in order and return the last value; values are dropped after their last use in the network."""
+def _run(interpreter: fx.Interpreter, nodes: list[fx.Node], kept: Sequence[fx.Node] = ()) -> object:
+    """Run nodes in order and return the last value; others are dropped after their last use, unless kept."""
+    last_use = {argument: node for node in nodes for argument in node.all_input_nodes if argument not in kept}
     for node in nodes:
         interpreter.env[node] = value = interpreter.run_node(node)
-        for done in interpreter.user_to_last_uses.get(node, ()):
-            interpreter.env.pop(done, None)
+        for argument in node.all_input_nodes:
+            if last_use.get(argument) is node:
+                interpreter.env.pop(argument, None)
     return value
 
 

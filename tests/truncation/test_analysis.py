@@ -1,11 +1,32 @@
 """Paper 2's statistics give what they say on tables whose answers are known."""
 
+import math
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 
 from lib.truncation import analysis
-from tests.truncation_rows import row
+
+ENTRIES = [  # method, cut, rank, target, relative error, wrong, wrong in even places, loss
+    ("dense", "", 0, 0.0, 0.0, 10, 4, 0.5),
+    ("zero", "", 0, 0.0, 1.0, 90, 45, 3.0),
+    ("cut", "OUT", 1, 0.0, 0.8, 30, 14, 1.5),
+    ("cut", "OUT", 2, 0.0, 0.4, 10, 4, 0.6),
+    ("cut", "KH", 1, 0.0, 0.6, 11, 5, 0.7),
+]
+
+
+def row(layer="a", **change):
+    """A row as `truncation_trials.truncate_layer` returns it, with one entry a kernel."""
+    names = "method cut rank target relative_error wrong wrong_even loss".split()
+    lists = {name: [entry[k] for entry in ENTRIES] for k, name in enumerate(names)}
+    lists |= {"norm_loss": [1 - math.sqrt(1 - e**2) for e in lists["relative_error"]], "draw": [0] * 5, "kl": [0.0] * 5}
+    lists |= {"effective_norm_loss": lists["norm_loss"], "lost": [0] * 5, "gained": [0] * 5}
+    known = {"status": "done", "network": "net", "dataset": "set", "layer": layer, "n": 200, "shape": [8, 4, 3, 3]}
+    return known | lists | change
 
 
 def test_points_are_differences_from_the_dense_kernel_of_the_same_row():
@@ -86,11 +107,6 @@ def test_best_forms_are_read_on_other_images_than_they_were_chosen_on():
     assert (found["other form"], found["as cp"], found["CP"]) == (3.0, 1.0, 7.0)
 
 
-def test_share_has_wilsons_interval():
-    found = analysis.share([True, True, False])
-    assert (found["value"], found["n"]) == (pytest.approx(2 / 3), 3) and 0 < found["low"] < 0.66 < found["high"] < 1
-
-
 def test_trains_get_the_mean_tolerance_of_the_cuts_they_make():
     keys = {"case": "c", "seed": 0, "layer": "a"}
     limits = pd.DataFrame([keys | {"cut": c, "tolerance": t} for c, t in (("OUT", 0.2), ("OUT.KH", 0.4), ("IN", 0.6))])
@@ -127,13 +143,6 @@ def test_the_weakest_of_several_must_exceed_alone():
     assert analysis.weakest(found) == {"value": 1.5, "low": 1, "high": 3, "n": 7}
 
 
-def test_sign_flips_are_counted_exactly_for_few_and_drawn_for_many():
-    assert analysis.sign_flip_p([1, 2, 3]) == 2 / 8
-    assert analysis.sign_flip_p([1, -1]) == 1
-    assert analysis.sign_flip_p(np.ones(30)) == pytest.approx(1 / 4096)
-    assert analysis.sign_flip_p([1, -1] * 15) == pytest.approx(1)
-
-
 def test_a_control_that_is_made_on_cuts_is_compared_with_truncations_on_these():
     entries = [("graded", cut, layer, drop) for layer in "ab" for cut, drop in (("OUT", 1.0), ("KH", 5.0))]
     entries += [("noise", None, layer, 4.0) for layer in "ab"] + [("random short", "OUT", layer, 3.0) for layer in "ab"]
@@ -151,3 +160,150 @@ def test_controls_are_judged_layer_by_layer_and_corrected_together():
     assert found.loc["noise", ["value", "low", "high"]].tolist() == [2, 2, 2]
     assert found["n"].tolist() == [6, 5] and found.loc["shrunk", "value"] == pytest.approx(0.2)
     assert found.loc["noise", "p"] == pytest.approx(2 / 64) and found.loc["noise", "p_holm"] == pytest.approx(4 / 64)
+
+
+def test_tolerance_lies_where_the_line_between_two_ranks_crosses_one_point():
+    assert analysis.first_crossing([0.8, 0.4], [3.0, 0.0]) == (pytest.approx(0.4 + 0.4 / 3), False)
+    assert analysis.first_crossing([0.5], [2.0]) == (pytest.approx(0.25), False)
+
+
+def test_a_pair_that_never_drops_is_censored_at_its_largest_error():
+    assert analysis.first_crossing([0.3, 0.7, 0.5], [0.2, 1.0, -1.0]) == (0.7, True)
+
+
+def test_the_first_crossing_counts_even_if_accuracy_comes_back():
+    assert analysis.first_crossing([0.2, 0.4, 0.6], [0.0, 2.0, 0.0]) == (pytest.approx(0.3), False)
+
+
+def test_tolerances_name_idle_layers_and_what_a_cut_can_lose():
+    rows = [row("a"), row("idle", wrong=[10, 12, 10, 10, 10])]
+    found = analysis.tolerances(analysis.points(pd.DataFrame(rows))).set_index(["layer", "cut"])
+    assert not found.loc[("a", "OUT"), "idle"] and found.loc[("idle", "OUT"), "idle"]
+    assert found.loc[("a", "OUT"), "tolerance"] == pytest.approx(0.44)
+    assert found.loc[("a", "KH"), "censored"] and found.loc[("a", "KH"), "tolerance"] == pytest.approx(0.6)
+    assert found.loc[("a", "KH"), ["largest_norm", "largest_error"]].tolist() == pytest.approx([0.2, 0.6])
+    assert found.loc[("a", "KH"), "tolerated_norm"] == pytest.approx(0.2)
+
+
+def test_the_lowest_harmless_rank_has_only_harmless_ranks_above_it():
+    entries = [("OUT", 8, 0.0), ("OUT", 4, 2.0), ("OUT", 2, 0.5), ("IN", 8, 1.0), ("IN", 4, 0.0), ("KH", 2, 1.1)]
+    keys = {"case": "c", "network": "n", "dataset": "d", "seed": 0, "layer": "a", "method": "cut"}
+    table = pd.DataFrame([keys | {"cut": c, "rank": r, "drop": d} for c, r, d in entries])
+    found = analysis.lowest_ranks(table).set_index("cut")["rank"].to_dict()
+    assert found == {"OUT": 8, "IN": 4}
+
+
+def tolerated(values, idle=False):
+    cells = product("abcd", ("OUT", "IN", "KH"))
+    table = [
+        {"case": "c", "seed": 0, "layer": layer, "cut": cut, "shape": "8x8x3x3", "tolerance": value, "idle": idle}
+        | {"largest_error": 0.9, "censored": False}
+        for (layer, cut), value in zip(cells, values, strict=True)
+    ]
+    return pd.DataFrame(table)
+
+
+def test_shares_count_pairs_and_layers_and_idle_layers_against():
+    table = tolerated([0.6, 0.6, 0.1] * 2 + [0.6, 0.1, 0.1] * 2)
+    assert analysis.share_tolerating(table) == 0.5
+    assert analysis.share_with_several(table) == 0.5
+    assert analysis.share_tolerating(table.assign(idle=True)) == 0
+    assert math.isnan(analysis.share_with_several(table.assign(shape="8x8x1x1")))
+
+
+def test_intervals_draw_layers_with_all_their_cuts():
+    same = analysis.over_layers(tolerated([0.6, 0.6, 0.1] * 4), analysis.share_tolerating)
+    assert same == {"value": pytest.approx(2 / 3), "low": pytest.approx(2 / 3), "high": pytest.approx(2 / 3), "n": 4}
+    mixed = analysis.over_layers(tolerated([0.6] * 6 + [0.1] * 6), analysis.share_tolerating)
+    assert mixed["value"] == 0.5 and mixed["low"] == 0 and mixed["high"] == 1
+    assert mixed == analysis.over_layers(tolerated([0.6] * 6 + [0.1] * 6), analysis.share_tolerating)
+
+
+def test_several_cuts_of_a_layer_that_is_drawn_twice_are_not_added_up():
+    one = tolerated([0.6, 0.1, 0.1] * 4)
+    assert analysis.share_with_several(pd.concat([one, one])) == 0
+
+
+def test_chosen_ranks_are_judged_by_other_images():
+    keys = {"case": "c", "seed": 0, "layer": "a"}
+    chosen = pd.DataFrame([keys | {"cut": c, "rank": 2, "drop": 0.0, "relative_error": 0.6} for c in ("OUT", "IN")])
+    read = pd.DataFrame([keys | {"method": "cut", "cut": c, "drop": d} for c, d in (("OUT", 0.5), ("IN", 1.5))])
+    limits = pd.DataFrame([keys | {"cut": c, "idle": False, "largest_error": 0.9} for c in ("OUT", "IN")])
+    found = analysis.read_again(chosen, read, limits).set_index("cut")
+    assert found["harmless"].to_dict() == {"OUT": True, "IN": False}
+    assert found["tolerance"].to_dict() == {"OUT": 0.6, "IN": 0.0}
+    assert found["drop_read"].to_dict() == {"OUT": 0.5, "IN": 1.5}
+
+
+def test_what_rank_one_does_not_lose_is_no_evidence_either_way():
+    table = tolerated([0.6, 0.6, 0.3] * 4)
+    short = table.assign(largest_error=[0.9, 0.9, 0.4] * 4)
+    assert analysis.share_tolerating(table) == pytest.approx(2 / 3) and analysis.share_tolerating(short) == 1
+    one_left = table.assign(largest_error=[0.9, 0.4, 0.4] * 4)
+    assert analysis.share_with_several(short) == 1 and math.isnan(analysis.share_with_several(one_left))
+    losses = table.assign(tolerated_norm=[0.6, 0.1, 0.1] * 4, largest_norm=[0.7, 0.6, 0.2] * 4)
+    assert analysis.share_tolerating(losses, "tolerated_norm") == 0.5
+    assert math.isnan(analysis.share_tolerating(table.assign(largest_error=0.4)))
+
+
+def layered(values, predictor, censored=False, cut="OUT", case="c", shape="8x8x3x3"):
+    layers = [f"layer{k}" for k in range(len(values))]
+    table = pd.DataFrame({"layer": layers, "tolerance": values, "x": predictor, "censored": censored})
+    return table.assign(case=case, seed=0, cut=cut, shape=shape)
+
+
+def test_without_bounds_or_ties_the_concordance_is_kendalls_tau():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(2, 30))
+    found = analysis.concordance(layered(x + y, x), "x", "case", "cut")
+    assert found["value"] == pytest.approx(scipy_stats.kendalltau(x + y, x).statistic)
+    assert found["low"] < found["value"] < found["high"] and found["n"] == 30 and found["p"] < 0.02
+    assert found == analysis.concordance(layered(x + y, x), "x", "case", "cut")
+
+
+def test_a_bound_is_compared_only_with_what_is_known_to_lie_below_it():
+    table = layered([0.3, 0.5, 0.4], [1, 3, 2], censored=[False, False, True])
+    # known: 0.3 < 0.5 and 0.3 < at least 0.4; whether at least 0.4 is more or less than 0.5 is not
+    assert analysis.concordance(table, "x", "case", "cut")["value"] == 1
+    assert analysis.concordance(table.assign(x=[1, 3, 0]), "x", "case", "cut")["value"] == 0
+    tied = analysis.concordance(table.assign(x=[1, 3, 1]), "x", "case", "cut")
+    assert (tied["value"], tied["n"]) == (1, 2)
+    nothing = analysis.concordance(table.assign(censored=True), "x", "case", "cut")
+    assert math.isnan(nothing["value"]) and nothing["n"] == 0 and math.isnan(nothing["p"])
+
+
+def test_bounds_that_depend_on_the_predictor_make_no_correlation():
+    random = np.random.default_rng(1)
+    x, true = random.normal(size=600), random.uniform(0.2, 1, size=600)
+    bound = 0.8 - 0.15 * x  # the more compressible, the earlier the curve ends
+    table = layered(np.minimum(true, bound), x, censored=true > bound)
+    assert abs(analysis.concordance(table, "x", "case", "cut", resamples=2)["value"]) < 0.06
+    assert scipy_stats.spearmanr(table["tolerance"], x).statistic < -0.15
+
+
+def test_pairs_are_taken_within_strata():
+    apart = pd.concat([layered([0.3, 0.2], [1, 2], shape="a"), layered([0.8, 0.7], [11, 12], shape="b")])
+    apart["layer"] = list("wxyz")
+    assert analysis.concordance(apart, "x", "cut", "shape")["value"] == -1
+    assert analysis.concordance(apart, "x", "cut")["value"] == pytest.approx((4 - 2) / 6)
+    with pytest.raises(ValueError, match=r"^[^\n]+cut[^\n]+\.$"):
+        analysis.concordance(apart, "x", "shape")
+
+
+def test_cuts_that_repeat_one_layer_are_no_further_evidence():
+    random = np.random.default_rng(2)
+    values, x = random.uniform(size=(2, 8))
+    once = layered(values, x)
+    often = pd.concat([layered(values, x, cut=cut) for cut in ("OUT", "IN", "KH", "KW")])
+    first, second = (analysis.concordance(table, "x", "case", "cut") for table in (once, often))
+    assert first == second
+
+
+def test_the_p_of_an_unrelated_predictor_is_not_small_more_often_than_it_says():
+    found = []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        layers, x = random.normal(size=(2, 9))
+        table = pd.concat([layered(layers + 0.3 * random.normal(size=9), x, cut=cut) for cut in ("OUT", "IN", "KH")])
+        found.append(analysis.concordance(table, "x", "case", "cut", resamples=100)["p"])
+    assert np.mean(np.array(found) <= 0.05) <= 0.12  # exchanging single pairs gives about a fifth

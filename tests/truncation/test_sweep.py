@@ -11,7 +11,7 @@ from torchvision.models import VisionTransformer
 
 from lib import data, models
 from lib.data import Split, normalise
-from lib.truncation import sweep
+from lib.truncation import cuts, recovery, sweep, truncate
 
 # Network, its options, the shape of its images, and how many of its layers: every so many-th.
 CASES = {
@@ -171,26 +171,6 @@ def test_errors_loss_and_divergence_equal_those_of_whole_networks(digits, batch_
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-def test_fewer_kernels_are_run_side_by_side_where_memory_does_not_suffice(monkeypatch):
-    model = models.build("digits_cnn", channels=1, size=8, width=0.25).eval()
-    kernels, images = variants(model, "features.3", 7), gaussian(3, 1, 8, 8).float()
-    layer, sizes = sweep.LayerSweep(model, "features.3"), []
-    expected, rest = layer(images, kernels, together=1), sweep.LayerSweep._rest
-
-    def scarce(own, interpreter, kept, group):
-        sizes.append(len(group))
-        if len(group) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return rest(own, interpreter, kept, group)
-
-    monkeypatch.setattr(sweep.LayerSweep, "_rest", scarce)
-    torch.testing.assert_close(layer(images, kernels, together=8), expected)
-    assert sizes == [7, 4, 2, 2, 2, 1]
-    monkeypatch.setattr(sweep.LayerSweep, "_rest", lambda *_: scarce(*_[:3], [0] * 3))
-    with pytest.raises(torch.OutOfMemoryError):
-        layer(images, kernels, together=1)
-
-
 @pytest.mark.parametrize("layer", ("bn1", "layer1", "layer2.0.bn2"))
 def test_a_layer_without_a_kernel_is_refused_in_one_sentence(layer):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
@@ -232,3 +212,32 @@ def test_measuring_sizes_changes_nothing_in_the_model():
     sweep.input_sizes(model, (2, 1, 8, 8))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and not any(module._forward_pre_hooks for module in model.modules())
+
+
+NAMED = (  # network, form, pixels, layers: a large kernel, a 3x3, a 1x1 or linear one
+    ("vanilla_cnn", "cifar", 16, ("features.12", "classifier.0")),
+    ("resnet50", "imagenet", 32, ("conv1", "layer4.1.conv2", "layer3.2.conv3")),
+    ("vit_b_16", "imagenet", 32, ("conv_proj", "encoder.layers.encoder_layer_11.mlp.0")),
+)
+
+
+@pytest.mark.parametrize(("name", "form", "size", "layers"), NAMED)
+def test_a_named_network_is_truncated_layer_by_layer_and_as_a_whole(name, form, size, layers):
+    model = models.build(name, form=form, size=size).eval()
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(model.get_submodule(models.head_name(model)).weight, std=0.1, generator=generator)
+    images = torch.randint(256, (4, 3, size, size), generator=generator, dtype=torch.uint8)
+    split = data.Split(images, torch.arange(4))
+    dataset = data.Data(name, split, split, split, 10, 3, size, (0.5,) * 3, (0.25,) * 3, 4, True)
+    assert set(layers) <= set(sweep.layer_names(model)) <= set(sweep.input_sizes(model, (1, 3, size, size)))
+    x = data.normalise(images, dataset.mean, dataset.std)
+    for layer in layers:
+        kernel = sweep.kernel(model.get_submodule(layer))
+        assert len(cuts.applicable_cuts(kernel.shape)) == (1 if kernel.shape[2] == 1 else 7)
+        low = truncate(kernel, "OUT", 2)
+        with torch.no_grad():
+            first, changed = sweep.LayerSweep(model, layer)(x, [kernel, low])
+            assert torch.allclose(first, model(x), atol=1e-3)
+            weight = model.get_submodule(layer).weight
+            recovery.apply_plan(model, {"layers": [layer], "forms": ["OUT"], "ranks": [[2]]})
+            assert torch.allclose(weight.view(kernel.shape), low) and torch.allclose(changed, model(x), atol=1e-3)
