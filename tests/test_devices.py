@@ -176,7 +176,9 @@ def test_spectra_through_the_gram_matrix_equal_the_svd():
 def test_a_gpu_truncates_as_the_cpu_does(form):
     kernel = torch.randn(24, 16, 3, 3, generator=torch.Generator().manual_seed(0))
     if form == "cp":
-        draws = [cp.cp(one, 4, torch.Generator().manual_seed(0), 1, iterations=50).kernel() for one in (kernel, kernel.cuda())]
+        streams = (torch.Generator().manual_seed(0) for _ in range(2))
+        pairs = zip((kernel, kernel.cuda()), streams, strict=True)
+        draws = [cp.cp(one, 4, stream, 1, iterations=50).kernel() for one, stream in pairs]
         torch.testing.assert_close(draws[1].cpu(), draws[0], rtol=1e-6, atol=1e-8)
         return
     rank = {"tucker2": (8, 6), "tucker": (8, 6, 2, 2), "tt": (8, 10, 6)}.get(form, 2)
