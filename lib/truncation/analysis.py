@@ -107,33 +107,22 @@ def read_again(chosen: pd.DataFrame, read: pd.DataFrame, tolerated: pd.DataFrame
     return both.assign(tolerance=both["relative_error"].where(both["harmless"], 0.0))
 
 
-def testable(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> pd.DataFrame:
-    """The layers and cuts whose rank 1 loses at least `least`: no network could show that another tolerates as much.
+def tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> pd.Series:
+    """1 for each layer and cut that tolerates at least `least`, 0 for others and for idle layers.
 
-    The column is "tolerance" or "tolerated_norm". The choice depends on kernels and not on accuracies.
+    NaN where rank 1 loses less: such a pair could not show that it tolerates as much, whatever the network does. The
+    column is "tolerance" or "tolerated_norm".
     """
-    return table[table[REACH[column]] >= least]
+    good = (table[column] >= least) & ~table["idle"].astype(bool)
+    return good.astype(float).where(table[REACH[column]] >= least)
 
 
-def share_tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> float:
-    """Share of the `testable` layers and cuts that tolerate at least `least`; an idle layer counts against."""
-    able = (table[REACH[column]] >= least).to_numpy()
-    good = (table[column] >= least).to_numpy() & ~table["idle"].to_numpy(dtype=bool)
-    return float(good[able].mean()) if able.any() else math.nan
-
-
-def share_with_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -> float:
-    """Share of layers with at least `cuts` cuts that tolerate a relative error of `least`, an idle layer against.
-
-    Layers with fewer `testable` cuts, such as those of 1x1 kernels, are left out.
-    """
-    several = testable(table[~table["shape"].str.endswith("x1x1")], least=least)
-    pairs = pd.Series(_numbered(several, [*UNIT, "cut"]))
-    copies = pairs.groupby(pairs).cumcount().to_numpy()  # a layer drawn twice counts twice
-    units = _numbered(several.assign(copy=copies), [*UNIT, "copy"])
-    able = np.bincount(units) >= cuts
-    good = np.bincount(units, (several["tolerance"] >= least) & ~several["idle"]) >= cuts
-    return float(good[able].mean()) if able.any() else math.nan
+def tolerating_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -> pd.DataFrame:
+    """One row a layer, in `several` whether at least `cuts` of its cuts are `tolerating`; NaN where fewer could be."""
+    good = tolerating(table, least=least).mask(table["shape"].str.endswith("x1x1"))
+    counts = good.groupby([table[name] for name in UNIT], sort=False).agg(["sum", "count"])
+    several = (counts["sum"] >= cuts).astype(float).where(counts["count"] >= cuts)
+    return several.rename("several").reset_index()
 
 
 def concordance(table: pd.DataFrame, predictor: str, *strata: str, resamples: int = 1000) -> dict:
@@ -200,16 +189,12 @@ def _known_pairs(table: pd.DataFrame, strata: Sequence[str]) -> tuple[np.ndarray
 
 
 def _numbered(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Rows that agree in all columns get one number, in order of appearance; pandas' ngroup is slower."""
-    codes = np.zeros(len(table), dtype=int)
-    for column in columns:
-        one = pd.factorize(table[column])[0]
-        codes = codes * (one.max(initial=0) + 1) + one
-    return pd.factorize(codes)[0]
+    """Rows that agree in all columns get one number, in order of appearance."""
+    return table.groupby(list(columns), sort=False).ngroup().to_numpy() if columns else np.zeros(len(table), dtype=int)
 
 
-def over_layers(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]) -> dict:
-    """A statistic of a table with its percentile bootstrap interval, where layers are drawn with all their rows.
+def over_layers(table: pd.DataFrame, statistic: str | Callable[[pd.DataFrame], float]) -> dict:
+    """The mean of a column, or a statistic of a table, with the percentile bootstrap interval over whole layers.
 
     Returns:
         `value`, `low`, `high`, and `n` layers.
@@ -217,6 +202,8 @@ def over_layers(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float])
     groups = list(table.reset_index(drop=True).groupby(UNIT, sort=False).indices.values())
     if not groups:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
+    if isinstance(statistic, str):
+        table, statistic = table[statistic], lambda column: column.mean()
     draws = stats.resampled(
         lambda drawn: statistic(table.iloc[np.concatenate([groups[k] for k in drawn])]), len(groups), seed=0
     )
@@ -288,8 +275,7 @@ def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFra
     for name in controls:
         own = f"graded: {name}" if f"graded: {name}" in drops else "graded"
         both = drops.assign(difference=drops[name] - drops[own]).dropna(subset="difference")
-        found = over_layers(both, lambda t: t["difference"].mean())
-        table[name] = found | {"p": stats.sign_flip_p(both["difference"])}
+        table[name] = over_layers(both, "difference") | {"p": stats.sign_flip_p(both["difference"])}
     rows = pd.DataFrame(table).T.astype({"n": int})
     return rows.assign(p_holm=stats.holm(rows["p"]))
 

@@ -99,7 +99,7 @@ class CutSVD:
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """(m, rank) and (rank, n) with that kernel's matrix as product, of equal norm in each rank-one part."""
-        rank = checked_rank(rank, len(self.values), f"The {self.cut} cut of a {self.shape} kernel")
+        rank = checked_rank(rank, self.shape, self.cut)
         root = self.values[:rank].sqrt()
         return self.left[:, :rank] * root, root[:, None] * self.right[:rank]
 
@@ -112,10 +112,13 @@ class CutSVD:
         return int((self.errors() > error).sum()) + 1
 
 
-def checked_rank(rank: int, largest: int, name: str) -> int:
-    """The rank as an int, if it is one of 1 to `largest`; `name` is that of the matrix or form in the message."""
+def checked_rank(rank: int, shape: Sequence[int], cut: str) -> int:
+    """The rank as an int, if a kernel of this shape can have it on the cut."""
+    largest = min(matrix_shape(shape, cut))
     if rank not in range(1, largest + 1):
-        raise ValueError(f"{name} has ranks 1 to {largest}, not {rank}: choose one of those.")
+        raise ValueError(
+            f"The {cut} cut of a {tuple(shape)} kernel has ranks 1 to {largest}, not {rank}: choose another."
+        )
     return int(rank)
 
 
@@ -173,7 +176,7 @@ def projected_at_random(kernel: Tensor, cut: str, rank: int, generator: torch.Ge
     1 - rank / (length of that side).
     """
     matrix = unfold(checked(kernel), cut)
-    rank = checked_rank(rank, min(matrix.shape), f"The {cut} cut of a {tuple(kernel.shape)} kernel")
+    rank = checked_rank(rank, kernel.shape, cut)
     on_rows = (matrix.shape[0] <= matrix.shape[1]) == (side == "short")
     basis = torch.linalg.qr(normal((matrix.shape[0 if on_rows else 1], rank), generator).to(matrix)).Q
     projected = basis @ (basis.mT @ matrix) if on_rows else (matrix @ basis) @ basis.mT
@@ -202,7 +205,7 @@ def pruned(kernel: Tensor, error: float) -> Tensor:
 def smallest_kept(kernel: Tensor, cut: str, rank: int) -> Tensor:
     """Control N6: the kernel of a rank with the smallest singular values of a cut in place of the largest."""
     svd = cut_svd(kernel, cut)
-    rank = checked_rank(rank, len(svd.values), f"The {cut} cut of a {tuple(kernel.shape)} kernel")
+    rank = checked_rank(rank, kernel.shape, cut)
     return fold((svd.left[:, -rank:] * svd.values[-rank:]) @ svd.right[-rank:], cut, kernel.shape).to(kernel)
 
 

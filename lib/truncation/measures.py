@@ -116,7 +116,7 @@ def output_error(kernel: Tensor, truncated: Tensor, moment: Tensor) -> float:
 def truncate_outputs(kernel: Tensor, rank: int, moment: Tensor) -> Tensor:
     """The kernel of a rank on the OUT cut with least `output_error`: projected on its outputs' main directions."""
     matrix = unfold(checked(kernel), "OUT")
-    rank = checked_rank(rank, min(matrix.shape), f"The OUT cut of a {tuple(kernel.shape)} kernel")
+    rank = checked_rank(rank, kernel.shape, "OUT")
     main = torch.linalg.eigh(matrix @ moment @ matrix.mT).eigenvectors[:, -rank:]
     return fold(main @ (main.mT @ matrix), "OUT", kernel.shape).to(kernel)
 

@@ -43,9 +43,8 @@ def dense_specs(
         if name in enlarged:
             specs += [known[0] | LARGER | {"network": name, "seed": seed} for seed in range(seeds)]
             continue
-        first = baselines.find_baseline(name, known)
-        times = 1 if first["source"] == "public" else seeds
-        specs += [first, *(baselines.find_baseline(name, known, seed) for seed in range(1, times))]
+        times = 1 if baselines.find_baseline(name, known)["source"] == "public" else seeds
+        specs += [baselines.find_baseline(name, known, seed) for seed in range(times)]
     return specs
 
 

@@ -279,7 +279,7 @@ def test_a_random_kernel_keeps_the_norm_and_has_the_entropy_of_marchenko_pastur(
         lambda k: perturbed(k * math.nan, 0.1, seeded()),
         lambda k: pruned(k[0], 0.5),
         lambda k: smallest_kept(k, "OUT", 0),
-        lambda k: checked_rank(-1, 3, "A test"),
+        lambda k: checked_rank(-1, (4, 3, 3, 3), "OUT"),
     ),
 )
 def test_bad_arguments_are_refused_in_one_sentence(call):
