@@ -194,11 +194,7 @@ def _numbered(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def over_layers(table: pd.DataFrame, statistic: str | Callable[[pd.DataFrame], float]) -> dict:
-    """The mean of a column, or a statistic of a table, with the percentile bootstrap interval over whole layers.
-
-    Returns:
-        `value`, `low`, `high`, and `n` layers.
-    """
+    """The mean of a column, or a statistic of a table, with its bootstrap interval over whole layers; `n` layers."""
     groups = list(table.reset_index(drop=True).groupby(UNIT, sort=False).indices.values())
     if not groups:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
@@ -342,10 +338,7 @@ def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[in
     """Accuracy of the first minus the second in points, mean over pairs of retrainings, on the same n images.
 
     Both give the indices of the wrong images for each pair. The bootstrap draws pairs and images, each independently. A
-    single pair has no variation of its own, and its interval holds that of the images only.
-
-    Returns:
-        `value`, `low`, `high`, and `n`, the pairs.
+    single pair has no variation of its own, and its interval holds that of the images only. `n` counts pairs.
     """
     scores = np.zeros((len(first), n))
     for row, a, b in zip(scores, first, second, strict=True):

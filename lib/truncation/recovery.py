@@ -34,11 +34,9 @@ def plan_at_error(spectra: pd.DataFrame, form: str, error: float) -> dict:
     `spectra` are the rows of one network in `trials.spectra`. A layer to which the cut does not apply stays dense.
     """
     chosen = spectra[[set(form.split("+")) <= set(cuts) for cuts in spectra["cut"]]]
-    errors = [
-        [errors_of_ranks(torch.tensor(np.asarray(row[f"weights_{cut}"]))) for cut in form.split("+")]
-        for _, row in chosen.iterrows()
-    ]
-    ranks = [[int((lost > error).sum()) + 1 for lost in layer] for layer in errors]
+    columns = [f"weights_{cut}" for cut in form.split("+")]
+    weights = [[torch.tensor(row[name], dtype=torch.float64) for name in columns] for _, row in chosen.iterrows()]
+    ranks = [[int((errors_of_ranks(one) > error).sum()) + 1 for one in layer] for layer in weights]
     return {"layers": list(chosen["layer"]), "forms": [form] * len(chosen), "ranks": ranks}
 
 
@@ -62,16 +60,12 @@ def plan_at_share(spectra: pd.DataFrame, cut: str, budget: float) -> dict:
     return {"layers": list(chosen["layer"]), "forms": [cut] * len(chosen), "ranks": [[int(rank)] for rank in ranks]}
 
 
-def cheapest_plan(table: pd.DataFrame, cost: str, budget: int) -> dict:
-    """For each layer the cut and rank that together cost least within a number of parameters of all layers.
+def cheapest_plan(table: pd.DataFrame, cost: str, budget: float) -> dict:
+    """For each layer of one network the cut and rank that together cost least within a share of the parameters.
 
-    It is solved by a price on parameters (Lagrange); the rest of the budget goes, one layer at a time, where it lowers
-    the cost most for each parameter. An option that saves no parameters is replaced by the dense layer.
-
-    Args:
-        table: truncations of one network, as `analysis.points`.
-        cost: a column, such as `rise` or `squared_error`, added over layers.
-        budget: number of parameters.
+    The table holds truncations as `analysis.points`; the cost is a column, such as `rise`, added over layers. It is
+    minimised by a price on parameters (Lagrange). The rest of the budget goes, one layer at a time, where it lowers the
+    cost most for each parameter. An option that saves no parameters is replaced by the dense layer.
     """
     options = {}  # by layer: parameters, cost, cut and rank
     for layer, one in table[table["method"] == "cut"].groupby("layer", sort=False):
@@ -79,6 +73,7 @@ def cheapest_plan(table: pd.DataFrame, cost: str, budget: int) -> dict:
         sizes = [parameters(shape, entry.cut, entry.rank) for entry in one.itertuples()]
         listed = zip(sizes, one[cost].clip(lower=0.0), one["cut"], one["rank"], strict=True)
         options[layer] = [(math.prod(shape), 0.0, "", 0), *(one for one in listed if one[0] < math.prod(shape))]
+    budget = int(budget * sum(listed[0][0] for listed in options.values()))
     for price in np.geomspace(1e-9, 1e3, 600):
         chosen = {layer: min(listed, key=lambda o: o[1] + price * o[0]) for layer, listed in options.items()}
         if sum(option[0] for option in chosen.values()) <= budget:
@@ -95,37 +90,6 @@ def cheapest_plan(table: pd.DataFrame, cost: str, budget: int) -> dict:
     kept = {layer: option for layer, option in chosen.items() if option[2]}
     cuts, ranks = [option[2] for option in kept.values()], [[int(option[3])] for option in kept.values()]
     return {"layers": list(kept), "forms": cuts, "ranks": ranks}
-
-
-def competing_plans(
-    table: pd.DataFrame, spectra: pd.DataFrame, ranking: pd.Series, budgets: Sequence[float]
-) -> Iterator[tuple[str, float, dict]]:
-    """Name, budget and plan of four ways to spend a share of the parameters of all layers of one network.
-
-    "tolerance": least rise of the loss, measured layer by layer. "error": least squared relative error, without data.
-    "uniform" and "worst cut": equal shares on the cut that tolerates most, and on the one that tolerates least. All
-    spend the budget as far as whole ranks allow.
-
-    Args:
-        table: truncations of the network, as `analysis.points`.
-        spectra: its rows in `trials.spectra`.
-        ranking: tolerance by cut.
-        budgets: shares of the parameters.
-
-    Raises:
-        ValueError: for a layer without truncations.
-    """
-    if missing := set(spectra["layer"]) - set(table["layer"]):
-        raise ValueError(
-            f"A plan needs every layer swept, and {len(missing)} were not: take the network out of `steps`."
-        )
-    table = table.assign(squared_error=table["relative_error"] ** 2)
-    total = sum(math.prod(shape) for shape in spectra["shape"])
-    for budget in budgets:
-        yield "tolerance", budget, cheapest_plan(table, "rise", int(budget * total))
-        yield "error", budget, cheapest_plan(table, "squared_error", int(budget * total))
-        yield "uniform", budget, plan_at_share(spectra, ranking.idxmax(), budget)
-        yield "worst cut", budget, plan_at_share(spectra, ranking.idxmin(), budget)
 
 
 def saved(shapes: Mapping[str, Sequence[int]], plan: dict) -> int:

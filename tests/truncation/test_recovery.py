@@ -331,9 +331,9 @@ def test_cheapest_plan_spends_where_it_costs_least():
         [{"layer": n, "shape": "8x8x3x3", "method": "cut", "cut": c, "rank": r, "rise": v} for n, c, r, v in entries]
     )
     dense = 8 * 8 * 9
-    plan = recovery.cheapest_plan(table, "rise", dense + 200)
+    plan = recovery.cheapest_plan(table, "rise", (dense + 200) / (2 * dense))
     assert plan == {"layers": ["b"], "forms": ["OUT"], "ranks": [[1]]}
-    assert recovery.cheapest_plan(table, "rise", 2 * dense) == plan | {"ranks": [[4]]}  # smaller and free
+    assert recovery.cheapest_plan(table, "rise", 1) == plan | {"ranks": [[4]]}  # smaller and free
 
 
 def test_cheapest_plan_spends_what_a_price_leaves_over():
@@ -341,30 +341,5 @@ def test_cheapest_plan_spends_what_a_price_leaves_over():
     entries = [(n, r, v) for n in "ab" for r, v in ((1, 8.0), (3, 2.0), (5, 0.0))]
     table = pd.DataFrame([{"layer": n, "cut": "OUT", "rank": r, "rise": v} for n, r, v in entries])
     table = table.assign(shape="8x8x3x3", method="cut")
-    plan = recovery.cheapest_plan(table, "rise", 80 * 8)
+    plan = recovery.cheapest_plan(table, "rise", 80 * 8 / (2 * 8 * 8 * 9))
     assert sorted(rank for (rank,) in plan["ranks"]) == [3, 5]
-
-
-def test_competing_plans_keep_to_the_budget_and_differ(kernels, spectra):
-    entries = []
-    for name, kernel in kernels.items():
-        for cut in ("OUT", "OUT.KH"):
-            svd = cuts.cut_svd(kernel, cut)
-            for rank, error in enumerate(svd.errors().tolist(), 1):
-                rise = error * (3 if name == "layer0" else 1)
-                entries.append({"layer": name, "cut": cut, "rank": rank, "relative_error": error, "rise": rise})
-    table = pd.DataFrame(entries).assign(shape="8x6x3x3", method="cut")
-    ranking = pd.Series({"OUT": 0.3, "OUT.KH": 0.6})
-    found = {name: plan for name, _, plan in recovery.competing_plans(table, spectra, ranking, [0.4])}
-    dense = 8 * 6 * 9
-    for plan in found.values():
-        kept = dict(zip(plan["layers"], zip(plan["forms"], plan["ranks"], strict=True), strict=True))
-        sizes = [
-            forms.parameters((8, 6, 3, 3), kept[name][0], kept[name][1][0]) if name in kept else dense
-            for name in kernels
-        ]
-        assert sum(sizes) <= 0.4 * 3 * dense
-    assert set(found["uniform"]["forms"]) == {"OUT.KH"} and set(found["worst cut"]["forms"]) == {"OUT"}
-    assert found["tolerance"] != found["error"]
-    with pytest.raises(ValueError, match=r"^[^\n]*1 were not[^\n]*\.$"):
-        next(recovery.competing_plans(table[table["layer"] != "layer1"], spectra, ranking, [0.4]))
