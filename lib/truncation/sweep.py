@@ -1,6 +1,7 @@
 """One layer with many kernels: the values before it are computed once, several kernels run side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -24,29 +25,23 @@ def kernel(layer: nn.Module) -> Tensor:
     return weight[..., None, None] if isinstance(layer, nn.Linear) else weight
 
 
-def layer_names(model: nn.Module, downsample: bool = False) -> list[str]:
-    """Names of the convolutions and linear layers before the head, in order; projections in shortcuts only if asked."""
+def layer_names(model: nn.Module) -> list[str]:
+    """Names of the convolutions and linear layers before the head, in order, without the projections in shortcuts."""
     named = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     inner = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]  # runs without its parts
-    named = [name for name in named if not name.startswith(tuple(f"{part}." for part in inner))]
-    return [name for name in named if name != head_name(model) and (downsample or "downsample" not in name)]
+    left_out = {head_name(model)} | {name for name in named if name.startswith(tuple(f"{part}." for part in inner))}
+    return [name for name in named if name not in left_out and "downsample" not in name]
 
 
-def input_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
-    """Height and width in pixels of the map that each layer reads; (1, 1) for a linear layer.
-
-    `shape` is that of one input, batch first.
-    """
-    sizes, model = {}, deepcopy(model).eval()
-    for name in layer_names(model, downsample=True):
-
-        def note(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-            sizes[name] = tuple(inputs[0].shape[-2:]) if isinstance(layer, nn.Conv2d) else (1, 1)
-
-        model.get_submodule(name).register_forward_pre_hook(note)
-    with torch.no_grad():
-        model(torch.zeros(shape, device=next(model.parameters()).device))
-    return sizes
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that collects the inputs of a layer, one tensor a forward pass, while the context is open."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class LayerSweep:

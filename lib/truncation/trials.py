@@ -162,14 +162,10 @@ def layer_moment(model: nn.Module, name: str, dataset: Data) -> Tensor | None:
     layer = model.get_submodule(name)
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         return None
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     split = Split(dataset.train.images[:MOMENT_IMAGES], dataset.train.labels[:MOMENT_IMAGES])
-    try:
-        for _ in training.logits(model, split, dataset, device=str(next(model.parameters()).device)):
+    with sweep.inputs_of(layer) as seen:
+        for _ in training.logits(model, split, dataset, device=str(layer.weight.device)):
             pass
-    finally:
-        hook.remove()
     return measures.patch_moment(layer, torch.cat(seen).cpu()).to(layer.weight.device)
 
 
@@ -306,11 +302,14 @@ def truncate_layer(
 
 
 def _map_and_usage(model: nn.Module, name: str, dataset: Data) -> tuple[int, Tensor]:
-    """Side of the map that a layer reads, and the usage of its taps."""
+    """Side of the map that a layer reads in pixels, and the usage of its taps; 1 and all of it for a linear layer."""
     layer = model.get_submodule(name)
-    size = sweep.input_sizes(model, (1, dataset.channels, dataset.size, dataset.size))[name]
-    one = torch.ones(1, 1, dtype=torch.float64)
-    return size[0], measures.tap_usage(layer, size) if isinstance(layer, nn.Conv2d) else one
+    if isinstance(layer, nn.Linear):
+        return 1, torch.ones(1, 1, dtype=torch.float64)
+    with sweep.inputs_of(layer) as seen, torch.no_grad():
+        model(torch.zeros(1, dataset.channels, dataset.size, dataset.size, device=layer.weight.device))
+    size = tuple(seen[0].shape[-2:])
+    return size[0], measures.tap_usage(layer, size)
 
 
 def measure_latency(spec: dict, device: str, weights_path: Path) -> dict:
