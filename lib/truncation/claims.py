@@ -18,7 +18,7 @@ RULES = (
     Rule(
         id="P2.1b",
         section="One layer at a time",
-        claim="... along several cuts.",
+        claim="Kernels can often be truncated so along several cuts, too.",
         statistic="share of KxK layers with at least two such cuts, of those where two can reach it",
         relation=">",
         threshold=0.5,

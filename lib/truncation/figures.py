@@ -314,7 +314,7 @@ def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
 
 
 def latencies(table: pd.DataFrame) -> Drawn:
-    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: what MACs promise.
+    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: time as MACs.
 
     The table is that of `analysis.latency_shares`.
     """

@@ -209,7 +209,7 @@ def factorise(conv: nn.Conv2d, form: str, rank: Ranks, **options) -> nn.Sequenti
 def limits(shape: Sequence[int], form: str, ranks: Sequence[int], order: Order = ORDER) -> tuple[int, ...]:
     """The largest useful value of each rank of a form, given the others.
 
-    More than a cut's matrix, a mode or the neighbouring ranks can carry is only waste.
+    A larger rank than a cut's matrix, a mode or the neighbouring ranks allow only wastes parameters.
     """
     if len(shape) != 4:
         raise ValueError(f"A kernel has the modes OUT, IN, KH, KW, not the shape {tuple(shape)}: add modes of size 1.")
@@ -217,7 +217,7 @@ def limits(shape: Sequence[int], form: str, ranks: Sequence[int], order: Order =
         raise ValueError(f"Unknown form {form!r}: use one of {', '.join(RANKS)}.")
     if form in CUTS:
         return (min(matrix_shape(shape, form)),)
-    if form == "cp":  # so many terms fit every kernel
+    if form == "cp":  # terms that fit every kernel
         return (math.prod(shape) // max(shape),)
     if form in ("tucker", "tucker2"):
         ranks = (*ranks, *shape[len(ranks) :])

@@ -96,7 +96,7 @@ def rank_grid(largest: int, shares: Iterable[float]) -> list[int]:
 
 
 def truncated_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
-    """Every applicable cut at every rank of a grid, pairs of single-mode cuts at equal error on both, and no kernel.
+    """Every applicable cut at every rank of a grid, pairs of single-mode cuts at equal errors, and the zero kernel.
 
     The spec holds `shares` of the number of singular values, to which rank 1 is added, and `joint_errors`. To read
     chosen truncations on other images, it holds `cuts` and `ranks` instead, lists of one length.
