@@ -1,4 +1,4 @@
-"""The statistics of paper 2 on rows: points, tolerances and what orders them, comparisons at equal error, forms, times.
+"""The statistics of paper 2 on rows: points, tolerances and their order, comparisons at equal error, forms, times.
 
 A *case* is a network with its data set. The cuts of a layer share its weights, so the layer is the unit of intervals.
 """

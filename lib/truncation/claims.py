@@ -101,7 +101,7 @@ RULES = (
     Rule(
         id="P2.10",
         section="Forms at equal cost",
-        claim="Tucker and tensor-train truncations reach what single cuts do not.",
+        claim="Tucker and tensor-train truncations keep more accuracy than single cuts.",
         statistic="drop of the best cut minus that of the best other form, cross-fitted",
         unit="points",
         relation=">",
@@ -179,7 +179,7 @@ RULES = (
         statistic="change of the outputs when all taps are cut that only see padding",
         relation="=",
         threshold=0,
-        null="what a 4-pixel map shows",
+        null="the change on a 4-pixel map",
         n_unit="images",
     ),
 )

@@ -310,7 +310,7 @@ def _rows(kernel: Tensor, mode: int) -> Tensor:
 def _basis(matrix: Tensor, rank: int) -> Tensor:
     """Orthonormal columns that span the leading left singular vectors, through the short side's Gram matrix.
 
-    A subspace needs no more: what the Gram matrix cannot resolve weighs 1e-8 of the largest singular value. The largest
+    That is exact enough for a subspace: the Gram matrix resolves 1e-8 of the largest singular value. The largest
     entry of each column is positive: the error of a tensor ring depends on these signs.
     """
     flat = matrix.shape[0] <= matrix.shape[1]
@@ -496,7 +496,7 @@ def ranks_within(shape: Sequence[int], form: str, budget: float, order: Order = 
 
 
 def _useful(shape: Sequence[int], form: str, ranks: tuple[int, ...], order: Order) -> tuple[int, ...]:
-    """Ranks lowered until none is above what the others leave of use."""
+    """Ranks lowered until none is above its limit given the others."""
     while (lower := tuple(map(min, ranks, limits(shape, form, ranks, order)))) != ranks:
         ranks = lower
     return ranks

@@ -1,4 +1,4 @@
-"""Paper 2's truncations of a convolution kernel, and what each loses: norm, entropy, outputs.
+"""Paper 2's truncations of a convolution kernel, and the loss of each: norm, entropy, outputs.
 
 Kernels are those of `cuts`, and so are the errors that are raised; two kernels that are compared must have one shape,
 and the first must not be zero. The paper's formulas are unknown: these are the standard ones.

@@ -1,6 +1,6 @@
 """The trials of paper 2 on single layers: spectra, truncations, controls, forms at equal parameters, latency.
 
-A spec holds that of a dense network (`baselines.baseline_specs`) and what is done to it. A row of a layer holds lists
+A spec holds that of a dense network (`baselines.baseline_specs`) and its treatment. A row of a layer holds lists
 with an entry for each kernel that took the layer's place; the first is the dense one. `analysis.points` makes a table
 of them.
 """
