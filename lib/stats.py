@@ -3,6 +3,7 @@
 A resampling takes a seed, or a numpy generator where several share one stream of draws.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np

@@ -57,7 +57,7 @@ def studies(folder: Path) -> dict[str, Study]:
     alone += (spaces_trials.latencies, spaces_imagenet.streamed)
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
     resting += (truncation_trials.spectra, truncation_trials.truncations, truncation_trials.controlled)
-    resting += (truncation_trials.forms, recovery.plans, recovery.recoveries)
+    resting += (truncation_trials.formed, recovery.plans, recovery.recoveries)
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
     toys = ("exact", "pruned", "scratch", "changed", "settling", "pictures")

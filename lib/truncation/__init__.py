@@ -5,31 +5,16 @@ Names are loaded when they are first used: reading the rules of a paper imports 
 
 import lazy_loader
 
+MEASURES = """
+    JOINT2 effective_norm_loss effective_rank entropy graded norm_loss output_error patch_moment relative_error
+    tap_usage truncate truncate_jointly truncate_outputs
+"""
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "measures": [
-            "approximate",
-            "correlation_loss",
-            "effective_norm_loss",
-            "effective_rank",
-            "entanglement_entropy",
-            "entropy",
-            "factorise",
-            "graded",
-            "norm_loss",
-            "output_error",
-            "participation_ratio",
-            "patch_moment",
-            "relative_error",
-            "squared_norm_loss",
-            "tap_usage",
-            "truncate",
-            "truncate_jointly",
-            "truncate_outputs",
-            "truncate_to_loss",
-        ],
+        "measures": MEASURES.split(),
         "cuts": ["CUTS", "MODES", "cut_svd", "fold", "spectrum", "unfold"],
+        "forms": ["approximate", "decompose", "factorise"],
         "sweep": ["LayerSweep"],
     },
 )

@@ -1,9 +1,8 @@
-"""How much error a layer bears on a cut, in paper 2: tolerances, which of them are only bounds, what goes with them.
+"""The statistics of paper 2 on rows: points, tolerances and their order, comparisons at equal error, forms, times.
 
-The statistics of paper 2 on rows: points, comparisons at equal error, forms, recoveries, latencies.
+A *case* is a network with its data set. The cuts of a layer share its weights, so the layer is the unit of intervals.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,22 +10,54 @@ import numpy as np
 import pandas as pd
 
 from lib import stats
-from lib.truncation.cuts import CUTS
+from lib.truncation.cuts import CUTS, matrix_shape
 
 ALLOWED = 1.0  # points of accuracy that a harmless truncation may cost
 REACH = {
     "tolerance": "largest_error",
     "tolerated_norm": "largest_norm",
-}  # what rank 1, the most that a cut loses, loses
+}  # the loss at rank 1, the most that a cut loses
 UNIT = ["case", "seed", "layer"]
+LAYER = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth", "n"]
+LISTS = "method cut rank target draw relative_error norm_loss effective_norm_loss wrong wrong_even lost gained loss kl"
+CHANNEL, SPATIAL = ("OUT", "IN"), ("KH", "KW")
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Finished rows with a column `case` (network and data set) and a `seed`, 0 for public checkpoints."""
+    rows = rows[rows["status"] == "done"]
+    seed = rows.get("seed", pd.Series(0, rows.index)).fillna(0).astype(int)
+    return rows.assign(case=rows["network"] + " / " + rows["dataset"], seed=seed)
+
+
+def points(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a kernel of single-layer rows (`trials.truncate_layer`).
+
+    Adds `shape` as text, `place` (order of the layer among those of its case and seed, from 0), `depth` (the same from
+    0 to 1), and against the dense kernel `drop` (points of accuracy; on images in even and odd places `drop_even`,
+    `drop_odd`) and `rise` (loss, nats).
+    """
+    rows = named(rows)
+    rows["shape"] = ["x".join(map(str, shape)) for shape in rows["shape"]]
+    rows["place"] = rows.groupby(["case", "seed"]).cumcount()
+    last = rows.groupby(["case", "seed"])["place"].transform("max").clip(lower=1)
+    rows["depth"] = rows["place"] / last
+    table = rows[[*LAYER, *LISTS.split()]].explode(LISTS.split(), ignore_index=True).infer_objects()
+    more = table[["wrong", "wrong_even", "loss"]] - table.groupby(UNIT)[["wrong", "wrong_even", "loss"]].transform(
+        "first"
+    )
+    even = -(-table["n"] // 2)
+    table["drop"] = 100 * more["wrong"] / table["n"]
+    table["drop_even"] = 100 * more["wrong_even"] / even
+    table["drop_odd"] = 100 * (more["wrong"] - more["wrong_even"]) / (table["n"] - even)
+    return table.assign(rise=more["loss"])
 
 
 def first_crossing(error: Sequence[float], drop: Sequence[float], allowed: float = ALLOWED) -> tuple[float, bool]:
     """The relative error at which the accuracy first drops by `allowed` points, and whether it never does.
 
-    error, drop: of one layer and cut, any order; between two ranks the drop is taken as linear, from 0 at no error. A
-    pair that never drops so far is censored at its largest error. Source: the tolerance of paper 2's claims as this
-    companion declares it.
+    Errors and drops are those of one layer and cut, in any order. Between two ranks the drop is taken as linear, from 0
+    at no error. A pair that never drops so far is censored at its largest error.
     """
     order = np.argsort(error, kind="stable")
     errors, drops = np.append(0, np.asarray(error)[order]), np.append(0, np.asarray(drop)[order])
@@ -38,80 +69,63 @@ def first_crossing(error: Sequence[float], drop: Sequence[float], allowed: float
     return float(errors[k - 1] + share * (errors[k] - errors[k - 1])), False
 
 
-def tolerances(table: pd.DataFrame, allowed: float = ALLOWED) -> pd.DataFrame:
-    """One row a layer and cut: `tolerance` (relative error) and `censored` of `first_crossing`, the same as a loss of
-    norm `tolerated_norm`, what rank 1 loses by both readings, `largest_error` and `largest_norm`, and whether the layer
-    is `idle`: zeroing its kernel costs at most `allowed` points. A censored tolerance is a lower bound.
+def tolerances(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a layer and cut of `points`: `tolerance` (relative error) and `censored` of `first_crossing`.
+
+    A censored tolerance is a lower bound. Adds the same as a loss of norm `tolerated_norm`, the loss at rank 1 by both
+    readings, `largest_error` and `largest_norm`, and whether the layer is `idle`: zeroing its kernel is harmless.
     """
-    key = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth", "n"]
-    idle = table[table["method"] == "zero"].set_index(["case", "seed", "layer"])["drop"] <= allowed
+    idle = table[table["method"] == "zero"].set_index(UNIT)["drop"] <= ALLOWED
     found = []
-    for labels, one in table[table["method"] == "cut"].groupby([*key, "cut"], sort=False):
-        tolerance, censored = first_crossing(one["relative_error"], one["drop"], allowed)
-        row = dict(zip([*key, "cut"], labels, strict=True)) | {"tolerance": tolerance, "censored": censored}
-        row["tolerated_norm"] = 1 - math.sqrt(max(0, 1 - tolerance**2))
+    for labels, one in table[table["method"] == "cut"].groupby([*LAYER, "cut"], sort=False):
+        row = dict(zip([*LAYER, "cut"], labels, strict=True))
+        row["tolerance"], row["censored"] = first_crossing(one["relative_error"], one["drop"])
+        row["tolerated_norm"] = 1 - math.sqrt(max(0, 1 - row["tolerance"] ** 2))
         row |= {"largest_error": one["relative_error"].max(), "largest_norm": one["norm_loss"].max()}
         row["idle"] = bool(idle[row["case"], row["seed"], row["layer"]])
         found.append(row)
     return pd.DataFrame(found)
 
 
-def lowest_ranks(table: pd.DataFrame, allowed: float = ALLOWED) -> pd.DataFrame:
-    """One row a layer and cut: the lowest rank above which no rank drops by more than `allowed`; none, no row."""
+def lowest_ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a layer and cut of `points`: the lowest rank above which every rank is harmless; no row if none is."""
     key = ["case", "network", "dataset", "seed", "layer", "cut"]
     cut = table[table["method"] == "cut"].sort_values("rank", ascending=False)
-    harmless = (cut["drop"] <= allowed).groupby([cut[name] for name in key], sort=False).cummin()
+    harmless = (cut["drop"] <= ALLOWED).groupby([cut[name] for name in key], sort=False).cummin()
     return cut[harmless].groupby(key, sort=False).last().reset_index()
 
 
-def read_again(
-    chosen: pd.DataFrame, read: pd.DataFrame, tolerated: pd.DataFrame, allowed: float = ALLOWED
-) -> pd.DataFrame:
+def read_again(chosen: pd.DataFrame, read: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFrame:
     """Chosen truncations (`lowest_ranks`) with the drop on other images, `drop_read`, and whether it is `harmless`.
 
-    read: `points` of those. `tolerance` is the relative error of a harmless one, and 0 of another.
+    `read` are the points on those images. `tolerance` is the relative error of a harmless truncation, 0 of another.
     """
-    key = ["case", "seed", "layer", "cut"]
+    key = [*UNIT, "cut"]
     other = read[read["method"] == "cut"].set_index(key)["drop"].rename("drop_read")
     both = chosen.join(other, on=key, how="inner").merge(tolerated[[*key, "idle", "largest_error"]], on=key)
-    both["harmless"] = both["drop_read"] <= allowed
+    both["harmless"] = both["drop_read"] <= ALLOWED
     return both.assign(tolerance=both["relative_error"].where(both["harmless"], 0.0))
 
 
-def testable(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> pd.DataFrame:
-    """The layers and cuts that can lose so much: where even rank 1 loses less, no network could say that it is borne.
+def tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> pd.Series:
+    """1 for each layer and cut that tolerates at least `least`, 0 for others and for idle layers.
 
-    column: "tolerance" or "tolerated_norm". Which pairs are left out depends on kernels and not on accuracies.
+    NaN where rank 1 loses less: such a pair could not show that it tolerates as much, whatever the network does. The
+    column is "tolerance" or "tolerated_norm".
     """
-    return table[table[REACH[column]] >= least]
+    good = (table[column] >= least) & ~table["idle"].astype(bool)
+    return good.astype(float).where(table[REACH[column]] >= least)
 
 
-def share_tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> float:
-    """Share of the `testable` layers and cuts that tolerate at least so much; an idle layer counts against."""
-    able = (table[REACH[column]] >= least).to_numpy()
-    good = (table[column] >= least).to_numpy() & ~table["idle"].to_numpy(dtype=bool)
-    return float(good[able].mean()) if able.any() else math.nan
+def tolerating_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -> pd.DataFrame:
+    """One row a layer, in `several` whether at least `cuts` of its cuts are `tolerating`; NaN where fewer could be."""
+    good = tolerating(table, least=least).mask(table["shape"].str.endswith("x1x1"))
+    counts = good.groupby([table[name] for name in UNIT], sort=False).agg(["sum", "count"])
+    several = (counts["sum"] >= cuts).astype(float).where(counts["count"] >= cuts)
+    return several.rename("several").reset_index()
 
 
-def share_with_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -> float:
-    """Share of layers with at least so many cuts that tolerate a relative error of `least`, an idle layer against.
-
-    Layers with fewer `testable` cuts, such as those of 1x1 kernels, are left out.
-    """
-    several = testable(table[~table["shape"].str.endswith("x1x1")], least=least)
-    if several.empty:
-        return math.nan
-    pairs = pd.Series(numbered(several, [*UNIT, "cut"]))
-    copies = pairs.groupby(pairs).cumcount().to_numpy()  # a layer drawn twice counts twice
-    units = numbered(several.assign(copy=copies), [*UNIT, "copy"])
-    able = np.bincount(units) >= cuts
-    good = np.bincount(units, (several["tolerance"] >= least) & ~several["idle"]) >= cuts
-    return float(good[able].mean()) if able.any() else math.nan
-
-
-def concordance(
-    table: pd.DataFrame, predictor: str, *strata: str, seed: int = 0, resamples: int = 1000, level: float = 0.95
-) -> dict:
+def concordance(table: pd.DataFrame, predictor: str, *strata: str, resamples: int = 1000) -> dict:
     """Whether layers with more of a predictor tolerate more, where some tolerances are only lower bounds.
 
     Of two layers in one stratum the order of tolerances is known if the smaller one is not censored. Over the known
@@ -120,119 +134,82 @@ def concordance(
     ties or bounds is Kendall's tau. Unrelated predictors give 0 in the mean, even if the bounds depend on them.
 
     Args:
-        table: of `tolerances`, one row a layer and cut, with the column `predictor`.
+        table: of `tolerances`, one row a layer and cut.
+        predictor: a column.
         strata: columns; pairs are taken within them. One of them must be "cut".
+        resamples: number of draws.
 
-    Returns: `value`; `low` and `high` of a percentile bootstrap over layers; one-sided `p` by exchanging the predictors
-        of whole layers, all cuts at once, within the other strata; `n`, layers in such pairs. NaN without pairs, p 1.
+    Returns:
+        `value`; `low` and `high` of a percentile bootstrap over layers; one-sided `p` by exchanging the predictors of
+        whole layers, all cuts at once, within the other strata; `n`, layers in such pairs. Without pairs n is 0 and all
+        others are NaN.
     """
     if "cut" not in strata:
         raise ValueError(f"Tolerances are compared within a cut, not within {strata}: name it among the strata.")
-    layer, cut = numbered(table, UNIT), numbered(table, ["cut"])
+    layer, cut = _numbered(table, UNIT), _numbered(table, ["cut"])
     less, more = _known_pairs(table, strata)
     values = np.full((layer.max(initial=0) + 1, cut.max(initial=0) + 1), math.nan)
     values[layer, cut] = table[predictor]
 
-    def statistic(order: np.ndarray, weight: np.ndarray) -> float:
-        signs = np.sign(values[order[layer[more]], cut[more]] - values[order[layer[less]], cut[less]])
-        signs = np.nan_to_num(signs)
-        both = signs**2 * weight[layer[less]] * weight[layer[more]]
-        return float(signs @ both / both.sum()) if both.any() else math.nan
+    def signs(order: np.ndarray) -> np.ndarray:
+        """By known pair, whether the predictor has its order (1) or the reverse (-1), with layers exchanged."""
+        both = values[order[layer[more]], cut[more]] - values[order[layer[less]], cut[less]]
+        return np.nan_to_num(np.sign(both))
 
-    count, random = len(values), np.random.default_rng(seed)
+    def statistic(order: np.ndarray, weight: np.ndarray) -> float:
+        found = signs(order)
+        both = found**2 * weight[layer[less]] * weight[layer[more]]
+        return float(found @ both / both.sum()) if both.any() else math.nan
+
+    count, random = len(values), np.random.default_rng(0)
     same, once = np.arange(count), np.ones(count)
     value = statistic(same, once)
     if math.isnan(value):
-        return {"value": value, "low": value, "high": value, "n": 0, "p": 1.0}
-    draws = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(resamples))
-    low, high = np.nanquantile([statistic(same, draw) for draw in draws], [(1 - level) / 2, (1 + level) / 2])
+        return {"value": value, "low": value, "high": value, "n": 0, "p": value}
+    draws = stats.resampled(
+        lambda rows: statistic(same, np.bincount(rows, minlength=count)), count, seed=random, resamples=resamples
+    )
+    low, high = stats.percentile_interval(draws)
     firsts = table.iloc[np.unique(layer, return_index=True)[1]]
-    groups = numbered(firsts, [name for name in strata if name != "cut"])
-    place, reached = np.argsort(groups, kind="stable"), 0
-    for _ in range(resamples - 1):
-        order = np.empty_like(same)
-        order[place] = np.lexsort((random.random(count), groups))
-        reached += statistic(order, once) >= value
-    told = values[layer[more], cut[more]] - values[layer[less], cut[less]]
-    told = ~np.isnan(told) & (told != 0)
-    taking_part = len(np.unique(layer[np.append(less[told], more[told])]))
-    return {"value": value, "low": float(low), "high": float(high), "n": taking_part, "p": (1 + reached) / resamples}
+    groups = _numbered(firsts, [name for name in strata if name != "cut"])
+    exchanged = np.vectorize(lambda order: statistic(order.astype(int), once), signature="(n)->()")
+    p = stats.permutation_p(exchanged, same, groups, seed=random, draws=resamples - 1)
+    known = signs(same) != 0
+    taking_part = len(np.unique(layer[np.append(less[known], more[known])]))
+    return {"value": value, "low": low, "high": high, "n": taking_part, "p": p}
 
 
 def _known_pairs(table: pd.DataFrame, strata: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Places of the rows of all pairs in one stratum whose order is known, the one that tolerates less first."""
-    labels, tolerance = numbered(table, strata), table["tolerance"].to_numpy(dtype=float)
+    labels, tolerance = _numbered(table, strata), table["tolerance"].to_numpy(dtype=float)
     censored = table["censored"].to_numpy(dtype=bool)
     below = tolerance[:, None] < tolerance
     below |= (tolerance[:, None] == tolerance) & censored
     return np.nonzero((labels[:, None] == labels) & ~censored[:, None] & below)
 
 
-def numbered(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Rows that agree in all columns get one number, in order of appearance; a bootstrap asks for it often."""
-    codes = np.zeros(len(table), dtype=int)
-    for column in columns:
-        one = pd.factorize(table[column])[0]
-        codes = codes * (one.max(initial=0) + 1) + one
-    return pd.factorize(codes)[0]
+def _numbered(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Rows that agree in all columns get one number, in order of appearance."""
+    return table.groupby(list(columns), sort=False).ngroup().to_numpy() if columns else np.zeros(len(table), dtype=int)
 
 
-CHANNEL, SPATIAL = ("OUT", "IN"), ("KH", "KW")
-LISTS = "method cut rank target draw relative_error norm_loss effective_norm_loss wrong wrong_even lost gained loss kl"
-RESAMPLES = 1000
-
-
-def named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Finished rows with a column `case` (network and data set) and a `seed`, 0 for public checkpoints."""
-    rows = rows[rows["status"] == "done"]
-    seed = rows.get("seed", pd.Series(0, rows.index)).fillna(0).astype(int)
-    return rows.assign(case=rows["network"] + " / " + rows["dataset"], seed=seed)
-
-
-def points(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a kernel of single-layer rows (`truncation_trials.truncate_layer`).
-
-    Adds `shape` as text, `place` (order of the layer among those of its case and seed, from 0), `depth` (the same from
-    0 to 1), and against the dense kernel `drop` (points of accuracy; on images in even and odd places `drop_even`,
-    `drop_odd`) and `rise` (loss, nats).
-    """
-    rows = named(rows)
-    rows["shape"] = ["x".join(map(str, shape)) for shape in rows["shape"]]
-    rows["place"] = rows.groupby(["case", "seed"]).cumcount()
-    last = rows.groupby(["case", "seed"])["place"].transform("max").clip(lower=1)
-    rows["depth"] = rows["place"] / last
-    kept = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth", "n"]
-    table = rows[[*kept, *LISTS.split()]].explode(LISTS.split(), ignore_index=True)
-    table = table.infer_objects()
-    dense = table.groupby(["case", "seed", "layer"])[["wrong", "wrong_even", "loss"]].transform("first")
-    even = -(-table["n"] // 2)
-    table["drop"] = 100 * (table["wrong"] - dense["wrong"]) / table["n"]
-    table["drop_even"] = 100 * (table["wrong_even"] - dense["wrong_even"]) / even
-    odd = (table["wrong"] - table["wrong_even"]) - (dense["wrong"] - dense["wrong_even"])
-    table["drop_odd"] = 100 * odd / (table["n"] - even)
-    table["rise"] = table["loss"] - dense["loss"]
-    return table
-
-
-def over_layers(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], seed: int = 0) -> dict:
-    """A statistic of a table with its percentile bootstrap interval, where layers are drawn with all their rows.
-
-    Returns: `value`, `low`, `high`, `n` layers. The cuts of one layer share its weights, so the layer is the unit.
-    """
-    groups = list(table.reset_index(drop=True).groupby(["case", "seed", "layer"], sort=False).indices.values())
+def over_layers(table: pd.DataFrame, statistic: str | Callable[[pd.DataFrame], float]) -> dict:
+    """The mean of a column, or a statistic of a table, with its bootstrap interval over whole layers; `n` layers."""
+    groups = list(table.reset_index(drop=True).groupby(UNIT, sort=False).indices.values())
     if not groups:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
-    random = np.random.default_rng(seed)
-    draws = (random.integers(len(groups), size=len(groups)) for _ in range(RESAMPLES))
-    values = [statistic(table.iloc[np.concatenate([groups[k] for k in draw])]) for draw in draws]
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return {"value": float(statistic(table)), "low": float(low), "high": float(high), "n": len(groups)}
+    if isinstance(statistic, str):
+        table, statistic = table[statistic], lambda column: column.mean()
+    draws = stats.resampled(
+        lambda drawn: statistic(table.iloc[np.concatenate([groups[k] for k in drawn])]), len(groups), seed=0
+    )
+    low, high = stats.percentile_interval(draws)
+    return {"value": float(statistic(table)), "low": low, "high": high, "n": len(groups)}
 
 
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
-    """Spearman's correlation of two columns within strata, pooled (`agreement.rank_correlation`)."""
-    labels = numbered(table, strata)
-    return stats.rank_correlation(table[x].to_numpy(), table[y].to_numpy(), labels)
+    """Spearman's correlation of two columns within strata, pooled (`stats.rank_correlation`)."""
+    return stats.rank_correlation(table[x].to_numpy(), table[y].to_numpy(), _numbered(table, strata))
 
 
 def at_equal_error(table: pd.DataFrame, first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
@@ -240,25 +217,22 @@ def at_equal_error(table: pd.DataFrame, first: Sequence[str], second: Sequence[s
 
     Columns `first`, `second`, `difference` = second - first.
     """
-    key = ["case", "seed", "layer", "shape", "target"]
     graded = table[table["method"] == "graded"]
-    means = [graded[graded["cut"].isin(cuts)].groupby(key)["drop"].mean() for cuts in (first, second)]
+    means = [
+        graded[graded["cut"].isin(cuts)].groupby([*UNIT, "shape", "target"])["drop"].mean() for cuts in (first, second)
+    ]
     both = pd.concat(means, axis=1, keys=["first", "second"]).dropna().reset_index()
     return both.assign(difference=both["second"] - both["first"])
 
 
 def at_equal_share(table: pd.DataFrame, first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
     """The same for plain truncations at the same share of ranks kept, 1/3 and 2/3: the flat-spectrum bound is equal."""
-    key = ["case", "seed", "layer", "shape"]
-    found = []
+    key, found = [*UNIT, "shape"], []
     for labels, one in table[(table["method"] == "cut") & ~table["shape"].str.endswith("x1x1")].groupby(key):
         for share in (1 / 3, 2 / 3):
-            row = dict(zip(key, labels, strict=True)) | {"target": share}
-            for name, cuts in (("first", first), ("second", second)):
-                drops = [_drop_at_share(one[one["cut"] == cut], share) for cut in cuts]
-                row[name] = float(np.mean(drops))
-            found.append(row)
-    both = pd.DataFrame(found).dropna()
+            drops = [[_drop_at_share(one[one["cut"] == cut], share) for cut in cuts] for cuts in (first, second)]
+            found.append([*labels, share, *map(np.mean, drops)])
+    both = pd.DataFrame(found, columns=[*key, "target", "first", "second"]).dropna()
     return both.assign(difference=both["second"] - both["first"])
 
 
@@ -266,10 +240,7 @@ def _drop_at_share(one: pd.DataFrame, share: float) -> float:
     """Drop of one layer and cut at a share of its ranks, linear between ranks."""
     if one.empty:
         return math.nan
-    sizes = [int(size) for size in one["shape"].iloc[0].split("x")]
-    modes = CUTS[one["cut"].iloc[0]]
-    rows = math.prod(sizes[mode] for mode in modes)
-    largest = min(rows, math.prod(sizes) // rows)
+    largest = min(matrix_shape([int(size) for size in one["shape"].iloc[0].split("x")], one["cut"].iloc[0]))
     one = one.sort_values("rank")
     return float(np.interp(share * largest, [*one["rank"], largest], [*one["drop"], 0.0]))
 
@@ -279,15 +250,30 @@ def beside_controls(table: pd.DataFrame, error: float, controls: Sequence[str]) 
 
     A control that is itself made on cuts has the truncations on its own cuts beside it, in `graded: NAME`.
     """
-    key, here = ["case", "seed", "layer"], table[table["target"] == error]
+    here = table[table["target"] == error]
     graded = here[here["method"] == "graded"]
     chosen = here[here["method"].isin(["graded", *controls])]
-    drops = chosen.pivot_table(index=key, columns="method", values="drop")
+    drops = chosen.pivot_table(index=UNIT, columns="method", values="drop")
     for name in controls:
-        cuts = here.loc[(here["method"] == name) & here["cut"].isin(list(CUTS)), [*key, "cut"]].drop_duplicates()
+        cuts = here.loc[(here["method"] == name) & here["cut"].isin(list(CUTS)), [*UNIT, "cut"]].drop_duplicates()
         if len(cuts):
-            drops[f"graded: {name}"] = graded.merge(cuts).groupby(key)["drop"].mean()
+            drops[f"graded: {name}"] = graded.merge(cuts).groupby(UNIT)["drop"].mean()
     return drops.reset_index()
+
+
+def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFrame:
+    """Drop of each control minus that of the truncations on its cuts (`beside_controls`), a row a control.
+
+    Columns as `over_layers`, `p` (`stats.sign_flip_p` over layers) and `p_holm`, corrected over the controls. With no
+    effect of the correlations every expected value is 0.
+    """
+    table = {}
+    for name in controls:
+        own = f"graded: {name}" if f"graded: {name}" in drops else "graded"
+        both = drops.assign(difference=drops[name] - drops[own]).dropna(subset="difference")
+        table[name] = over_layers(both, "difference") | {"p": stats.sign_flip_p(both["difference"])}
+    rows = pd.DataFrame(table).T.astype({"n": int})
+    return rows.assign(p_holm=stats.holm(rows["p"]))
 
 
 def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
@@ -298,60 +284,37 @@ def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
     return (even + odd) / 2
 
 
-def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], n: int, seed: int = 0) -> dict:
-    """Accuracy of the first minus the second in points, mean over pairs of retrainings, on the same n images.
+def best_form(table: pd.DataFrame) -> pd.DataFrame:
+    """Drops of the best candidates at equal parameters, a row a layer and budget of `trials.formed`.
 
-    first, second: for each pair the indices of the wrong images.
-
-    Returns: `value`; `low` and `high` of a bootstrap that draws pairs and images, each independently; `n`, the pairs. A
-        single pair has no variation of its own, and its interval holds that of the images only.
+    Columns: `cut` (the best single cut), `other form` (the best of Tucker, Tucker-2 and all tensor trains), `as cp`
+    (the best cut graded to the error of the best CP fit), `CP` (the fit of least error). The best: `cross_fitted`.
     """
-    scores = np.zeros((len(first), n))
-    for row, a, b in zip(scores, first, second, strict=True):
-        row[list(b)] += 100
-        row[list(a)] -= 100
-    low, high = stats.percentile_interval(
-        stats.resampled(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=seed)
-    )
-    return {"value": float(scores.mean()), "low": low, "high": high, "n": len(first)}
+    key = [*UNIT, "target"]
+    is_cp = table["method"].str.startswith("cp")
+    least = table.loc[table[is_cp].groupby(key)["relative_error"].idxmin()].set_index(key)
+    candidates = {"cut": ["cut"], "other form": ["tucker2", "tucker", "tt"], "as cp": ["as cp"]}
+    best = {name: cross_fitted(table[table["method"].isin(methods)], key) for name, methods in candidates.items()}
+    return pd.DataFrame(best | {"CP": least["drop"]}).reset_index()
 
 
-def weakest(found: Sequence[dict]) -> dict:
-    """The least of several statistics that must all exceed a threshold: least value, least low, least high, least n.
+def train_cuts(order: str) -> list[str]:
+    """The three cuts that a tensor train in an order of modes ("OUT KH KW IN") truncates: its ends, its middle."""
+    first, second, third, last = order.split()
+    middle = next(cut for cut in CUTS if set(cut.split(".")) in ({first, second}, {third, last}))
+    return [first, middle, last]
 
-    That its lower end exceeds the threshold has at most the error of one of them (intersection-union test).
+
+def train_tolerances(table: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFrame:
+    """The tensor trains of `trials.formed` with the accuracy `kept` (minus the drop) and a mean `tolerance`.
+
+    The mean is over the three cuts that the order makes. Layers where one of these does not apply are left out.
     """
-    return {name: min(one[name] for one in found) for name in ("value", "low", "high", "n")}
-
-
-def sign_flip_p(differences: Sequence[float], seed: int = 0, draws: int = 4095) -> float:
-    """Two-sided p of a mean of paired differences, whose signs are exchangeable if there is no effect.
-
-    All flips are counted up to 12 differences, `draws` random ones beyond.
-    """
-    values = np.asarray(differences, dtype=float)
-    if exact := len(values) <= 12:
-        signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
-    else:
-        signs = np.random.default_rng(seed).choice((-1, 1), size=(draws, len(values)))
-    reached = np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)
-    return float(reached.mean() if exact else (1 + reached.sum()) / (1 + draws))
-
-
-def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFrame:
-    """Drop of each control minus that of the truncations on its cuts (`beside_controls`), a row a control.
-
-    Columns as `over_layers`, `p` (`sign_flip_p` over layers) and `p_holm`, corrected over the controls. With no effect
-    of the correlations every expected value is 0.
-    """
-    table = {}
-    for name in controls:
-        own = f"graded: {name}" if f"graded: {name}" in drops else "graded"
-        both = drops.dropna(subset=[name, own])
-        found = over_layers(both, lambda t, c=name, own=own: (t[c] - t[own]).mean())
-        table[name] = found | {"p": sign_flip_p(both[name] - both[own])}
-    rows = pd.DataFrame(table).T.astype({"n": int})
-    return rows.assign(p_holm=stats.holm(rows["p"]))
+    trains = table[table["method"] == "tt"].copy()
+    limit = tolerated.set_index([*UNIT, "cut"])["tolerance"].to_dict()
+    made = [[(row.case, row.seed, row.layer, cut) for cut in train_cuts(row.cut)] for row in trains.itertuples()]
+    trains["tolerance"] = [np.mean([limit.get(key, np.nan) for key in keys]) for keys in made]
+    return trains.assign(kept=-trains["drop"]).dropna(subset="tolerance")
 
 
 def recovery_gaps(rows: pd.DataFrame, margin: float, few: int) -> pd.DataFrame:
@@ -371,52 +334,36 @@ def recovery_gaps(rows: pd.DataFrame, margin: float, few: int) -> pd.DataFrame:
     return arms
 
 
-def share(good: Sequence[bool]) -> dict:
-    """A share with Wilson's interval, as `claims` enters it."""
-    good = np.asarray(good, dtype=bool)
-    low, high = stats.wilson(good.sum(), len(good))
-    return {"value": float(good.mean()), "low": low, "high": high, "n": len(good)}
+def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], n: int) -> dict:
+    """Accuracy of the first minus the second in points, mean over pairs of retrainings, on the same n images.
 
-
-def best_form(table: pd.DataFrame) -> pd.DataFrame:
-    """Drops of the best candidates at equal parameters, a row a layer and budget of `truncation_trials.forms`.
-
-    Columns: `cut` (the best single cut), `other form` (the best of Tucker, Tucker-2 and all tensor trains), `as cp`
-    (the best cut graded to the error of the best CP fit), `CP` (the fit of least error). The best: `cross_fitted`.
+    Both give the indices of the wrong images for each pair. The bootstrap draws pairs and images, each independently. A
+    single pair has no variation of its own, and its interval holds that of the images only. `n` counts pairs.
     """
-    key = ["case", "seed", "layer", "target"]
-    is_cp = table["method"].str.startswith("cp")
-    least = table.loc[table[is_cp].groupby(key)["relative_error"].idxmin()].set_index(key)
-    candidates = {"cut": ["cut"], "other form": ["tucker2", "tucker", "tt"], "as cp": ["as cp"]}
-    best = {name: cross_fitted(table[table["method"].isin(methods)], key) for name, methods in candidates.items()}
-    return pd.DataFrame(best | {"CP": least["drop"]}).reset_index()
+    scores = np.zeros((len(first), n))
+    for row, a, b in zip(scores, first, second, strict=True):
+        row[list(b)] += 100
+        row[list(a)] -= 100
+    low, high = stats.percentile_interval(
+        stats.resampled(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=0)
+    )
+    return {"value": float(scores.mean()), "low": low, "high": high, "n": len(first)}
 
 
-def train_cuts(order: str) -> list[str]:
-    """The three cuts that a tensor train in an order of modes ("OUT KH KW IN") truncates: its ends, its middle."""
-    first, second, third, last = order.split()
-    middle = next(cut for cut in CUTS if set(cut.split(".")) in ({first, second}, {third, last}))
-    return [first, middle, last]
+def weakest(found: Sequence[dict]) -> dict:
+    """The least of several statistics that must all exceed a threshold: least value, least low, least high, least n.
 
-
-def train_tolerances(table: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFrame:
-    """The tensor trains of `truncation_trials.forms`, with the mean `tolerance` of the three cuts that each order makes
-    and the accuracy `kept` (minus the drop). Layers where one of these cuts does not apply are left out.
+    That its lower end exceeds the threshold has at most the error of one of them (intersection-union test).
     """
-    trains = table[table["method"] == "tt"].copy()
-    limit = tolerated.set_index(["case", "seed", "layer", "cut"])["tolerance"].to_dict()
-    made = [[(row.case, row.seed, row.layer, cut) for cut in train_cuts(row.cut)] for row in trains.itertuples()]
-    trains["tolerance"] = [np.mean([limit.get(key, np.nan) for key in keys]) for keys in made]
-    return trains.assign(kept=-trains["drop"]).dropna(subset="tolerance")
+    return {name: min(one[name] for one in found) for name in ("value", "low", "high", "n")}
 
 
 def latency_shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `truncation_trials.latencies` that fit, with MACs and measured time as shares of the dense kernel's."""
+    """Rows of `trials.latencies` that fit, with MACs and measured time as shares of the dense kernel's."""
     table = rows[rows["macs"] > 0].copy()
     table["kernel"] = [f"{s[0]}x{s[1]}x3x3 on {m}x{m}" for s, m in zip(table["shape"], table["map"], strict=True)]
     dense = table[table["form"] == "dense"].set_index("kernel")
     table["macs_share"] = table["macs"] / table["kernel"].map(dense["macs"])
     table["made_latency_share"] = table["made_latency_ms"] / table["kernel"].map(dense["made_latency_ms"])
-    return table[
-        ["kernel", "form", "share", "parameters", "macs", "macs_share", "made_latency_ms", "made_latency_share"]
-    ]
+    columns = "kernel form share parameters macs macs_share made_latency_ms made_latency_share"
+    return table[columns.split()]

@@ -1,7 +1,4 @@
-"""The figures of paper 2: each function draws one from tables and returns it with the numbers behind it.
-
-The figures of paper 2 on whole networks and factorised layers: truncated everywhere, retrained, timed.
-"""
+"""The figures of paper 2: each function draws one from tables and returns it with the numbers behind it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,22 +10,28 @@ from matplotlib.figure import Figure
 
 from lib import stats
 from lib.figures import NULL, PALETTE
-from lib.truncation.analysis import ALLOWED
+from lib.truncation.analysis import ALLOWED, UNIT
 from lib.truncation.cuts import CUTS
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light
 BLUE, ORANGE, RED, GREY, PURPLE, BROWN, RUST, KHAKI, SLATE, CYAN = PALETTE
 # One colour and marker a form in every figure: channel cuts are circles, pixel cuts squares, pair cuts triangles.
-LOOKS = {"OUT": (BLUE, "o"), "IN": (CYAN, "o"), "KH": (RED, "s"), "KW": (ORANGE, "s")}
-LOOKS |= {"OUT.IN": (PURPLE, "^"), "OUT.KH": (SLATE, "^"), "OUT.KW": (KHAKI, "^")}
-LOOKS |= {"OUT+IN": (BROWN, "D"), "OUT+KW": (RUST, "D"), "KH+KW": (GREY, "D")}
-LOOKS |= {
-    "tucker2": (BROWN, "P"),
-    "tucker": (RUST, "P"),
-    "tt": (GREY, "X"),
-    "cp": ("black", "v"),
-    "dense": ("black", "+"),
+LOOKS = {
+    **{"OUT": (BLUE, "o"), "IN": (CYAN, "o"), "KH": (RED, "s"), "KW": (ORANGE, "s")},
+    **{"OUT.IN": (PURPLE, "^"), "OUT.KH": (SLATE, "^"), "OUT.KW": (KHAKI, "^")},
+    **{"OUT+IN": (BROWN, "D"), "OUT+KW": (RUST, "D"), "KH+KW": (GREY, "D")},
+    **{
+        "tucker2": (BROWN, "P"),
+        "tucker": (RUST, "P"),
+        "tt": (GREY, "X"),
+        "cp": ("black", "v"),
+        "dense": ("black", "+"),
+    },
 }
+ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
+ARMS |= {"batch norm": (PURPLE, "s")}
+COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
+DROP = "change of accuracy (points)"
 Drawn = tuple[Figure, pd.DataFrame]
 
 
@@ -39,23 +42,35 @@ def look(form: str) -> dict:
 
 
 def in_order(forms: Iterable[str]) -> list[str]:
-    """Forms as LOOKS lists them, so that legends do not depend on what came first."""
+    """Forms as LOOKS lists them, so that legends do not depend on the order of rows."""
     present = set(forms)
     return [form for form in LOOKS if form in present]
 
 
 def _mean_over_layers(points: pd.DataFrame) -> dict:
-    """Mean drop over layers, half of its 95 % interval (Student's t; NaN for one layer), and their number."""
-    drops = points.groupby(["case", "seed", "layer"])["drop"].mean()
+    """Mean drop over layers, half of its interval (Student's t; NaN for one layer), and their number."""
+    drops = points.groupby(UNIT)["drop"].mean()
     half = stats.mean_interval(drops)[1] - drops.mean() if len(drops) > 1 else np.nan
     return {"drop": drops.mean(), "half": half, "layers": len(drops), "relative_error": points["relative_error"].mean()}
 
 
 def _in_points(axis: plt.Axes) -> None:
-    """An axis of accuracy on which both the allowance of one point and a collapse can be read."""
+    """An axis of accuracy that shows both the allowance of one point and a collapse."""
     axis.set_yscale("symlog", linthresh=2 * ALLOWED, linscale=1)
-    axis.set_yticks([2, 1, 0, -1, -2, -5, -10, -20, -50], ["2", "1", "0", "-1", "-2", "-5", "-10", "-20", "-50"])
+    ticks = [2, 1, 0, -1, -2, -5, -10, -20, -50]
+    axis.set_yticks(ticks, map(str, ticks))
     axis.minorticks_off()
+
+
+def _legend(figure: Figure, axis: plt.Axes, title: str | None = None) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right", title=title)
+
+
+def _panels(keys: Iterable, margin: float, width: float, height: float, **options) -> tuple[Figure, list]:
+    """A panel for each distinct key, in a row: the figure, and the axes with their keys."""
+    keys = list(dict.fromkeys(keys))
+    figure, axes = plt.subplots(1, len(keys), figsize=(margin + width * len(keys), height), squeeze=False, **options)
+    return figure, list(zip(axes.flat, keys, strict=True))
 
 
 def _cut_panels(height: float = 5.4, **options) -> tuple[Figure, dict, plt.Axes]:
@@ -68,10 +83,17 @@ def _cut_panels(height: float = 5.4, **options) -> tuple[Figure, dict, plt.Axes]
     return figure, panels, axes[1, 3]
 
 
+def _depth_bar(figure: Figure, corner: plt.Axes) -> None:
+    shades = ListedColormap(DEPTH(np.linspace(0, 0.9, 64)))
+    place = corner.inset_axes([0.1, 0.1, 0.1, 0.8])
+    bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), shades), cax=place, ticks=[0, 1])
+    bar.set_ticklabels(["first layer", "last layer"])
+
+
 def spectra(rows: pd.DataFrame, layers: int = 4) -> Drawn:
     """Shares p of the squared norm against the index, for some layers of one network beside random kernels.
 
-    rows: of `truncation_trials.spectra`, one network.
+    The rows are those of one network in `trials.spectra`.
     """
     figure, panels, corner = _cut_panels(5.2)
     square = rows[[shape[2] > 1 for shape in rows["shape"]]]
@@ -117,15 +139,14 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
         upper.tick_params(labelsize=7)
     _depth_bar(figure, corner)
     figure.supxlabel("norm loss δ (upper axes: relative error ε)")
-    figure.supylabel("change of accuracy (points)")
+    figure.supylabel(DROP)
     return figure, numbers
 
 
 def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
     """Median tolerance over trainings: layers downwards, cuts sideways, a panel a case."""
-    cases = list(dict.fromkeys(tolerated["case"]))
-    figure, axes = plt.subplots(1, len(cases), figsize=(2.2 + 2.6 * len(cases), 4.8), squeeze=False)
-    for axis, case in zip(axes.flat, cases, strict=True):
+    figure, panels = _panels(tolerated["case"], 2.2, 2.6, 4.8)
+    for axis, case in panels:
         one = tolerated[tolerated["case"] == case]
         grid = one.pivot_table(index="place", columns="cut", values="tolerance", aggfunc="median")
         grid = grid.reindex(columns=[cut for cut in CUTS if cut in grid])
@@ -135,15 +156,14 @@ def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.grid(False)
         axis.set_title(f"{case}\n{one['n'].iloc[0]} images", fontsize=9)
-    figure.colorbar(image, ax=axes, label="tolerance: ε at a drop of 1 point")
+    figure.colorbar(image, ax=[axis for axis, _ in panels], label="tolerance: ε at a drop of 1 point")
     return figure, tolerated
 
 
 def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
     """Mean tolerance over trainings against the layer, a line a cut, a panel a case; hollow: a lower bound."""
-    cases = list(dict.fromkeys(tolerated["case"]))
-    figure, axes = plt.subplots(1, len(cases), figsize=(1.5 + 2.9 * len(cases), 3.4), sharey=True, squeeze=False)
-    for axis, case in zip(axes.flat, cases, strict=True):
+    figure, panels = _panels(tolerated["case"], 1.5, 2.9, 3.4, sharey=True)
+    for axis, case in panels:
         here = tolerated[tolerated["case"] == case]
         for cut in in_order(here["cut"]):
             one = here[here["cut"] == cut].groupby("place").agg({"tolerance": "mean", "censored": "max"})
@@ -155,9 +175,10 @@ def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
             axis.axvline(place - 0.5, color="0.8", zorder=0)
         axis.set(title=case, xlabel="layer, from the input", ylim=(0, 1.02))
         axis.title.set_fontsize(9)
-    axes[0, 0].set_ylabel("tolerance (relative error)")
-    legend = figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", title="hollow: at least")
-    legend.get_title().set_fontsize(8)
+    first, _ = panels[0]
+    first.set_ylabel("tolerance (relative error)")
+    _legend(figure, first, "hollow: at least")
+    figure.legends[0].get_title().set_fontsize(8)
     return figure, tolerated
 
 
@@ -172,14 +193,11 @@ def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
     for form in in_order(pairs["cut"]):
         one = pairs[pairs["cut"] == form]
         groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
-        means = [_mean_over_layers(group) for _, group in groups]
-        line = pd.DataFrame(
-            [mean for mean in means if mean["layers"] >= 3], columns=["drop", "half", "layers", "relative_error"]
-        )
+        line = pd.DataFrame([_mean_over_layers(group) for _, group in groups]).query("layers >= 3")
         axis.errorbar(line["relative_error"], -line["drop"], line["half"], **look(form), elinewidth=0.8, label=form)
         numbers.append(line.assign(cut=form))
     _in_points(axis)
-    axis.set(xlabel="relative error ε of the kernel", ylabel="change of accuracy (points)")
+    axis.set(xlabel="relative error ε of the kernel", ylabel=DROP)
     figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2\nbars: 95 %")
     return figure, pd.concat(numbers)
 
@@ -187,7 +205,7 @@ def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
 def controls(points: pd.DataFrame, names: dict[str, str]) -> Drawn:
     """Mean change of accuracy of truncations and controls at equal relative error; bars: 95 % intervals over layers.
 
-    points: of `truncation_trials.controlled`. names: methods with their text, in order.
+    The points are of `trials.controlled`; `names` holds methods with their text, in order.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4))
     numbers = []
@@ -199,13 +217,13 @@ def controls(points: pd.DataFrame, names: dict[str, str]) -> Drawn:
         axis.errorbar(moved, -line["drop"], line["half"], **style, label=text)
         numbers.append(line.assign(method=text))
     table = pd.concat(numbers)
-    axis.set(xlabel="relative error ε", ylabel="change of accuracy (points)", xticks=table["target"].unique())
+    axis.set(xlabel="relative error ε", ylabel=DROP, xticks=table["target"].unique())
     figure.legend(loc="outside right", title="bars: 95 %")
     return figure, table
 
 
 def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
-    """Tolerance against the entropy that a kernel has less than a random one, a panel a cut, coloured by depth.
+    """Tolerance against how far a kernel's entropy is below that of a random one, a panel a cut, coloured by depth.
 
     Hollow points are lower bounds.
     """
@@ -224,7 +242,7 @@ def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
 def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
     """Mean change of accuracy over layers of every form at equal parameters, and against its mean relative error.
 
-    points: of `truncation_trials.forms`; all starts of CP and all orders of a tensor train are averaged within a layer.
+    The points are of `trials.formed`; all starts of CP and all orders of a tensor train are averaged within a layer.
     Bars: 95 % intervals over layers. Hollow symbols: the last budget.
     """
     shown = points[~points["method"].isin(["dense", "as cp"])].copy()
@@ -242,29 +260,17 @@ def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
             axes[0].errorbar(place, -one["drop"][: len(place)], one["half"][: len(place)], **style)
             axes[1].errorbar(one["relative_error"], -one["drop"], one["half"], **style)
     axes[0].set_xticks(range(len(order)), order, rotation=60, ha="right", rotation_mode="anchor")
-    axes[0].set(ylabel="change of accuracy (points)", title="at equal parameters")
+    axes[0].set(ylabel=DROP, title="at equal parameters")
     axes[1].set(xlabel="mean relative error ε", title="the same by the error that they make")
     kept = f"filled: {budgets[0]:.0%}\nhollow: {budgets[-1]:.0%} of the\nparameters\nbars: 95 %"
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=kept)
+    _legend(figure, axes[1], kept)
     return figure, means
-
-
-def _depth_bar(figure: Figure, corner: plt.Axes) -> None:
-    shades = ListedColormap(DEPTH(np.linspace(0, 0.9, 64)))
-    place = corner.inset_axes([0.1, 0.1, 0.1, 0.8])
-    bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), shades), cax=place, ticks=[0, 1])
-    bar.set_ticklabels(["first layer", "last layer"])
-
-
-ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
-ARMS |= {"batch norm": (PURPLE, "s")}
-COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
 
 
 def all_layers(table: pd.DataFrame) -> Drawn:
     """Change of accuracy with all layers truncated, against the relative error and against the parameters left.
 
-    table: `form_name`, `target`, `relative_error`, `drop`, `kept`.
+    The table holds `form_name`, `target`, `relative_error`, `drop`, `kept`.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     means = table.groupby(["form_name", "target"], sort=False)[["relative_error", "drop", "kept"]].mean().reset_index()
@@ -273,22 +279,22 @@ def all_layers(table: pd.DataFrame) -> Drawn:
         axes[0].plot([0, *one["relative_error"]], [0, *-one["drop"]], **look(form), label=form)
         if form in COUNTED:
             axes[1].plot([1, *one["kept"]], [0, *-one["drop"]], **look(form))
-    axes[0].set(xlabel="relative error of all kernels together", ylabel="change of accuracy (points)")
+    axes[0].set(xlabel="relative error of all kernels together", ylabel=DROP)
     axes[1].set(xlabel="share of the network's parameters, factorised")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
+    _legend(figure, axes[0])
     return figure, means
 
 
 def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
     """Accuracy by epoch of retraining, a line an arm, a panel a truncation, mean over trainings; dotted: `few` epochs.
 
-    rows: `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
+    The rows hold `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
     Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0.
     """
-    panels = list(rows[rows["arm"] != "untruncated"].groupby(["form_name", "target"], sort=False).groups)
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.8 + 1.95 * len(panels), 3.8), sharey=True, squeeze=False)
+    truncated = rows[rows["arm"] != "untruncated"]
+    figure, panels = _panels(zip(truncated["form_name"], truncated["target"], strict=True), 1.8, 1.95, 3.8, sharey=True)
     numbers = []
-    for axis, (form, error) in zip(axes.flat, panels, strict=True):
+    for axis, (form, error) in panels:
         here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
         for arm in [name for name in ARMS if name in set(rows["arm"])]:
             line = np.mean(rows.loc[here & (rows["arm"] == arm), "accuracy"].tolist(), axis=0)
@@ -301,20 +307,19 @@ def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
         axis.axvline(few, **NULL)
         axis.set_title(f"{form}\nε = {error:g}", fontsize=9)
         axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
-    axes[0, 0].set_ylabel("accuracy (%)")
+    panels[0][0].set_ylabel("accuracy (%)")
     figure.supxlabel("epoch of retraining")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    _legend(figure, panels[0][0])
     return figure, pd.concat(numbers)
 
 
 def latencies(table: pd.DataFrame) -> Drawn:
-    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: what MACs promise.
+    """Measured time against MACs of factorised layers, as shares of the dense layer; dotted: time as MACs.
 
-    table: `kernel`, `form`, `macs_share`, `made_latency_share`.
+    The table is that of `analysis.latency_shares`.
     """
-    kernels = list(dict.fromkeys(table["kernel"]))
-    figure, axes = plt.subplots(1, len(kernels), figsize=(1.4 + 3.8 * len(kernels), 3.8), sharey=True, squeeze=False)
-    for axis, kernel in zip(axes.flat, kernels, strict=True):
+    figure, panels = _panels(table["kernel"], 1.4, 3.8, 3.8, sharey=True)
+    for axis, kernel in panels:
         axis.plot([0, 1], [0, 1], **NULL)
         here = table[table["kernel"] == kernel]
         for form in in_order(here["form"]):
@@ -322,6 +327,6 @@ def latencies(table: pd.DataFrame) -> Drawn:
             style = look(form) | {"linestyle": "", "markersize": 6}
             axis.plot(one["macs_share"], one["made_latency_share"], **style, label=form)
         axis.set(title=kernel, xlabel="MACs, share of the dense layer", xlim=(0, 1.05))
-    axes[0, 0].set_ylabel("measured time, share of the dense layer")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
+    panels[0][0].set_ylabel("measured time, share of the dense layer")
+    _legend(figure, panels[0][0])
     return figure, table

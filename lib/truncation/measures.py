@@ -1,45 +1,32 @@
-"""Paper 2's truncations of a convolution kernel, and what each loses: norm by three readings, correlation, outputs."""
+"""Paper 2's truncations of a convolution kernel, and the loss of each: norm, entropy, outputs.
+
+Kernels are those of `cuts`, and so are the errors that are raised; two kernels that are compared must have one shape,
+and the first must not be zero. The paper's formulas are unknown: these are the standard ones.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.truncation.cuts import CUTS, checked, checked_rank, cut_svd, fold, spectrum, unfold, weights
-from lib.truncation.forms import ORDER, decompose, layers
 
 # "Two-mode" truncation has two meanings: one cut between two modes and two, or two single-mode cuts together.
-CUT2 = tuple(cut for cut in CUTS if len(CUTS[cut]) == 2)
 JOINT2 = (("OUT", "IN"), ("OUT", "KW"), ("KH", "KW"))
 PATCHES_AT_ONCE = 2**22  # numbers in a chunk of `patch_moment`
 
 
 def truncate(kernel: Tensor, cut: str, rank: int) -> Tensor:
-    """The nearest kernel of a rank on a cut: a dense tensor like `kernel`, with as many parameters.
-
-    kernel: (OUT, IN, KH, KW), any floating dtype; the SVD is in float64. rank: 1 to the number of singular values of
-    the cut. For several ranks take `cuts.cut_svd` once. Raises ValueError for an unknown cut, a rank outside its range,
-    or a kernel that is not finite. Source: paper 2, truncation by SVD across a bipartition; "two-mode" as in CUT2.
-    """
+    """The nearest kernel of a rank on a cut: a dense tensor like `kernel`. For several ranks take `cut_svd` once."""
     return cut_svd(kernel, cut).kernel(rank).to(kernel)
-
-
-def truncate_to_loss(kernel: Tensor, cut: str, loss: float, reading: str = "norm_loss") -> Tensor:
-    """`truncate` to the smallest rank that loses at most `loss`, in [0, 1).
-
-    reading: "norm_loss", "relative_error" or "squared_norm_loss", the functions of these names.
-    """
-    svd = cut_svd(kernel, cut)
-    return svd.kernel(svd.rank_at(loss, reading)).to(kernel)
 
 
 def truncate_jointly(kernel: Tensor, ranks: Mapping[str, int]) -> Tensor:
     """Several single-mode cuts truncated together, one after the other, larger mode first (sequential HOSVD).
 
-    ranks: by cut, such as {"OUT": 8, "IN": 4}. Raises ValueError for another cut or a rank outside its range.
-    Source: paper 2, "two-mode" as in JOINT2; the order is this companion's.
+    `ranks` names a rank for each cut, such as {"OUT": 8, "IN": 4}. The order is this companion's choice.
     """
     if wrong := [cut for cut in ranks if len(CUTS.get(cut, ())) != 1]:
         raise ValueError(f"Only single-mode cuts are truncated together, not {wrong}: use OUT, IN, KH and KW.")
@@ -49,67 +36,29 @@ def truncate_jointly(kernel: Tensor, ranks: Mapping[str, int]) -> Tensor:
     return truncated.to(kernel)
 
 
-def approximate(
-    kernel: Tensor,
-    form: str,
-    rank: int | Sequence[int],
-    order: Sequence[str] = ORDER,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The dense kernel, like `kernel`, of any form of `decomposition.RANKS`; arguments as `decomposition.decompose`."""
-    return decompose(kernel, form, rank, order, generator).kernel().to(kernel)
-
-
-def factorise(
-    conv: nn.Conv2d,
-    form: str,
-    rank: int | Sequence[int],
-    order: Sequence[str] = ORDER,
-    generator: torch.Generator | None = None,
-) -> nn.Sequential:
-    """The small convolutions that give what `conv` gives with the kernel of `approximate`; arguments as there.
-
-    Any stride, padding, dilation and number of groups. CP is random: to compare with its kernel, decompose once and
-    build with `factorisation.layers`. Raises ValueError as `decompose`, for another layer than nn.Conv2d, and for a
-    ring in which OUT and IN are no neighbours.
-    """
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"Only nn.Conv2d is factorised, not {type(conv).__name__}: write a linear layer as 1x1.")
-    return layers(conv, decompose(conv.weight, form, rank, order, generator))
-
-
 def relative_error(kernel: Tensor, truncated: Tensor) -> float:
-    """|K - K'| / |K|, the reading on which truncations, controls and forms are matched.
-
-    kernel, truncated: of one shape, the first not zero; ValueError otherwise. Source: paper 2, norm loss (eps).
-    """
+    """|K - K'| / |K|, the reading of norm loss on which truncations, controls and forms are matched."""
     kernel, truncated = _pair(kernel, truncated)
     return ((kernel - truncated).norm() / kernel.norm()).item()
 
 
 def norm_loss(kernel: Tensor, truncated: Tensor) -> float:
-    """1 - |K'| / |K|, the literal loss of norm; negative where the norm grows. Arguments as `relative_error`.
+    """1 - |K'| / |K|, the literal loss of norm; negative where the norm grows.
 
     For orthogonal truncations (SVD, HOSVD, TT-SVD, converged CP) it is 1 - sqrt(1 - relative_error^2), for shrinking
-    it is the relative error, for noise it is not positive. Source: paper 2, norm loss (delta); formula unknown.
+    it is the relative error, for noise it is not positive.
     """
     kernel, truncated = _pair(kernel, truncated)
     return 1 - (truncated.norm() / kernel.norm()).item()
 
 
-def squared_norm_loss(kernel: Tensor, truncated: Tensor) -> float:
-    """1 - |K'|^2 / |K|^2: for orthogonal truncations the discarded weight. Arguments as `relative_error`.
-
-    Source: paper 2, norm loss (w).
-    """
-    return 1 - (1 - norm_loss(kernel, truncated)) ** 2
-
-
 def graded(kernel: Tensor, truncated: Tensor, error: float) -> Tensor:
     """The kernel between the two whose `relative_error` is `error`: (1 - t) K + t K'.
 
-    Fills the gaps between ranks, of which a 3-long mode has two. Raises ValueError for an error outside 0 to that of
-    `truncated`. Source: paper 2, graded comparison of the cuts.
+    It fills the gaps between ranks, of which a mode of length 3 has two.
+
+    Raises:
+        ValueError: for an error above that of `truncated`, or below 0.
     """
     largest = relative_error(kernel, truncated)
     if not 0 <= error <= largest * (1 + 1e-12):
@@ -118,47 +67,25 @@ def graded(kernel: Tensor, truncated: Tensor, error: float) -> Tensor:
 
 
 def entropy(values: Tensor) -> float:
-    """Entanglement entropy in nats of singular values, - sum p ln p with p = s^2 / sum s^2.
+    """Entanglement entropy in nats of N singular values, - sum p ln p with p = s^2 / sum s^2, from 0 to ln N.
 
-    Of the first r values it is that of the kernel truncated to r. Raises ValueError if all values are zero.
+    Of the first r values it is that of the kernel truncated to rank r.
     """
     return torch.special.entr(weights(values)).sum().item()
 
 
-def entanglement_entropy(kernel: Tensor, cut: str) -> float:
-    """Entropy of a kernel across a cut, in nats, at most ln N; divide by ln N to compare cuts.
-
-    Raises ValueError for an unknown cut, or a kernel that is zero or not finite.
-    Source: paper 2's keyword, formula unknown; the standard one of quantum states.
-    """
-    return entropy(spectrum(kernel, cut))
-
-
 def effective_rank(kernel: Tensor, cut: str) -> float:
-    """Exp of `entanglement_entropy`, from 1 to the number N of singular values, whatever the base of the logarithm."""
-    return math.exp(entanglement_entropy(kernel, cut))
-
-
-def participation_ratio(kernel: Tensor, cut: str) -> float:
-    """1 / sum p^2 across a cut, from 1 to N; as `effective_rank`, but led by the largest values."""
-    return 1 / weights(spectrum(kernel, cut)).square().sum().item()
-
-
-def correlation_loss(kernel: Tensor, truncated: Tensor, cut: str) -> float:
-    """1 - S(truncated) / S(kernel) across a cut, 0 where the kernel has no correlation to lose.
-
-    Never negative on the truncated cut itself; on other cuts entropy can rise. Errors as `entanglement_entropy`.
-    Source: paper 2's keyword, formula unknown.
-    """
-    before = entanglement_entropy(kernel, cut)
-    return 1 - entanglement_entropy(truncated, cut) / before if before > 1e-12 else 0.0
+    """Exp of the entropy across a cut, from 1 to the number of singular values, whatever the base of the logarithm."""
+    return math.exp(entropy(spectrum(kernel, cut)))
 
 
 def patch_moment(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     """Mean of x x' over all patches x that a convolution reads: (IN * KH * KW, IN * KH * KW), float64.
 
-    inputs: (images, IN, height, width). Not centred, so that `output_error` is that of the layer's outputs.
-    Raises ValueError for a grouped convolution, whose groups read different patches: pass one group at a time.
+    It is not centred, so that `output_error` is that of the layer's outputs. `inputs` are (images, IN, height, width).
+
+    Raises:
+        ValueError: for a grouped convolution, whose groups read different patches.
     """
     if conv.groups != 1:
         raise ValueError(f"A patch moment belongs to one group, not to {conv.groups}: pass one group at a time.")
@@ -173,10 +100,9 @@ def patch_moment(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
 
 
 def output_error(kernel: Tensor, truncated: Tensor, moment: Tensor) -> float:
-    """|(K - K') M^1/2| / |K M^1/2| with the patches' second moment M: the relative error of the outputs, without bias.
+    """|(K - K') M^1/2| / |K M^1/2| with M of `patch_moment`: the relative error of the outputs, without bias.
 
-    moment: of `patch_moment`. Raises ValueError for unequal shapes or a kernel without output.
-    Source: the covariance-weighted norm that paper 2's critics put in the place of the plain one.
+    Source: the covariance-weighted norm of paper 2's critics.
     """
     kernel, truncated = _pair(kernel, truncated)
     whole, change = (
@@ -188,12 +114,9 @@ def output_error(kernel: Tensor, truncated: Tensor, moment: Tensor) -> float:
 
 
 def truncate_outputs(kernel: Tensor, rank: int, moment: Tensor) -> Tensor:
-    """The kernel of a rank on the OUT cut with the smallest `output_error`: projected on its outputs' main directions.
-
-    Raises ValueError for a rank outside 1 to min(OUT, IN * KH * KW). Source: as `output_error`.
-    """
+    """The kernel of a rank on the OUT cut with least `output_error`: projected on its outputs' main directions."""
     matrix = unfold(checked(kernel), "OUT")
-    rank = checked_rank(rank, min(matrix.shape), f"The OUT cut of a {tuple(kernel.shape)} kernel")
+    rank = checked_rank(rank, kernel.shape, "OUT")
     main = torch.linalg.eigh(matrix @ moment @ matrix.mT).eigenvectors[:, -rank:]
     return fold(main @ (main.mT @ matrix), "OUT", kernel.shape).to(kernel)
 
@@ -201,8 +124,11 @@ def truncate_outputs(kernel: Tensor, rank: int, moment: Tensor) -> Tensor:
 def tap_usage(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
     """Share of a layer's output positions at which each tap reads a real pixel and not padding: (KH, KW), float64.
 
-    size: (height, width) of the input map in pixels. Other padding than with zeros repeats real pixels: usage 1.
-    Raises ValueError for a map too small for the kernel.
+    `size` is the (height, width) of the input map in pixels. Padding that repeats real pixels counts as real.
+
+    Raises:
+        ValueError: for a map too small for the kernel.
+
     Source: paper 2's resolution trap: on a 1x1 map a padded 3x3 kernel is its centre tap.
     """
     usage = []
@@ -220,10 +146,7 @@ def tap_usage(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
 
 
 def effective_norm_loss(kernel: Tensor, truncated: Tensor, usage: Tensor) -> float:
-    """`norm_loss` with squared weights counted by the usage of their tap, (KH, KW) of `tap_usage`.
-
-    Source: paper 2's resolution trap: the plain norm counts weights that only ever multiply padding.
-    """
+    """`norm_loss` without the weights that only multiply padding: squares count by the `tap_usage` (KH, KW)."""
     root = usage.sqrt().to(kernel.device)
     return norm_loss(kernel * root, truncated * root)
 

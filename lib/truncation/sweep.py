@@ -1,6 +1,7 @@
-"""One layer with many kernels: what comes before it is computed once, several kernels are run side by side."""
+"""One layer with many kernels: the values before it are computed once, several kernels run side by side."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -15,10 +16,7 @@ TOGETHER = {"cpu": 1, "cuda": 16}  # kernels side by side: they fill a GPU, and 
 
 
 def kernel(layer: nn.Module) -> Tensor:
-    """A layer's weight as a kernel (OUT, IN, KH, KW), detached; a linear layer's is (OUT, IN, 1, 1).
-
-    Raises ValueError for another layer.
-    """
+    """The weight of a convolution as a kernel (OUT, IN, KH, KW), of a linear layer as (OUT, IN, 1, 1); detached."""
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise ValueError(
             f"Only nn.Conv2d and nn.Linear have a kernel, not {type(layer).__name__}: choose such a layer."
@@ -27,38 +25,34 @@ def kernel(layer: nn.Module) -> Tensor:
     return weight[..., None, None] if isinstance(layer, nn.Linear) else weight
 
 
-def layer_names(model: nn.Module, downsample: bool = False) -> list[str]:
-    """Names of the convolutions and linear layers before the head, in order; projections in shortcuts only if asked."""
+def layer_names(model: nn.Module) -> list[str]:
+    """Names of the convolutions and linear layers before the head, in order, without the projections in shortcuts."""
     named = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     inner = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]  # runs without its parts
-    named = [name for name in named if not name.startswith(tuple(f"{part}." for part in inner))]
-    return [name for name in named if name != head_name(model) and (downsample or "downsample" not in name)]
+    left_out = {head_name(model)} | {name for name in named if name.startswith(tuple(f"{part}." for part in inner))}
+    return [name for name in named if name not in left_out and "downsample" not in name]
 
 
-def input_sizes(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
-    """Height and width in pixels of the map that each layer of `layer_names` reads; (1, 1) for a linear layer.
-
-    shape: of one input, batch first.
-    """
-    sizes, model = {}, deepcopy(model).eval()
-    for name in layer_names(model, downsample=True):
-
-        def note(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-            sizes[name] = tuple(inputs[0].shape[-2:]) if isinstance(layer, nn.Conv2d) else (1, 1)
-
-        model.get_submodule(name).register_forward_pre_hook(note)
-    with torch.no_grad():
-        model(torch.zeros(shape, device=next(model.parameters()).device))
-    return sizes
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that collects the inputs of a layer, one tensor a forward pass, while the context is open."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class LayerSweep:
-    """A network in evaluation mode whose outputs are wanted for many kernels of one layer.
+    """A network in evaluation mode that computes its outputs for many kernels of one layer.
 
     The network's graph is cut in two: values that do not depend on the layer are computed once for a batch, the others
     for several kernels at once. Every BatchNorm that follows a convolution is folded into it, except after the layer,
     and channels come last in memory: both only save time.
-    Raises ValueError for a layer without a kernel, or one that a forward pass does not call exactly once.
+
+    Raises:
+        ValueError: for a layer without a kernel, or one that a forward pass does not call exactly once.
     """
 
     def __init__(self, model: nn.Module, layer: str):
@@ -82,8 +76,10 @@ class LayerSweep:
     def __call__(self, images: Tensor, kernels: Sequence[Tensor], together: int | None = None) -> Tensor:
         """Outputs (kernels, images, classes) for normalised images (n, channels, height, width).
 
-        kernels: each (OUT, IN, KH, KW) of the layer's shape, in the model's dtype and on its device. together: so many
-        at once; by default what suits the device, and fewer where its memory does not suffice.
+        Args:
+            images: in the model's dtype and on its device.
+            kernels: likewise, each (OUT, IN, KH, KW) of the layer's shape.
+            together: number of kernels that run side by side, by default that of TOGETHER.
         """
         together = together or TOGETHER[images.device.type]
         interpreter = fx.Interpreter(self.graph)
@@ -92,15 +88,8 @@ class LayerSweep:
         kept = {node: interpreter.env[node] for node in self.kept}
         if not all(isinstance(value, Tensor) for value in kept.values()):
             together = 1  # a number that counts images would be wrong for several copies of them
-        while True:
-            groups = [kernels[first : first + together] for first in range(0, len(kernels), together)]
-            try:
-                outputs = [self._rest(interpreter, kept, group).unflatten(0, (len(group), -1)) for group in groups]
-                return torch.cat(outputs)
-            except torch.OutOfMemoryError:
-                if together == 1:
-                    raise
-            together //= 2
+        groups = [kernels[first : first + together] for first in range(0, len(kernels), together)]
+        return torch.cat([self._rest(interpreter, kept, group).unflatten(0, (len(group), -1)) for group in groups])
 
     def _rest(self, interpreter: fx.Interpreter, kept: dict, kernels: Sequence[Tensor]) -> Tensor:
         inputs = kept[self.node.args[0]]
@@ -118,7 +107,7 @@ class LayerSweep:
         return self.layer._conv_forward(inputs, weight, self.layer.bias)
 
 
-def outputs(
+def compare(
     model: nn.Module,
     layer: str,
     kernels: Sequence[Tensor],
@@ -126,22 +115,18 @@ def outputs(
     dataset: Data,
     batch_size: int = 100,
     device: str = "cpu",
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch, the outputs (kernels, images, classes) of a model for many kernels of a layer, and the labels."""
+) -> dict[str, Tensor]:
+    """Errors and losses of a network with many kernels of a layer; the first kernel is the reference.
+
+    Returns:
+        `wrong`, bool (kernels, images); `loss`, mean cross-entropy (kernels,), and `kl`, mean divergence of the outputs
+        from the reference's, KL(reference || kernel), (kernels,), in nats.
+    """
     sweep = LayerSweep(model.to(device), layer)
     weights = [one.to(device, torch.float32, memory_format=torch.channels_last) for one in kernels]
-    for images, labels in batches(split, batch_size):
-        yield sweep(normalise(images, dataset.mean, dataset.std), weights), labels
-
-
-def compare(*arguments, **keywords) -> dict[str, Tensor]:
-    """What many kernels of a layer do to a network; arguments as `outputs`, the first kernel is the reference.
-
-    Returns: `wrong`, bool (kernels, images); `loss`, mean cross-entropy (kernels,), and `kl`, mean divergence of the
-    outputs from the reference's, KL(reference || kernel), (kernels,), in nats.
-    """
     wrong, loss, kl, count = [], 0, 0, 0
-    for scores, labels in outputs(*arguments, **keywords):
+    for images, labels in batches(split, batch_size):
+        scores = sweep(normalise(images, dataset.mean, dataset.std), weights)
         logs = scores.double().log_softmax(2)
         wrong.append(scores.argmax(2) != labels)
         loss = loss - logs.gather(2, labels.expand(len(logs), -1)[..., None]).sum((1, 2))
@@ -166,13 +151,11 @@ def _fold_batch_norms(graph: fx.GraphModule, kept: fx.Node) -> None:
 def _run(interpreter: fx.Interpreter, nodes: list[fx.Node], kept: Sequence[fx.Node] = ()) -> object:
     """Run nodes in order and return the last value; others are dropped after their last use, unless kept."""
     last_use = {argument: node for node in nodes for argument in node.all_input_nodes if argument not in kept}
-    done: dict[fx.Node, list[fx.Node]] = {}
-    for argument, node in last_use.items():
-        done.setdefault(node, []).append(argument)
     for node in nodes:
         interpreter.env[node] = value = interpreter.run_node(node)
-        for argument in done.get(node, ()):
-            interpreter.env.pop(argument, None)
+        for argument in node.all_input_nodes:
+            if last_use.get(argument) is node:
+                interpreter.env.pop(argument, None)
     return value
 
 

@@ -1,7 +1,7 @@
 """Paper 2: the sweep of single layers against the straightforward loop, and decompositions against tensorly.
 
 BENCH_EVERY=1 in the environment sweeps every layer of the ResNet-20 in place of every third; BENCH_IMAGES=200
-takes fewer images. Its times are those of the process, on which others on a busy machine bear least.
+takes fewer images. Its times are those of the process, which other processes on a busy machine change least.
 """
 
 import os
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from lib import data, models, training
 from lib.data import Data, Split
 from lib.provenance import CompanionError
-from lib.truncation import measures as truncation
-from lib.truncation import sweep
+from lib.truncation import relative_error, sweep, truncate
 from lib.truncation.cuts import MODES, applicable_cuts, cut_svd
 from lib.truncation.forms import ORDER, cp_als, decompose, ranks_at
 from tests.bench import Line, trials
@@ -55,7 +54,7 @@ def straightforward(model: nn.Module, layer: str, points: list, split: Split, da
     weight, wrong = model.get_submodule(layer).weight, []
     dense = weight.detach().clone()
     for cut, rank in points:
-        weight.data.copy_(truncation.truncate(dense, cut, rank))
+        weight.data.copy_(truncate(dense, cut, rank))
         wrong.append(len(training.evaluate(model, split, dataset, BATCH)["wrong"]))
     weight.data.copy_(dense)
     return wrong
@@ -96,8 +95,8 @@ def single_layers() -> Iterator[Line]:
 def against_tensorly(
     what: str, kernel: Tensor, ours: Callable[[], Tensor], theirs: Callable[[], Tensor], bound: float
 ) -> Iterator[Line]:
-    """The ratio of two times, and the difference of two relative errors, of which a negative one is ours to gain."""
-    errors = [truncation.relative_error(kernel, call()) for call in (ours, theirs)]
+    """The ratio of two times, and the difference of two relative errors, negative where ours errs less."""
+    errors = [relative_error(kernel, call()) for call in (ours, theirs)]
     times = [best(call, 3) for call in (ours, theirs)]
     yield Line(f"{what}: against tensorly's {1e3 * times[1]:.0f} ms", times[1] / times[0], "x", ">", bound)
     yield Line(f"   relative error {errors[0]:.4f}, minus tensorly's", errors[0] - errors[1], "", "<", 1e-4)
@@ -110,7 +109,7 @@ def tensorly_tucker(kernel: Tensor, ranks: tuple[int, ...], iterations: int) -> 
 def tensorly_iterations(kernel: Tensor, ranks: tuple[int, ...], error: float, most: int = 100) -> int:
     """The fewest iterations with which tensorly's Tucker form errs no more: one sweep of each does not err alike."""
     for count in range(1, most):
-        if truncation.relative_error(kernel, tensorly_tucker(kernel, ranks, count)) <= error + 1e-6:
+        if relative_error(kernel, tensorly_tucker(kernel, ranks, count)) <= error + 1e-6:
             return count
     return most
 
@@ -135,7 +134,7 @@ def decompositions() -> Iterator[Line]:
                 1,
             )
             iterations = tensorly_iterations(
-                kernel, ranks, truncation.relative_error(kernel, decompose(kernel, "tucker", ranks).kernel())
+                kernel, ranks, relative_error(kernel, decompose(kernel, "tucker", ranks).kernel())
             )
             yield from against_tensorly(
                 f"Tucker of {name} ({iterations} iterations of tensorly)",

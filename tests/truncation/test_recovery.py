@@ -4,14 +4,14 @@ import math
 from copy import deepcopy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from lib import baselines as dense_networks
-from lib import data, models, training
+from lib import baselines, data, models, training
 from lib.data import Split
-from lib.truncation import recovery, sweep
+from lib.truncation import cuts, forms, recovery, sweep
 from lib.truncation.cuts import unfold
 from lib.truncation.trials import part
 
@@ -58,6 +58,11 @@ def network(name="digits_cnn", **options):
 
 def ranks_of(kernel, form):
     return [int(torch.linalg.matrix_rank(unfold(kernel.double(), cut), rtol=1e-6)) for cut in BOUNDED[form]]
+
+
+def parameters_left(model, plan):
+    shapes = {name: sweep.kernel(model.get_submodule(name)).shape for name in plan["layers"]}
+    return models.count_parameters(model) - recovery.saved(shapes, plan)
 
 
 def test_a_plan_gives_its_layers_their_ranks_and_leaves_everything_else_alone():
@@ -116,10 +121,10 @@ def test_a_linear_layer_is_factorised_as_a_kernel_of_one_pixel(form):
     factorised = deepcopy(model)
     recovery.factorise_plan(factorised, plan)
     assert {type(layer) for layer in factorised.get_submodule(name)} == {nn.Linear}
-    again = recovery._densified(model, factorised, [name])
+    again = recovery.multiply_out(model, factorised, [name])
     assert type(again.get_submodule(name)) is nn.Linear
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert recovery.plan_parameters(model, plan) == models.count_parameters(factorised) < models.count_parameters(model)
+    assert parameters_left(model, plan) == models.count_parameters(factorised) < models.count_parameters(model)
     with torch.no_grad():
         assert (factorised(images) - model(images)).norm() < 1e-10 * model(images).norm()
 
@@ -129,15 +134,13 @@ def test_parameters_of_a_plan_are_those_of_the_factorised_network_unless_the_den
     cheap = {"layers": ["features.3", "features.7"], "forms": ["OUT", "tucker2"], "ranks": [[2], [3, 2]]}
     factorised = deepcopy(model)
     recovery.factorise_plan(factorised, cheap)
-    assert (
-        recovery.plan_parameters(model, cheap) == models.count_parameters(factorised) < models.count_parameters(model)
-    )
+    assert parameters_left(model, cheap) == models.count_parameters(factorised) < models.count_parameters(model)
     same = cheap | {"forms": ["OUT", "OUT+IN"]}
-    assert recovery.plan_parameters(model, same) == models.count_parameters(factorised)
+    assert parameters_left(model, same) == models.count_parameters(factorised)
     dear = {"layers": ["features.3", "features.7"], "forms": ["OUT", "OUT"], "ranks": [[2], [15]]}
     factorised = deepcopy(model)
     recovery.factorise_plan(factorised, {name: values[:1] for name, values in dear.items()})
-    assert recovery.plan_parameters(model, dear) == models.count_parameters(factorised)
+    assert parameters_left(model, dear) == models.count_parameters(factorised)
 
 
 def test_statistics_become_plain_averages_over_batches_and_nothing_else_moves():
@@ -158,7 +161,7 @@ def test_statistics_become_plain_averages_over_batches_and_nothing_else_moves():
 
 
 def test_there_is_no_barrier_between_a_network_and_itself_and_one_to_its_mirror(folder):
-    model, dataset = dense_networks.baseline(DENSE, folder)
+    model, dataset = baselines.baseline(DENSE, folder)
     images = part(dataset, SPEC)
     state = deepcopy(model.state_dict())
     assert abs(recovery.loss_barrier(model, deepcopy(model), dataset, images)) < 1e-9
@@ -175,7 +178,7 @@ def test_there_is_no_barrier_between_a_network_and_itself_and_one_to_its_mirror(
 def test_a_truncated_network_makes_the_errors_that_its_row_counts(folder):
     row = recovery.plans(folder, folder).run([SPEC]).iloc[0]
     assert row["status"] == "done", row["reason"]
-    model, dataset = dense_networks.baseline(DENSE, folder)
+    model, dataset = baselines.baseline(DENSE, folder)
     images = Split(dataset.test.images[:80], dataset.test.labels[:80])
     before = training.evaluate(model, images, dataset)
     other = deepcopy(model)
@@ -234,7 +237,7 @@ def test_retraining_repeats_exactly_and_leaves_the_stored_network_alone(folder, 
 
 def test_an_unknown_arm_is_refused_in_one_sentence(folder):
     with pytest.raises(Exception, match=r"^[^\n]+'frozen'[^\n]*\.$"):
-        recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", folder / "none", baselines=folder)
+        recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", folder / "none", dense_folder=folder)
 
 
 def test_epochs_show_images_that_were_not_seen_before_until_all_were():
@@ -266,8 +269,77 @@ def test_every_epoch_of_retraining_is_fitted_on_its_own_images(folder, monkeypat
             after_epoch(epoch, model)
 
     monkeypatch.setattr(recovery.training, "fit", fit)
-    recovery.retrain(SPEC | {"arm": "dense"}, "cpu", folder / "none", baselines=folder)
-    dataset = dense_networks.baseline(DENSE, folder)[1]
+    recovery.retrain(SPEC | {"arm": "dense"}, "cpu", folder / "none", dense_folder=folder)
+    dataset = baselines.baseline(DENSE, folder)[1]
     expected = [recovery.epoch_images(dataset, SPEC, epoch).images for epoch in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(shown, expected, strict=True))
     assert not torch.equal(*expected)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return {f"layer{k}": torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)}
+
+
+@pytest.fixture
+def spectra(kernels):
+    rows = []
+    for name, kernel in kernels.items():
+        weights = {f"weights_{c}": cuts.weights(cuts.spectrum(kernel, c)).numpy() for c in cuts.CUTS}
+        rows.append({"layer": name, "shape": [8, 6, 3, 3], "cut": list(cuts.CUTS)} | weights)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("form", ["OUT", "KH", "OUT.KW", "OUT+IN"])
+def test_plan_at_an_error_takes_the_ranks_of_the_svd(kernels, spectra, form):
+    plan = recovery.plan_at_error(spectra, form, 0.5)
+    assert plan["layers"] == list(kernels) and set(plan["forms"]) == {form}
+    for name, ranks in zip(plan["layers"], plan["ranks"], strict=True):
+        expected = [cuts.cut_svd(kernels[name], cut).rank_at(0.5) for cut in form.split("+")]
+        assert ranks == expected
+
+
+def test_plan_leaves_layers_dense_where_the_cut_does_not_apply(spectra):
+    spectra.at[1, "cut"] = ["OUT"]
+    assert recovery.plan_at_error(spectra, "KH", 0.5)["layers"] == ["layer0", "layer2"]
+    assert recovery.plan_at_share(spectra, "KH", 0.9)["layers"] == ["layer0", "layer2"]
+
+
+def test_plan_at_a_share_spends_the_budget_as_far_as_whole_ranks_allow(spectra):
+    plan = recovery.plan_at_share(spectra, "OUT", 0.4)
+    sizes = [forms.parameters((8, 6, 3, 3), "OUT", rank) for (rank,) in plan["ranks"]]
+    one = forms.parameters((8, 6, 3, 3), "OUT", 1)
+    budget = 0.4 * 3 * 8 * 6 * 9
+    assert budget - one < sum(sizes) <= budget
+    assert sorted((rank for (rank,) in plan["ranks"]), reverse=True) == [rank for (rank,) in plan["ranks"]]
+    assert recovery.kept_share(spectra, plan) == pytest.approx(sum(sizes) / (3 * 8 * 6 * 9))
+
+
+def test_no_rank_is_raised_beyond_what_saves_parameters(spectra):
+    for (rank,) in recovery.plan_at_share(spectra, "OUT.KH", 0.99)["ranks"]:
+        assert forms.parameters((8, 6, 3, 3), "OUT.KH", rank) < 8 * 6 * 9
+
+
+def test_a_layer_outside_a_plan_keeps_all_its_parameters(spectra):
+    plan = {"layers": ["layer1"], "forms": ["KH"], "ranks": [[1]]}
+    assert recovery.kept_share(spectra, plan) == pytest.approx((2 * 432 + 3 + 8 * 6 * 3) / (3 * 432))
+
+
+def test_cheapest_plan_spends_where_it_costs_least():
+    entries = [("a", "OUT", 1, 9.0), ("a", "OUT", 4, 8.0), ("b", "OUT", 1, 0.1), ("b", "OUT", 4, 0.0)]
+    table = pd.DataFrame(
+        [{"layer": n, "shape": "8x8x3x3", "method": "cut", "cut": c, "rank": r, "rise": v} for n, c, r, v in entries]
+    )
+    dense = 8 * 8 * 9
+    plan = recovery.cheapest_plan(table, "rise", (dense + 200) / (2 * dense))
+    assert plan == {"layers": ["b"], "forms": ["OUT"], "ranks": [[1]]}
+    assert recovery.cheapest_plan(table, "rise", 1) == plan | {"ranks": [[4]]}  # smaller and free
+
+
+def test_cheapest_plan_spends_what_a_price_leaves_over():
+    # By one price per parameter both layers move together; the budget has room for one more step of one of them.
+    entries = [(n, r, v) for n in "ab" for r, v in ((1, 8.0), (3, 2.0), (5, 0.0))]
+    table = pd.DataFrame([{"layer": n, "cut": "OUT", "rank": r, "rise": v} for n, r, v in entries])
+    table = table.assign(shape="8x8x3x3", method="cut")
+    plan = recovery.cheapest_plan(table, "rise", 80 * 8 / (2 * 8 * 8 * 9))
+    assert sorted(rank for (rank,) in plan["ranks"]) == [3, 5]

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib.truncation import figures as draw
+from lib.truncation import figures
 from lib.truncation.cuts import CUTS
-from lib.truncation.figures import all_layers
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +29,7 @@ def lines(axis):
 
 
 def test_accuracy_curves_start_at_no_loss_and_fall_by_the_drop():
-    figure, numbers = draw.accuracy_by_norm_loss(points(["cut"], CUTS))
+    figure, numbers = figures.accuracy_by_norm_loss(points(["cut"], CUTS))
     assert len(numbers) == 7 * 3 * 4
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert set(panels) == set(CUTS)
@@ -40,13 +39,13 @@ def test_accuracy_curves_start_at_no_loss_and_fall_by_the_drop():
 
 
 def test_two_mode_means_are_those_of_the_bins():
-    figure, numbers = draw.two_mode(points(["cut", "joint2"], ["OUT.KH", "OUT+IN", "OUT"]))
+    figure, numbers = figures.two_mode(points(["cut", "joint2"], ["OUT.KH", "OUT+IN", "OUT"]))
     assert set(numbers["cut"]) == {"OUT.KH", "OUT+IN"}
     assert numbers.loc[numbers["cut"] == "OUT.KH", "drop"].tolist() == pytest.approx([3.5, 6.5, 9.5])
 
 
 def test_controls_have_one_line_each_with_means_over_layers():
-    figure, numbers = draw.controls(
+    figure, numbers = figures.controls(
         points(["graded", "noise"], ["OUT", "IN"]), {"graded": "truncated", "noise": "noise"}
     )
     assert numbers.groupby("method")["drop"].apply(list).loc["noise"] == pytest.approx([3.5, 6.5, 9.5])
@@ -54,7 +53,7 @@ def test_controls_have_one_line_each_with_means_over_layers():
 
 
 def test_bars_are_students_intervals_over_layers():
-    figure, numbers = draw.controls(points(["noise"], ["OUT", "IN"]), {"noise": "noise"})
+    figure, numbers = figures.controls(points(["noise"], ["OUT", "IN"]), {"noise": "noise"})
     half = stats.t.ppf(0.975, 3) * np.std([0, 1, 2, 3], ddof=1) / 2
     assert numbers["half"].tolist() == pytest.approx([half] * 3)
 
@@ -64,21 +63,21 @@ def test_maps_and_depth_have_a_panel_a_case():
     table = pd.DataFrame(cells, columns=["case", "place", "cut"]).assign(tolerance=0.5, shape="8x8x3x3", n=100)
     table["censored"] = table["cut"] == "OUT"
     table["layer"] = "layer" + table["place"].astype(str)
-    figure, _ = draw.tolerance_maps(table)
+    figure, _ = figures.tolerance_maps(table)
     assert [image.get_array().shape for axis in figure.axes for image in axis.images][:2] == [(3, 7), (3, 7)]
-    figure, _ = draw.tolerance_by_depth(table)
+    figure, _ = figures.tolerance_by_depth(table)
     assert [len(lines(axis)) for axis in figure.axes] == [7 + 1, 7 + 1]  # and the bounds of OUT, hollow
 
 
 def test_a_form_has_one_look_in_every_figure_and_legends_one_order():
-    assert len(set(draw.LOOKS.values())) == len(draw.LOOKS) and set(CUTS) < set(draw.LOOKS)
+    assert len(set(figures.LOOKS.values())) == len(figures.LOOKS) and set(CUTS) < set(figures.LOOKS)
     table = points(["cut"], CUTS, errors=(0.5,)).assign(tolerance=0.5, shape="8x8x3x3", censored=False)
     table["form_name"], table["kept"] = table["cut"], 0.5
     for backwards in (table, table[::-1]):
-        for figure in (draw.tolerance_by_depth(backwards)[0], all_layers(backwards)[0]):
+        for figure in (figures.tolerance_by_depth(backwards)[0], figures.all_layers(backwards)[0]):
             handles = dict(zip(*figure.axes[0].get_legend_handles_labels()[::-1], strict=True))
             assert list(handles) == list(CUTS)
-            assert all(handle.get_color() == draw.LOOKS[cut][0] for cut, handle in handles.items())
+            assert all(handle.get_color() == figures.LOOKS[cut][0] for cut, handle in handles.items())
 
 
 def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
@@ -86,14 +85,14 @@ def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
     rows = pd.DataFrame(
         {"case": "c", "layer": ["a", "b"], "shape": [[4, 4, 3, 3]] * 2, "cut": [list(CUTS), ["OUT"]]} | weights
     )
-    figure, numbers = draw.spectra(rows)
+    figure, numbers = figures.spectra(rows)
     assert len(numbers) == 3 * (7 + 1)
     assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 2
 
 
 def test_entropy_panels_hold_every_pair():
     table = points(["cut"], CUTS, errors=(0.5,)).assign(excess=0.1, tolerance=0.4, censored=False)
-    figure, numbers = draw.tolerance_by_entropy(table)
+    figure, numbers = figures.tolerance_by_entropy(table)
     assert sum(len(c.get_offsets()) for axis in figure.axes[:7] for c in axis.collections) == len(numbers) == 28
 
 
@@ -102,7 +101,35 @@ def test_forms_are_ordered_by_what_they_keep_at_the_last_budget():
     entries += [("cp", "", 0.25, 4.0), ("cp, not converged", "", 0.25, 6.0), ("as cp", "OUT", 0.25, 0.0)]
     table = pd.DataFrame(entries, columns=["method", "cut", "target", "drop"]).assign(case="c", seed=0)
     table = pd.concat([table.assign(layer=name, relative_error=0.5) for name in "ab"])
-    figure, numbers = draw.forms(table, [0.5, 0.25])
+    figure, numbers = figures.forms(table, [0.5, 0.25])
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["OUT", "cp"]
     assert numbers.set_index(["form", "target"])["drop"].to_dict()["cp", 0.25] == 5
     assert set(numbers["layers"]) == {2}
+
+
+def test_parameters_of_whole_networks_are_shown_only_where_they_are_counted():
+    entries = [(form, e, e, 10 * e, 1 - e) for form in ("OUT", "OUT+IN", "KH+KW") for e in (0.2, 0.4)]
+    table = pd.DataFrame(entries, columns=["form_name", "target", "relative_error", "drop", "kept"])
+    figure, _ = figures.all_layers(table)
+    assert [len(axis.lines) for axis in figure.axes] == [3, 2]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0, -2, -4]
+
+
+def test_the_untruncated_control_is_in_every_panel():
+    rows = [{"arm": "untruncated", "accuracy": np.full(4, 90.0)}]
+    rows += [{"arm": "dense", "form_name": f, "target": 0.5, "accuracy": np.arange(4.0)} for f in ("OUT", "IN")]
+    rows += [
+        {"arm": "batch norm", "form_name": f, "target": 0.5, "accuracy": np.array([1.0, 50.0])} for f in ("OUT", "IN")
+    ]
+    figure, numbers = figures.recoveries(pd.DataFrame(rows), 3)
+    assert [len(lines(axis)) for axis in figure.axes] == [2, 2]
+    sizes = numbers.groupby("arm").size()
+    assert (sizes["dense"], sizes["untruncated"], sizes["batch norm"]) == (8, 8, 2)
+    assert numbers.loc[numbers["arm"] == "batch norm", ["epoch", "accuracy"]].values.tolist() == [[0, 50]] * 2
+
+
+def test_latency_panels_show_what_macs_promise():
+    entries = [("k", "dense", 1.0, 1.0), ("k", "OUT", 0.5, 0.7)]
+    table = pd.DataFrame(entries, columns=["kernel", "form", "macs_share", "made_latency_share"])
+    figure, _ = figures.latencies(table)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0, 1] and len(figure.axes[0].lines) == 3

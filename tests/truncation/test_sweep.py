@@ -11,7 +11,7 @@ from torchvision.models import VisionTransformer
 
 from lib import data, models
 from lib.data import Split, normalise
-from lib.truncation import sweep
+from lib.truncation import cuts, recovery, sweep, truncate
 
 # Network, its options, the shape of its images, and how many of its layers: every so many-th.
 CASES = {
@@ -69,11 +69,16 @@ def disagreement(got, expected):
     return ((got - expected).abs().max() / expected.abs().max()).item()
 
 
+def all_layers(model):
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return [name for name in names if name != models.head_name(model)]
+
+
 def built(case):
     name, options, step = CASES[case]
     side, channels = options.get("size", 32), options.get("channels", 3)
     model = with_statistics(models.build(name, **options).double(), gaussian(8, channels, side, side))
-    return model, gaussian(3, channels, side, side, seed=2), sweep.layer_names(model, downsample=True)[::step]
+    return model, gaussian(3, channels, side, side, seed=2), all_layers(model)[::step]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -171,26 +176,6 @@ def test_errors_loss_and_divergence_equal_those_of_whole_networks(digits, batch_
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-def test_fewer_kernels_are_run_side_by_side_where_memory_does_not_suffice(monkeypatch):
-    model = models.build("digits_cnn", channels=1, size=8, width=0.25).eval()
-    kernels, images = variants(model, "features.3", 7), gaussian(3, 1, 8, 8).float()
-    layer, sizes = sweep.LayerSweep(model, "features.3"), []
-    expected, rest = layer(images, kernels, together=1), sweep.LayerSweep._rest
-
-    def scarce(own, interpreter, kept, group):
-        sizes.append(len(group))
-        if len(group) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return rest(own, interpreter, kept, group)
-
-    monkeypatch.setattr(sweep.LayerSweep, "_rest", scarce)
-    torch.testing.assert_close(layer(images, kernels, together=8), expected)
-    assert sizes == [7, 4, 2, 2, 2, 1]
-    monkeypatch.setattr(sweep.LayerSweep, "_rest", lambda *_: scarce(*_[:3], [0] * 3))
-    with pytest.raises(torch.OutOfMemoryError):
-        layer(images, kernels, together=1)
-
-
 @pytest.mark.parametrize("layer", ("bn1", "layer1", "layer2.0.bn2"))
 def test_a_layer_without_a_kernel_is_refused_in_one_sentence(layer):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
@@ -204,31 +189,48 @@ def test_kernels_are_views_of_the_weight_with_four_modes():
     assert torch.equal(sweep.kernel(linear).flatten(), linear.weight.flatten())
 
 
-def test_layers_are_named_in_order_without_the_head_and_projections_only_if_asked():
+def test_layers_are_named_in_order_without_the_head_and_projections():
     names = sweep.layer_names(models.build("resnet8", shortcut="B"))
     assert names == ["conv1", *[f"layer{stage}.0.conv{k}" for stage in (1, 2, 3) for k in (1, 2)]]
-    asked = sweep.layer_names(models.build("resnet8", shortcut="B"), downsample=True)
-    assert sorted(set(asked) - set(names)) == ["layer2.0.downsample.0", "layer3.0.downsample.0"]
     assert sweep.layer_names(models.build("mlp", channels=1, size=8)) == ["1", "3"]
     assert len(sweep.layer_names(models.build("vgg16", width=0.125))) == 13
 
 
-def test_sizes_are_those_of_the_maps_that_layers_read():
-    sizes = sweep.input_sizes(models.build("resnet8", shortcut="B"), (1, 3, 32, 32))
-    stages = {"conv1": 32, "layer1.0.conv2": 32, "layer2.0.conv1": 32, "layer2.0.downsample.0": 32}
-    stages |= {"layer2.0.conv2": 16, "layer3.0.conv1": 16, "layer3.0.conv2": 8}
-    assert {name: sizes[name] for name in stages} == {name: (side, side) for name, side in stages.items()}
-    vgg = sweep.input_sizes(models.build("vgg16", width=0.125), (1, 3, 32, 32))
-    sides = [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
-    assert list(vgg.values()) == [(side, side) for side in sides]
-    assert set(sweep.input_sizes(models.build("mlp", channels=1, size=8), (1, 1, 8, 8)).values()) == {(1, 1)}
-    oblong = nn.Sequential(nn.Conv2d(3, 2, 3, stride=(1, 2)), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 4, 5))
-    assert sweep.input_sizes(oblong, (1, 3, 10, 13)) == {"0": (10, 13), "1": (8, 6)}
+def test_the_inputs_of_a_layer_are_collected_and_no_hook_stays():
+    model, images = models.build("resnet8", shortcut="B").eval(), gaussian(2, 3, 32, 32).float()
+    sides = {"conv1": 32, "layer2.0.conv1": 32, "layer2.0.downsample.0": 32, "layer2.0.conv2": 16, "layer3.0.conv2": 8}
+    for name, side in sides.items():
+        with sweep.inputs_of(model.get_submodule(name)) as seen, torch.no_grad():
+            model(images)
+            model(images[:1])
+        assert [one.shape[2:] for one in seen] == [(side, side)] * 2 and [len(one) for one in seen] == [2, 1]
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_measuring_sizes_changes_nothing_in_the_model():
-    model = models.build("digits_cnn", channels=1, size=8).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    sweep.input_sizes(model, (2, 1, 8, 8))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model.training and not any(module._forward_pre_hooks for module in model.modules())
+NAMED = (  # network, form, pixels, layers: a large kernel, a 3x3, a 1x1 or linear one
+    ("vanilla_cnn", "cifar", 16, ("features.12", "classifier.0")),
+    ("resnet50", "imagenet", 32, ("conv1", "layer4.1.conv2", "layer3.2.conv3")),
+    ("vit_b_16", "imagenet", 32, ("conv_proj", "encoder.layers.encoder_layer_11.mlp.0")),
+)
+
+
+@pytest.mark.parametrize(("name", "form", "size", "layers"), NAMED)
+def test_a_named_network_is_truncated_layer_by_layer_and_as_a_whole(name, form, size, layers):
+    model = models.build(name, form=form, size=size).eval()
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(model.get_submodule(models.head_name(model)).weight, std=0.1, generator=generator)
+    images = torch.randint(256, (4, 3, size, size), generator=generator, dtype=torch.uint8)
+    split = data.Split(images, torch.arange(4))
+    dataset = data.Data(name, split, split, split, 10, 3, size, (0.5,) * 3, (0.25,) * 3, 4, True)
+    assert set(layers) <= set(sweep.layer_names(model))
+    x = data.normalise(images, dataset.mean, dataset.std)
+    for layer in layers:
+        kernel = sweep.kernel(model.get_submodule(layer))
+        assert len(cuts.applicable_cuts(kernel.shape)) == (1 if kernel.shape[2] == 1 else 7)
+        low = truncate(kernel, "OUT", 2)
+        with torch.no_grad():
+            first, changed = sweep.LayerSweep(model, layer)(x, [kernel, low])
+            assert torch.allclose(first, model(x), atol=1e-3)
+            weight = model.get_submodule(layer).weight
+            recovery.apply_plan(model, {"layers": [layer], "forms": ["OUT"], "ranks": [[2]]})
+            assert torch.allclose(weight.view(kernel.shape), low) and torch.allclose(changed, model(x), atol=1e-3)

@@ -13,27 +13,22 @@ from lib.truncation.cuts import (
     checked_rank,
     cut_svd,
     fold,
+    gaussian_like,
     matrix_shape,
+    perturbed,
+    projected_at_random,
+    pruned,
+    shrunk,
+    smallest_kept,
     spectrum,
     unfold,
     weights,
 )
+from lib.truncation.measures import entropy, norm_loss, relative_error, truncate
+
+SHAPE = (20, 12, 3, 5)
 
 SHAPES = ((20, 12, 3, 5), (7, 11, 5, 3), (24, 16, 3, 3), (6, 4, 1, 1), (16, 1, 3, 3))
-# Relative error, squared norm loss, norm loss of an orthogonal truncation (paper 2's specification, printed digits).
-CONVERSIONS = (
-    (0.10, 0.010, 0.005),
-    (0.20, 0.040, 0.020),
-    (0.30, 0.090, 0.046),
-    (0.40, 0.160, 0.083),
-    (0.50, 0.250, 0.134),
-    (0.60, 0.360, 0.200),
-    (0.70, 0.490, 0.286),
-    (0.80, 0.640, 0.400),
-    (0.866, 0.750, 0.500),
-    (0.90, 0.810, 0.564),
-    (0.95, 0.902, 0.688),
-)
 
 
 def gaussian(shape, seed=0):
@@ -54,12 +49,8 @@ def named_matrix(kernel, cut):
     return matrix
 
 
-def flat_kernel(values):
-    """A kernel whose KH cut has the given singular values."""
-    kernel = torch.zeros(len(values), 1, len(values), 1, dtype=torch.float64)
-    for k, value in enumerate(values):
-        kernel[k, 0, k, 0] = value
-    return kernel
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_the_seven_cuts_are_all_bipartitions_of_four_modes():
@@ -116,53 +107,24 @@ def test_spectra_of_a_cut_and_of_its_complement_are_equal(cut):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_losses_of_all_ranks_are_the_three_readings_of_one_discarded_weight(cut):
-    kernel = gaussian((20, 12, 3, 5))
+def test_errors_of_all_ranks_are_those_of_the_truncated_kernels_and_at_most_those_of_a_flat_spectrum(cut):
+    kernel = gaussian((7, 11, 5, 3))
     svd = cut_svd(kernel, cut)
-    losses = svd.losses()
-    for rank in range(1, len(svd.values) + 1):
+    errors, count = svd.errors(), len(svd.values)
+    for rank in range(1, count + 1):
         error = ((kernel - svd.kernel(rank)).norm() / kernel.norm()).item()
-        kept = (svd.kernel(rank).norm() / kernel.norm()).item()
-        assert losses["relative_error"][rank - 1].item() == pytest.approx(error, abs=1e-12)
-        assert losses["norm_loss"][rank - 1].item() == pytest.approx(1 - kept, abs=1e-12)
-        assert losses["squared_norm_loss"][rank - 1].item() == pytest.approx(error**2, abs=1e-12)
+        assert errors[rank - 1].item() == pytest.approx(error, abs=1e-12)
+        assert error <= math.sqrt(1 - rank / count) + 1e-12
 
 
-@pytest.mark.parametrize(("error", "squared", "loss"), CONVERSIONS)
-def test_conversions_between_the_readings_match_the_printed_table(error, squared, loss):
-    svd = cut_svd(flat_kernel([math.sqrt(1 - error**2)] + [error / 10] * 100), "KH")
-    readings = {name: losses[0].item() for name, losses in svd.losses().items()}
-    expected = {"relative_error": error, "squared_norm_loss": squared, "norm_loss": loss}
-    assert readings == pytest.approx(expected, abs=5.1e-4)
-
-
-@pytest.mark.parametrize(
-    ("count", "rank", "error", "loss"), ((3, 1, 0.816, 0.423), (3, 2, 0.577, 0.184), (9, 1, 0.943, 0.667))
-)
-def test_flat_spectra_lose_the_printed_most(count, rank, error, loss):
-    losses = cut_svd(flat_kernel([1.0] * count), "KH").losses()
-    assert losses["relative_error"][rank - 1].item() == pytest.approx(error, abs=5e-4)
-    assert losses["norm_loss"][rank - 1].item() == pytest.approx(loss, abs=5e-4)
-
-
-@pytest.mark.parametrize("cut", CUTS)
-def test_no_spectrum_loses_more_than_a_flat_one(cut):
-    for seed in range(5):
-        errors = cut_svd(gaussian((7, 11, 5, 3), seed), cut).losses()["relative_error"]
-        count = len(errors)
-        bounds = (1 - torch.arange(1, count + 1, dtype=torch.float64) / count).sqrt()
-        assert (errors <= bounds + 1e-12).all()
-
-
-@pytest.mark.parametrize("reading", ("norm_loss", "relative_error", "squared_norm_loss"))
-def test_rank_at_a_loss_is_the_smallest_that_keeps_it(reading):
+def test_rank_at_an_error_is_the_smallest_that_keeps_it():
     svd = cut_svd(gaussian((20, 12, 3, 5)), "OUT.KH")
-    losses = svd.losses()[reading]
-    for loss in (0.0, 0.05, 0.3, 0.7, 0.999):
-        rank = svd.rank_at(loss, reading)
-        assert losses[rank - 1] <= loss
-        assert rank == 1 or losses[rank - 2] > loss
-    assert svd.rank_at(losses[4].item(), reading) == 5
+    errors = svd.errors()
+    for error in (0.0, 0.05, 0.3, 0.7, 0.999):
+        rank = svd.rank_at(error)
+        assert errors[rank - 1] <= error
+        assert rank == 1 or errors[rank - 2] > error
+    assert svd.rank_at(errors[4].item()) == 5
 
 
 @pytest.mark.parametrize(
@@ -211,12 +173,99 @@ def test_a_parameter_is_cut_without_its_gradient_history():
     assert isinstance(svd, CutSVD) and not svd.left.requires_grad and svd.left.dtype == torch.float64
 
 
+@pytest.mark.parametrize("error", (0.0, 0.1, 0.5, 0.9))
+def test_controls_are_matched_on_the_relative_error_and_part_ways_in_norm_loss(error):
+    kernel = gaussian((32, 32, 3, 3))
+    noisy, shrunken, thinned = perturbed(kernel, error, seeded(1)), shrunk(kernel, error), pruned(kernel, error)
+    assert relative_error(kernel, noisy) == pytest.approx(error, abs=1e-12)
+    assert relative_error(kernel, shrunken) == pytest.approx(error, abs=1e-12)
+    assert error - 1e-3 <= relative_error(kernel, thinned) <= error + 1e-12
+    assert norm_loss(kernel, shrunken) == pytest.approx(error, abs=1e-12)
+    assert norm_loss(kernel, thinned) == pytest.approx(1 - math.sqrt(1 - relative_error(kernel, thinned) ** 2))
+    # noise is orthogonal to the kernel on average: four standard errors of the cosine, 1 / sqrt(9216)
+    assert norm_loss(kernel, noisy) == pytest.approx(1 - math.sqrt(1 + error**2), abs=4 * error / 96)
+
+
+def test_pruning_removes_as_many_of_the_lowest_magnitudes_as_the_error_allows():
+    kernel = gaussian(SHAPE)
+    thinned = pruned(kernel, 0.3)
+    gone = thinned == 0
+    assert torch.equal(thinned[~gone], kernel[~gone])
+    assert kernel[gone].abs().max() < kernel[~gone].abs().min()
+    one_more = kernel[gone].square().sum() + kernel[~gone].abs().min() ** 2
+    assert one_more > 0.3**2 * kernel.square().sum()
+
+
+@pytest.mark.parametrize("side", ("short", "long"))
+@pytest.mark.parametrize("cut", CUTS)
+def test_random_subspaces_have_their_rank_and_lose_what_their_side_says(cut, side):
+    kernel, rank = gaussian(SHAPE), 2
+    length = (min if side == "short" else max)(matrix_shape(SHAPE, cut))
+    squared = []
+    for seed in range(40):
+        projected = projected_at_random(kernel, cut, rank, seeded(seed), side)
+        assert torch.linalg.matrix_rank(unfold(projected, cut), rtol=1e-10) == rank
+        squared.append(relative_error(kernel, projected) ** 2)
+        assert norm_loss(kernel, projected) == pytest.approx(1 - math.sqrt(1 - squared[-1]))
+    squared = torch.tensor(squared)
+    assert squared.mean().item() == pytest.approx(1 - rank / length, abs=4 * squared.std().item() / math.sqrt(40))
+
+
+def test_random_subspaces_of_a_64_channel_kernel_lose_the_printed_errors():
+    kernel = gaussian((64, 64, 3, 3))
+    short = relative_error(kernel, projected_at_random(kernel, "OUT", 32, seeded()))
+    long = relative_error(kernel, projected_at_random(kernel, "OUT", 32, seeded(), "long"))
+    assert short == pytest.approx(0.708, abs=0.01) and long == pytest.approx(0.971, abs=0.002)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_smallest_and_largest_singular_values_share_the_kernel(cut):
+    kernel = gaussian(SHAPE)
+    count = len(spectrum(kernel, cut))
+    parts = smallest_kept(kernel, cut, 1) + truncate(kernel, cut, count - 1)
+    assert torch.allclose(parts, kernel, atol=1e-12)
+    assert torch.allclose(smallest_kept(kernel, cut, count), kernel, atol=1e-12)
+    assert relative_error(kernel, smallest_kept(kernel, cut, 1)) > relative_error(kernel, truncate(kernel, cut, 1))
+
+
+def test_random_controls_repeat_with_the_seed():
+    kernel = gaussian(SHAPE)
+    for control in (
+        lambda seed: perturbed(kernel, 0.3, seeded(seed)),
+        lambda seed: projected_at_random(kernel, "OUT", 3, seeded(seed)),
+        lambda seed: gaussian_like(kernel, seeded(seed)),
+    ):
+        assert torch.equal(control(1), control(1)) and not torch.equal(control(1), control(2))
+
+
+def test_even_noise_loses_only_a_third_at_half_rank_of_a_square_cut():
+    kernel = gaussian((64, 64, 3, 3))
+    assert cut_svd(kernel, "OUT.KH").errors()[95].item() == pytest.approx(0.33, abs=0.01)
+
+
+def test_shrinking_loses_no_correlation_and_truncation_does():
+    kernel = gaussian(SHAPE)
+    for cut in CUTS:
+        before = entropy(spectrum(kernel, cut))
+        assert entropy(spectrum(shrunk(kernel, 0.6), cut)) == pytest.approx(before, abs=1e-12)
+        assert entropy(spectrum(truncate(kernel, cut, 2), cut)) < 0.95 * before
+
+
+def test_a_random_kernel_keeps_the_norm_and_has_the_entropy_of_marchenko_pastur():
+    kernel = gaussian((48, 96, 3, 3)).exp().float()
+    like = gaussian_like(kernel, seeded())
+    assert like.norm().item() == pytest.approx(kernel.norm().item(), rel=1e-6)
+    assert abs(like.mean()) < 4 * like.std() / math.sqrt(like.numel())
+    assert like.shape == kernel.shape and like.dtype == torch.float32
+    for cut in ("OUT", "IN", "OUT.KH"):
+        short, long = sorted(matrix_shape(kernel.shape, cut))
+        assert entropy(spectrum(like, cut)) == pytest.approx(math.log(short) - short / (2 * long), abs=0.02)
+
+
 @pytest.mark.parametrize(
     "call",
     (
         lambda k: unfold(k, "DEPTH"),
-        lambda k: unfold(k[0], "OUT"),
-        lambda k: fold(k.flatten(1).mT, "OUT", k.shape),
         lambda k: cut_svd(k, "IN.OUT"),
         lambda k: cut_svd(k[0], "OUT"),
         lambda k: cut_svd(k * math.nan, "OUT"),
@@ -225,11 +274,12 @@ def test_a_parameter_is_cut_without_its_gradient_history():
         lambda k: cut_svd(k, "OUT").kernel(0),
         lambda k: cut_svd(k, "OUT").kernel(5),
         lambda k: cut_svd(k, "OUT").kernel(1.5),
-        lambda k: cut_svd(k, "OUT").rank_at(0.5, "norm"),
-        lambda k: cut_svd(k, "OUT").rank_at(1.0),
-        lambda k: cut_svd(k, "OUT").rank_at(-0.1),
-        lambda k: cut_svd(0 * k, "OUT").losses(),
-        lambda k: checked_rank(-1, 3, "A test"),
+        lambda k: cut_svd(0 * k, "OUT").errors(),
+        lambda k: projected_at_random(k, "OUT", 5, seeded()),
+        lambda k: perturbed(k * math.nan, 0.1, seeded()),
+        lambda k: pruned(k[0], 0.5),
+        lambda k: smallest_kept(k, "OUT", 0),
+        lambda k: checked_rank(-1, (4, 3, 3, 3), "OUT"),
     ),
 )
 def test_bad_arguments_are_refused_in_one_sentence(call):
