@@ -268,7 +268,9 @@ def build(
     if width != 1 and (name in FIXED_WIDTH or (name == "vgg16" and form == "imagenet")):
         raise CompanionError(f"{name} in its {form} form has a fixed width: leave width at 1 and not {width}.")
     if pretrained and (form != "imagenet" or width != 1 or (name in PATCH and size != 224)):
-        raise CompanionError(f"Pretrained weights of {name} need form='imagenet' and width=1 (a transformer's also size=224).")
+        raise CompanionError(
+            f"Pretrained weights of {name} need form='imagenet' and width=1 (a transformer's also size=224)."
+        )
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,6 +1,7 @@
 """Every interval, band, bootstrap, rank correlation and correction; all of them at one level.
 
-A resampling takes a seed, or a numpy generator where several share one stream of draws.
+A resampling takes a seed, or a numpy generator where several share one stream of draws; the same seed gives the same
+draws. `resamples` and `draws` are their number.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def quantile(level: float = LEVEL) -> float:
-    """The standard normal deviate that the middle share `level` of a normal distribution lies within, 1.96 for .95."""
+    """Half-width of the interval that holds the middle share `level` of a standard normal distribution, 1.96 for .95."""
     return float(scipy_stats.norm.ppf((1 + level) / 2))
 
 
@@ -67,20 +68,16 @@ def percentile_interval(draws: Sequence[float], level: float = LEVEL) -> tuple[f
 
 
 def redrawn(*sizes: int, seed: Seed, resamples: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Indices of `sizes` units of each kind, drawn with replacement, each independently, `resamples` times."""
+    """Indices drawn with replacement: for each resample one array for each of `sizes`, all of them independent.
+
+    A size is the number of units of one kind, for example of trials or of configurations.
+    """
     random = np.random.default_rng(seed)
     return (tuple(random.integers(n, size=n) for n in sizes) for _ in range(resamples))
 
 
 def resampled(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> np.ndarray:
-    """Bootstrap draws (resamples,) of a statistic.
-
-    Args:
-        statistic: takes an array of indices for each size, drawn with replacement, each independently.
-        sizes: number of units of each kind, for example of trials and of configurations.
-        seed: of the resampling.
-        resamples: number of draws.
-    """
+    """Bootstrap draws (resamples,) of a statistic, which takes the indices that `redrawn` yields."""
     return np.array([statistic(*rows) for rows in redrawn(*sizes, seed=seed, resamples=resamples)])
 
 
@@ -93,12 +90,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of one sample, or of several paired ones.
 
-    Args:
-        statistic: takes as many 1-D arrays as there are samples.
-        samples: arrays of one length; units are resampled, so paired values stay together.
-        seed: of the resampling; the same seed gives the same interval.
-        resamples: number of draws.
-        level: of the interval.
+    The samples have one length. Units are resampled, so paired values stay together.
     """
     arrays = [np.asarray(sample) for sample in samples]
     draws = resampled(
@@ -108,18 +100,14 @@ def bootstrap_interval(
 
 
 def upper_p(value: float, null: np.ndarray) -> float:
-    """One-sided p of a value among draws of its null distribution; large values speak for an effect."""
+    """One-sided p of a value among draws of its null distribution; large values are evidence of an effect."""
     return float((1 + np.sum(null >= value)) / (1 + len(null)))
 
 
 def paired_gain(a: np.ndarray, b: np.ndarray, *, seed: Seed, resamples: int = 2000) -> dict[str, float]:
     """Mean of a minus mean of b, with a percentile bootstrap interval and a one-sided p against no gain.
 
-    Args:
-        a: (seeds, images) scores; the seeds of each are drawn anew, the images for both together.
-        b: likewise, on the same images.
-        seed: of the resampling.
-        resamples: number of draws.
+    Both are (seeds, images) scores on the same images: the seeds of each are resampled, the images for both together.
 
     Returns:
         `value`, `low`, `high`, in the unit of the scores; and `p`.
@@ -137,11 +125,9 @@ def paired_gain(a: np.ndarray, b: np.ndarray, *, seed: Seed, resamples: int = 20
 def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata: Sequence = ()) -> float | np.ndarray:
     """Spearman's correlation of the ranks that two measures have within each stratum, pooled over strata.
 
-    Args:
-        x: (n,) values.
-        y: (n,) values, or (..., n) of many other measures. A NaN takes its pair out.
-        strata: (n,) labels; without them all values form one stratum. What strata have in common (a network, a
-            sparsity) then adds nothing to the correlation.
+    The first measure is (n,), the second (n,), or (..., n) for many of them; a NaN removes its pair. `strata` are (n,)
+    labels; without them all values form one stratum. A difference between strata (a network, a sparsity) adds nothing
+    to the correlation.
 
     Returns:
         A value in [-1, 1], or (...) of them; NaN where a measure is constant within every stratum.
@@ -152,7 +138,7 @@ def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.ndim != 1 or y.shape[-1:] != x.shape or len(strata) not in (0, len(x)):
         raise ValueError(f"Measures and strata must be of one length, not {x.shape}, {y.shape} and {len(strata)}.")
-    # A pair that is out is a stratum of its own, where its rank is the mean rank.
+    # A removed pair is a stratum of its own, where its rank is the mean rank.
     labels = np.where(np.isnan(x) | np.isnan(y), len(x) + np.arange(len(x)), _labels(strata, len(x)))
     pooled = _pooled(_centred_ranks(np.broadcast_to(x, y.shape), labels), _centred_ranks(y, labels))
     return pooled if y.ndim > 1 else float(pooled)
@@ -161,15 +147,10 @@ def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata
 def rank_correlation_interval(
     x: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: Seed, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Interval of `rank_correlation` of means over trials, by drawing trials and configurations anew.
+    """Interval of `rank_correlation` of means over trials: trials and configurations are resampled.
 
-    Args:
-        x: (configurations, trials). Configurations keep the ranks that they have within their strata when they are
-            drawn.
-        y: likewise; a trial is drawn for both measures.
-        strata: (configurations,).
-        seed: of the resampling.
-        resamples: number of draws.
+    Both measures are (configurations, trials), and a resampled trial counts for both; `strata` is (configurations,).
+    A resampled configuration keeps the rank that it has within its stratum.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     labels, draws = _labels(strata, len(x)), redrawn(x.shape[1], len(x), seed=seed, resamples=resamples)
@@ -188,12 +169,8 @@ def permutation_p(
 ) -> float:
     """One-sided p of a statistic of y, whose values could be exchanged within strata if there were no effect.
 
-    Args:
-        statistic: takes (..., n) values of y and returns (...) values; large ones speak for an effect.
-        y: (n,) values.
-        strata: (n,) labels; without them all values may be exchanged.
-        seed: of the permutations.
-        draws: number of permutations.
+    The statistic takes (..., n) values of y and returns (...) values; large ones are evidence of an effect. `strata`
+    are (n,) labels; without them all values may be exchanged.
     """
     y = np.asarray(y, dtype=float)
     labels, random = _labels(strata, len(y)), np.random.default_rng(seed)
@@ -204,9 +181,9 @@ def permutation_p(
 
 
 def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether two measures put the last axis into one order: (..., k) and (..., k) -> (...) of bool.
+    """Whether two measures put the last axis into the same order: (..., k) and (..., k) -> (...) of bool.
 
-    With k = 3 two unrelated measures agree once in six times. Ties agree with no strict order.
+    With k = 3 two unrelated measures agree once in six times. A tie agrees with no strict order.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     pairs = [(i, j) for i in range(x.shape[-1]) for j in range(i)]
