@@ -27,7 +27,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def quantile(level: float = LEVEL) -> float:
-    """Half-width of the interval that holds the middle share `level` of a standard normal distribution, 1.96 for .95."""
+    """Half-width of the middle share `level` of a standard normal distribution, 1.96 for .95."""
     return float(scipy_stats.norm.ppf((1 + level) / 2))
 
 
