@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from lib import data, training
+from lib import data
 
 DEVICE = torch.device("cuda:0")
 aten = torch.ops.aten
@@ -236,7 +236,6 @@ def pretended(monkeypatch, half: bool = True) -> Iterator[Counter]:
         return autocast("cpu", dtype, enabled=enabled and half)
 
     monkeypatch.setattr(torch, "autocast", on_the_host)
-    monkeypatch.setattr(training, "chosen", lambda *_: "eager")
     for name, value in {"get_device_name": "Pretended GPU", "max_memory_allocated": 0, "reset_peak_memory_stats": None,
                         "synchronize": None, "mem_get_info": (2**33, 2**34), "empty_cache": None}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
