@@ -1,7 +1,9 @@
 """A pretended GPU on the CPU: tensors that say `cuda:0`, compute on the CPU, and refuse to meet tensors of the host.
 
 It finds the mistakes that only a GPU shows: an index or a constant made on the CPU, `numpy()` of a device tensor, a
-generator of the wrong device. It also counts what makes the host wait for the device.
+generator of the wrong device. It also counts the calls that make the host wait for the device. It wraps tensors with
+torch's internals, so an upgrade of torch may break it. It is kept because no other test finds these mistakes without a
+GPU.
 """
 
 from collections import Counter

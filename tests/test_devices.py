@@ -11,16 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import baselines as dense_networks
-from lib import data, models, training
+from lib import baselines, data, models, training
 from lib.data import Split
 from lib.latent import trials as latent_trials
 from lib.spaces import trials as spaces_trials
 from lib.spline import measures as spline
-from lib.spline import trials as spline_arms
 from lib.spline import trials as spline_trials
-from lib.truncation import cuts, recovery
-from lib.truncation import forms as cp
+from lib.truncation import cuts, forms, recovery
 from lib.truncation import measures as truncation
 from lib.truncation import trials as truncation_trials
 from tests.pretend_cuda import DeviceTensor, pretended
@@ -55,7 +52,7 @@ def studies(folder) -> dict[str, tuple]:
     layer = DENSE | TUNING | {"structure": "filters", "method": "random", "fraction": 0.5, "layer": "layer2.0.conv1"}
     arms = ("dense", "projected", "factorised", "batch norm")
     return {
-        "baseline": (dense_networks.baselines(folder), [DENSE, CNN, CNN | {"labels": "shuffled"}]),
+        "baseline": (baselines.baselines(folder), [DENSE, CNN, CNN | {"labels": "shuffled"}]),
         "features": (latent_trials.features(*both), [DENSE]),
         "heads": (latent_trials.heads(*both), heads),
         "projections": (latent_trials.projections(*both), [HEAD | {"groups": [10, 30], "draws": 1}]),
@@ -72,14 +69,15 @@ def studies(folder) -> dict[str, tuple]:
         "oneshots": (spline_trials.oneshots(folder), [SEARCH | {"epoch": 4, "ratios": [0.5], "share_ratio": 0.5}]),
         "slices": (spline_trials.slices(folder), [SEARCH | {"epoch": 4, "half": 0.01}]),
         "tickets": (
-            spline_arms.tickets(folder),
+            spline_trials.tickets(folder),
             [TICKET | {"arm": "ticket", "method": "merged"}]
             + [TICKET | {"arm": arm, "method": "magnitude"} for arm in ("snip", "layerwise")],
         ),
     }
 
 
-KINDS = list(studies(None))
+SLOW = ("oneshots", "tickets", "recoveries", "forms", "searches")
+KINDS = [pytest.param(kind, marks=[pytest.mark.nightly] if kind in SLOW else []) for kind in studies(None)]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +99,7 @@ def flat(rows: pd.DataFrame, specs: list[dict]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_trial_has_the_numbers_of_the_cpu_on_a_device_that_refuses_the_hosts_tensors(kind, folders, monkeypatch):
+def test_a_trial_on_a_device_that_refuses_tensors_of_the_host_has_the_numbers_of_the_cpu(kind, folders, monkeypatch):
     study, specs = studies(folders["cpu"])[kind]
     expected = study.run(specs)
     with pretended(monkeypatch, half=False):
@@ -176,7 +174,7 @@ def test_spectra_through_the_gram_matrix_equal_the_svd():
 def test_a_gpu_truncates_as_the_cpu_does(form):
     kernel = torch.randn(24, 16, 3, 3, generator=torch.Generator().manual_seed(0))
     if form == "cp":
-        draws = [cp.cp(one, 4, torch.Generator().manual_seed(0), 1, 50).kernel() for one in (kernel, kernel.cuda())]
+        draws = [forms.cp(one, 4, torch.Generator().manual_seed(0), 1, 50).kernel() for one in (kernel, kernel.cuda())]
         torch.testing.assert_close(draws[1].cpu(), draws[0], rtol=1e-6, atol=1e-8)
         return
     rank = {"tucker2": (8, 6), "tucker": (8, 6, 2, 2), "tt": (8, 10, 6)}.get(form, 2)
