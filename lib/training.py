@@ -5,7 +5,6 @@ One mode a device: plain float32 on the CPU; on CUDA bfloat16, channels last, as
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from statistics import median
 
 import torch
@@ -49,17 +48,6 @@ def placed(model: nn.Module, device: str) -> nn.Module:
         if tensor.device.type != kind or (tensor.dim() == 4 and not tensor.is_contiguous(memory_format=layout)):
             return model.to(device, memory_format=layout)
     return model
-
-
-@contextmanager
-def repeatable(device: str) -> Iterator[None]:
-    """Let cuDNN choose kernels that give the same numbers each time; nothing changes on the CPU."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = before or on_cuda(device)
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 class Backward:
@@ -115,11 +103,10 @@ class Backward:
 
 def scheduler(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """A schedule over steps: cosine to 0, one-cycle (peak at 30 %), step (x 0.1 at 50 % and 75 %) or constant."""
-    peak = optimizer.param_groups[0]["lr"]
     if name == "cosine":
         return CosineAnnealingLR(optimizer, max(steps, 1))
     if name == "one-cycle":
-        return OneCycleLR(optimizer, peak, total_steps=max(steps, 2))
+        return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=max(steps, 2))
     if name in ("step", "constant"):
         return MultiStepLR(optimizer, [steps // 2, steps * 3 // 4] if name == "step" else [])
     raise unknown("schedule", name, SCHEDULES)
@@ -159,7 +146,8 @@ def fit(
     rate = scheduler(schedule, optimizer, steps)
     order, noise = generator(seed, "order", device=device), generator(seed, "augmentation", device=device)
     history = []
-    with torch.random.fork_rng(enabled=True), repeatable(device):
+    repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=on_cuda(device))  # the same numbers each time
+    with torch.random.fork_rng(enabled=True), repeatable:
         step = Backward(model, device)
         torch.manual_seed(seed_from(seed, "dropout"))
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
@@ -185,7 +173,7 @@ def fit(
 @torch.inference_mode()
 def logits(
     model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu"
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch."""
     model = placed(model, device).eval()
     for images, _ in data.batches(split, batch_size):
