@@ -18,48 +18,55 @@ from lib.study import Study, generator, seed_from
 DENSE = (
     "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
 ).split()
+SHAPE = ("classes", "channels", "size")
+
+
+def baselines(folder: Path) -> Study:
+    """The study of dense networks of a profile; `folder` is `runs/<profile>`."""
+    return Study("00_baselines.networks", train_baseline, version=1, folder=folder)
+
+
+def samples(folder: Path) -> Study:
+    """The study that shows a profile's data sets."""
+    return Study("00_baselines.samples", show_data, version=1, folder=folder)
+
+
+def costs(folder: Path) -> Study:
+    """The study of parameters, MACs and latencies of dense networks; it is timed, so it must run alone."""
+    return Study("00_baselines.costs", measure_costs, version=1, folder=folder)
 
 
 def train_baseline(spec: dict, device: str, weights: Path) -> dict:
-    """The trial of the study of baselines: one dense network, trained, or loaded from its authors' checkpoint.
+    """The trial of `baselines`: one dense network, trained, or loaded from its authors' checkpoint.
 
-    Args:
-        spec: `dataset`, `network`, `source` ("trained" or "public"); for a trained one also `seed`, `epochs`, `lr`, and
-            optionally `batch_size`, `schedule`, `weight_decay`, `augment`, `limit` (training images), and `labels`:
-            "shuffled" trains on permuted labels, the null of a network that can learn nothing about the test set.
+    The spec holds `dataset`, `network`, `source` ("trained" or "public"); for a trained network also `seed`, `epochs`,
+    `lr`, and optionally `batch_size`, `schedule`, `weight_decay`, `augment`, `limit` (training images), and `labels`:
+    "shuffled" trains on permuted labels, the null of a network that can learn nothing about the test set.
 
-    Returns: test accuracy, loss, n and the wrong images; learning curves, one value an epoch.
+    Returns:
+        Test accuracy, loss, n and the wrong images; learning curves, one value an epoch.
     """
-    dataset = data.load(spec["dataset"], device=device, seed=spec.get("seed", 0), limit=spec.get("limit"))
-    if spec["source"] == "public":
-        model, (mean, std) = models.public(spec["network"], spec["dataset"])
-        dataset = replace(dataset, mean=mean, std=std)
-        history: list[dict] = []
-    else:
+    model, dataset = _initial(spec, spec["network"], device)
+    history, row = [], {}
+    if spec["source"] == "trained":
         if spec.get("labels") == "shuffled":
             order = torch.randperm(len(dataset.train), generator=generator(spec["seed"], "shuffled labels"))
             dataset.train.labels.copy_(dataset.train.labels[order.to(device)])
-        model = build(spec, dataset)
         options = ("epochs", "seed", "lr", "batch_size", "weight_decay", "schedule", "augment")
         start = time.perf_counter()
         history = training.fit(model, dataset, device=device, **{name: spec[name] for name in options if name in spec})
-        seconds = time.perf_counter() - start
+        row["made_images_per_second"] = len(history) * len(dataset.train) / (time.perf_counter() - start)
     test = training.evaluate(model, dataset.test, dataset, device=device)
-    row = {f"test_{name}": value for name, value in test.items()}
-    row |= {f"curve_{name}": [epoch[name] for epoch in history] for name in (history[0] if history else ())}
-    if history:
-        row["made_images_per_second"] = len(history) * len(dataset.train) / seconds
     models.save(model, weights)
-    return row
+    row |= {f"test_{name}": value for name, value in test.items()}
+    return row | {f"curve_{name}": [epoch[name] for epoch in history] for name in (history[0] if history else ())}
 
 
 def measure_costs(spec: dict, device: str, weights: Path) -> dict:
-    """The trial of the study of costs; it is timed, so it must run alone.
+    """The trial of `costs`. The spec holds `dataset`, `network`, and optionally `form`, `shortcut`, `width`.
 
-    Args:
-        spec: `dataset`, `network`, and optionally `form`, `shortcut`, `width`.
-
-    Returns: parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
+    Returns:
+        Parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
     """
     entry, model = DATASETS[spec["dataset"]], untrained(spec)
     shape = (entry["channels"], entry["size"], entry["size"])
@@ -68,23 +75,20 @@ def measure_costs(spec: dict, device: str, weights: Path) -> dict:
 
 
 def show_data(spec: dict, device: str, weights: Path) -> dict:
-    """The trial that shows a data set, so that its picture can be remade where the data are not.
+    """The trial of `samples`, with which the picture of a data set can be remade without the data.
 
-    Args:
-        spec: `dataset`, and optionally `limit` (training images).
+    The spec holds `dataset`, and optionally `limit` (training images).
 
-    Returns: for each split the number of images and the fewest and most of a class; `classes`; `pictures`, flat, and
-    their `shape` (4, k, channels, size, size): one training image of each of k classes, then three augmentations.
+    Returns:
+        For each split the number of images and the fewest and most of a class; `classes`; `pictures`, flat, and their
+        `shape` (4, k, channels, size, size): one training image of each of k classes, then three augmentations.
     """
     dataset = data.load(spec["dataset"], limit=spec.get("limit"))
     row = {"classes": dataset.classes}
     for part in ("train", "validation", "test"):
         counts = getattr(dataset, part).labels.bincount()
-        row |= {
-            f"{part}_images": int(counts.sum()),
-            f"{part}_fewest": int(counts.min()),
-            f"{part}_most": int(counts.max()),
-        }
+        numbers = {"images": counts.sum(), "fewest": counts.min(), "most": counts.max()}
+        row |= {f"{part}_{name}": int(number) for name, number in numbers.items()}
     first = [int((dataset.train.labels == label).nonzero()[0, 0]) for label in range(min(dataset.classes, 10))]
     shown, noise = dataset.train.images[first], generator(0, "shown")
     draws = [data.augment(shown, noise, dataset.padding, dataset.flip) for _ in range(3)]
@@ -93,35 +97,25 @@ def show_data(spec: dict, device: str, weights: Path) -> dict:
 
 
 def baseline_specs(parameters: dict) -> list[dict]:
-    """The trials of `00_baselines` as its parameters name them; other notebooks pick theirs by `find_baseline`.
-
-    Args:
-        parameters: of `00_baselines` in some profile (`batch.profile_parameters`).
-    """
+    """The trials that the parameters of `00_baselines` name; other notebooks pick theirs with `find_baseline`."""
     shared = ("dataset", "epochs", "batch_size", "lr", "schedule", "augment")
     common = {name: parameters[name] for name in shared} | {"source": "trained", "limit": parameters["limit"] or None}
-    # A weak yardstick would flatter the networks: a linear classifier wants unshifted images and a rate of its own.
-    linear = {"augment": False, "lr": parameters["linear_lr"]}
-    trained = [
-        common | {"network": network, "seed": seed} | (linear if network == "linear" else {})
-        for network in parameters["networks"]
-        for seed in range(parameters["seeds"])
-    ]
     if twice := sorted({*parameters["elsewhere"]} & {*parameters["public"]}):
         raise CompanionError(f"{twice[0]} is in both public and elsewhere: other notebooks could not tell them apart.")
-    pairs = (name.split("/") for name in parameters["elsewhere"])
-    trained += [
-        common | {"network": network, "seed": seed, "dataset": dataset}
-        for network, dataset in pairs
-        for seed in range(parameters["seeds"])
-    ]
-    null = [
-        common | {"network": parameters["null_network"], "seed": seed, "labels": "shuffled"}
-        for seed in range(parameters["null_seeds"])
-    ]
-    pairs = (name.split("/") for name in parameters["public"])
-    public = [{"source": "public", "network": network, "dataset": dataset} for network, dataset in pairs]
-    return trained + null + public
+
+    def trained(network: str, seeds: int, **changes: object) -> list[dict]:
+        return [common | {"network": network, "seed": seed} | changes for seed in range(seeds)]
+
+    # A weak yardstick would flatter the networks: a linear classifier wants unshifted images and a rate of its own.
+    linear, specs = {"augment": False, "lr": parameters["linear_lr"]}, []
+    for network in parameters["networks"]:
+        specs += trained(network, parameters["seeds"], **(linear if network == "linear" else {}))
+    for network, dataset in (name.split("/") for name in parameters["elsewhere"]):
+        specs += trained(network, parameters["seeds"], dataset=dataset)
+    specs += trained(parameters["null_network"], parameters["null_seeds"], labels="shuffled")
+    for network, dataset in (name.split("/") for name in parameters["public"]):
+        specs.append({"source": "public", "network": network, "dataset": dataset})
+    return specs
 
 
 def profile_baselines(profile: str) -> list[dict]:
@@ -130,14 +124,13 @@ def profile_baselines(profile: str) -> list[dict]:
 
 
 def find_baseline(name: str, known: Sequence[dict], seed: int = 0) -> dict:
-    """The spec of a dense network by its name in a notebook's lists.
+    """The spec of a dense network, among the `baseline_specs` of a profile, by its name in a notebook's lists.
 
-    Args:
-        name: "network" for one that is trained on the profile's own data set; "network/dataset" for one that is trained
-            `elsewhere`, and if there is none, for its authors' checkpoint, which has no seed.
-        known: `baseline_specs` of the profile.
+    The name "network" stands for one that is trained on the profile's own data set; "network/dataset" for one that is
+    trained `elsewhere`, and if there is none, for its authors' checkpoint, which has no seed.
 
-    Raises: CompanionError if nobody trains it with this seed.
+    Raises:
+        CompanionError: if the profile does not train it with this seed.
     """
     network, slash, dataset = name.partition("/")
     trained = [spec for spec in known if spec["source"] == "trained" and "labels" not in spec]
@@ -164,10 +157,42 @@ def cost_specs(specs: list[dict]) -> list[dict]:
     return [one for place, one in enumerate(architectures) if one not in architectures[:place]]
 
 
+def dense_spec(spec: dict) -> dict:
+    """The part of a trial's spec that names the dense network that it starts from."""
+    return {name: spec[name] for name in DENSE if name in spec}
+
+
 def untrained(spec: dict) -> nn.Module:
     """The architecture of a baseline's spec with arbitrary weights; needs neither its data nor its checkpoint."""
-    shape = {name: DATASETS[spec["dataset"]][name] for name in ("classes", "channels", "size")}
+    shape = {name: DATASETS[spec["dataset"]][name] for name in SHAPE}
     return models.build(models.architecture(spec["network"]), **_options(spec), **shape)
+
+
+def build(spec: dict, dataset: Data) -> nn.Module:
+    """The network of a baseline's spec before training, shaped for a data set."""
+    shape = {name: getattr(dataset, name) for name in SHAPE}
+    return models.build(spec["network"], **_options(spec), **shape, seed=seed_from(spec["seed"], "initialisation"))
+
+
+def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, Data]:
+    """A dense network with its weights, in evaluation mode, and its data set; it is trained only if it is missing.
+
+    The same spec, as `train_baseline` takes it, gives every notebook the same network; `folder` is `runs/<profile>`.
+    """
+    spec = canonical(spec)
+    model, dataset = _initial(spec, models.architecture(spec["network"]), device)
+    if spec["source"] == "trained":
+        models.load(model, baselines(folder).weights(spec, device))
+    return model.to(device).eval(), dataset
+
+
+def _initial(spec: dict, network: str, device: str) -> tuple[nn.Module, Data]:
+    """The data set of a spec, and its public checkpoint, or a network of this name before training."""
+    dataset = data.load(spec["dataset"], device=device, seed=spec.get("seed", 0), limit=spec.get("limit"))
+    if spec["source"] == "public":
+        model, (mean, std) = models.public(network, spec["dataset"])
+        return model, replace(dataset, mean=mean, std=std)
+    return build(spec | {"network": network}, dataset), dataset
 
 
 def _options(spec: dict) -> dict:
@@ -175,46 +200,3 @@ def _options(spec: dict) -> dict:
     if spec.get("source") == "public" and models.AUTHORS[spec["dataset"]][0] == "B":
         options["shortcut"] = "B"
     return options
-
-
-def build(spec: dict, dataset: Data) -> nn.Module:
-    """The untrained network of a baseline's spec, shaped for a data set."""
-    shape = {"classes": dataset.classes, "channels": dataset.channels, "size": dataset.size}
-    return models.build(spec["network"], **_options(spec), **shape, seed=seed_from(spec["seed"], "initialisation"))
-
-
-def dense_spec(spec: dict) -> dict:
-    """The part of a trial's spec that names the dense network that it starts from."""
-    return {name: spec[name] for name in DENSE if name in spec}
-
-
-def baselines(folder: Path) -> Study:
-    """The study of dense networks of a profile; `folder` is `runs/<profile>`."""
-    return Study("00_baselines.networks", train_baseline, version=1, folder=folder)
-
-
-def samples(folder: Path) -> Study:
-    """The study that shows a profile's data sets."""
-    return Study("00_baselines.samples", show_data, version=1, folder=folder)
-
-
-def costs(folder: Path) -> Study:
-    """The study of parameters, MACs and latencies of dense networks of a profile."""
-    return Study("00_baselines.costs", measure_costs, version=1, folder=folder)
-
-
-def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, Data]:
-    """A dense network with its weights, in evaluation mode, and its data set; trained only if nobody has yet.
-
-    Args:
-        spec: as `train_baseline` takes it; the same spec gives every notebook the same network.
-        folder: `runs/<profile>`.
-    """
-    spec = canonical(spec)
-    dataset = data.load(spec["dataset"], device=device, seed=spec.get("seed", 0), limit=spec.get("limit"))
-    if spec["source"] == "public":
-        model, (mean, std) = models.public(spec["network"], spec["dataset"])
-        return model.to(device).eval(), replace(dataset, mean=mean, std=std)
-    model = build(spec | {"network": models.architecture(spec["network"])}, dataset)
-    models.load(model, baselines(folder).weights(spec, device))
-    return model.to(device).eval(), dataset

@@ -1,9 +1,7 @@
-"""The dependency graph of a network (Torch-Pruning's), with option-A shortcuts that can follow pruned streams.
-
-A network as coupled channel groups: MACs and parameters of many width vectors at once, and filters cut to a width.
+"""A network as coupled channel groups: MACs and parameters of many width vectors at once, and filters removed.
 
 A *group* is a set of channels that can only be removed together: the filters of one convolution inside a block, or of
-all convolutions that add to one residual stream.
+all convolutions that add to one residual stream. Torch-Pruning finds the groups and removes their channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,86 +13,10 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib.models import PadShortcut, head_name
 
 LAYERS = (nn.Conv2d, nn.Linear)
-
-
-def traceable(model: nn.Module) -> nn.Module:
-    """The same network, with shortcuts of option A in the form that can follow pruned streams."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, PadShortcut):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            inputs = parent.conv1.weight.shape[1]
-            source = torch.tensor([-1] * module.before + list(range(inputs)) + [-1] * module.after)
-            device = parent.conv1.weight.device
-            setattr(parent, name.rpartition(".")[2], ChannelShortcut(module.stride, source.to(device)))
-    return model
-
-
-def build(model: nn.Module, size: int) -> tuple[tp.DependencyGraph, dict[nn.Module, int]]:
-    """The dependency graph of a network, which it leaves in evaluation mode, and the output pixels of its layers."""
-    first = next(module for module in model.modules() if isinstance(module, LAYERS))
-    pixels = (size, size) if isinstance(first, nn.Conv2d) else ()
-    inputs = first.weight.shape[1] * getattr(first, "groups", 1)
-    images = torch.zeros(1, inputs, *pixels, device=first.weight.device, dtype=first.weight.dtype)
-    areas: dict[nn.Module, int] = {}
-
-    def record(layer: nn.Module, _, output: Tensor) -> None:
-        areas[layer] = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
-
-    hooks = [layer.register_forward_hook(record) for layer in model.modules() if isinstance(layer, LAYERS)]
-    try:
-        with torch.enable_grad():
-            graph = tp.DependencyGraph().build_dependency(
-                model, images, customized_pruners={ChannelShortcut: _ShortcutPruner()}, verbose=False
-            )
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return graph, areas
-
-
-class ChannelShortcut(nn.Module):
-    """Option A between two pruned streams: every `stride`-th pixel of the channels that still have a place there.
-
-    source: for each output channel the input channel that it continues, or -1 for a channel of zeros.
-    """
-
-    def __init__(self, stride: int, source: Tensor):
-        super().__init__()
-        self.stride = stride
-        self.register_buffer("source", source)
-
-    def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, 1))  # -1 reads the last channel: zeros
-        return padded[:, self.source]
-
-
-class _ShortcutPruner(tp.BasePruningFunc):
-    """How the dependency graph prunes a `ChannelShortcut`: its two streams are different groups."""
-
-    def get_out_channels(self, layer: ChannelShortcut) -> int:
-        return len(layer.source)
-
-    def get_in_channels(self, layer: ChannelShortcut) -> None:
-        return None  # not stored in the layer; the stream that it reads knows
-
-    def prune_out_channels(self, layer: ChannelShortcut, removed: Sequence[int]) -> ChannelShortcut:
-        stays = torch.ones(len(layer.source), dtype=torch.bool, device=layer.source.device)
-        stays[list(removed)] = False
-        layer.source = layer.source[stays]
-        return layer
-
-    def prune_in_channels(self, layer: ChannelShortcut, removed: Sequence[int]) -> ChannelShortcut:
-        gone = torch.tensor(list(removed), device=layer.source.device)
-        before = (gone[None] < layer.source[:, None]).sum(1)  # removed channels before each source
-        layer.source = torch.where(torch.isin(layer.source, gone), -1, layer.source - before)
-        return layer
-
-
 CRITERIA = ("l1", "l2", "bn", "random")
 BLOCK = 8192  # width vectors that are counted at a time, so that they stay in the processor's cache
 
@@ -103,10 +25,14 @@ BLOCK = 8192  # width vectors that are counted at a time, so that they stay in t
 class Groups:
     """The prunable channel groups of a network, and what each width costs.
 
-    names: of the first layer that writes each group, in the network's order. dense: their widths before pruning.
-    area: output pixels H * W of the layer that writes the group (1 for a linear layer).
-    writers, readers: names of the convolutions and linear layers that write and read each group.
-    macs, parameters: (G + 1, G + 1) coefficients of the products of widths; place 0 stands for the constant 1.
+    Attributes:
+        names: of the first layer that writes each group, in the network's order.
+        dense: widths before pruning.
+        area: output pixels H * W of the layer that writes the group (1 for a linear layer).
+        writers: names of the convolutions and linear layers that write each group.
+        readers: names of those that read it.
+        macs: (G + 1, G + 1) coefficients of the products of widths; place 0 stands for the constant 1.
+        parameters: likewise.
     """
 
     names: tuple[str, ...]
@@ -121,19 +47,29 @@ class Groups:
         return len(self.names)
 
     def only(self, names: Sequence[str]) -> "Groups":
-        """These groups as the prunable ones; the others keep their dense widths. ValueError for an unknown name."""
-        if missing := [name for name in names if name not in self.names]:
-            raise ValueError(f"No channel group is called {missing[0]!r}: known are {', '.join(self.names)}.")
+        """These groups as the prunable ones; the others keep their dense widths.
+
+        Raises:
+            ValueError: for a name that is no group's; for another layer of a group it says which group that is.
+        """
+        for name in set(names) - set(self.names):
+            owner = [group for group, writers in zip(self.names, self.writers, strict=True) if name in writers]
+            hint = f"{name} is written together with {owner[0]}" if owner else f"known are {', '.join(self.names)}"
+            raise ValueError(f"No channel group is called {name!r}: {hint}.")
         places = [self.names.index(name) for name in names]
         fold = np.zeros((len(self) + 1, len(places) + 1))  # all widths from the chosen ones
         fold[:, 0] = [1, *self.dense]
         for column, place in enumerate(places, 1):
             fold[place + 1] = np.eye(len(places) + 1)[column]
-        chosen = {name: tuple(getattr(self, name)[place] for place in places) for name in ("writers", "readers")}
         return Groups(
-            tuple(names), self.dense[places], self.area[places], **chosen,
-            macs=fold.T @ self.macs @ fold, parameters=fold.T @ self.parameters @ fold,
-        )  # fmt: skip
+            names=tuple(names),
+            dense=self.dense[places],
+            area=self.area[places],
+            writers=tuple(self.writers[place] for place in places),
+            readers=tuple(self.readers[place] for place in places),
+            macs=fold.T @ self.macs @ fold,
+            parameters=fold.T @ self.parameters @ fold,
+        )
 
     def internal(self) -> "Groups":
         """The groups that one layer writes and one reads: block-internal convolutions, without stem and streams."""
@@ -152,12 +88,14 @@ def find(model: nn.Module, size: int = 32) -> Groups:
     """All channel groups of a network for square images of `size` pixels; the outputs of its last layer are fixed.
 
     MACs are those of convolutions and linear layers; parameters include biases and BatchNorm.
-    Raises ValueError for a grouped convolution that is not depthwise.
+
+    Raises:
+        ValueError: for a grouped convolution that is not depthwise.
     """
-    copy = traceable(deepcopy(model).to("meta"))
-    graph, areas = build(copy, size)
+    copy = deepcopy(model).to("meta")
+    graph, areas = _dependencies(copy, size)
     layers = {name: module for name, module in copy.named_modules() if isinstance(module, LAYERS)}
-    depthwise = {name for name, layer in layers.items() if _depthwise(name, layer)}
+    depthwise = {name for name, layer in layers.items() if _is_depthwise(name, layer)}
     writers, readers, writes, reads = [], [], {}, {}
     for place, (written, read) in enumerate(_members(copy, graph, list(layers)), 1):
         writers.append(tuple(name for name in layers if name in written - depthwise))
@@ -165,28 +103,148 @@ def find(model: nn.Module, size: int = 32) -> Groups:
         dense = len(layers[writers[-1][0]].weight)
         writes |= dict.fromkeys(written, place)
         reads |= {name: (place, entries / dense) for name, entries in read.items()}
-    macs, parameters = (np.zeros((len(writers) + 1, len(writers) + 1)) for _ in range(2))
+    macs, parameters = np.zeros((2, len(writers) + 1, len(writers) + 1))
     for name, layer in layers.items():
         outputs, inputs = layer.weight.shape[:2]
-        output, input_ = writes.get(name, 0), (0, 1.0) if name in depthwise else reads.get(name, (0, inputs))
-        weights = layer.weight[0, 0].numel() * input_[1] * (1 if output else outputs)
-        parameters[input_[0], output] += weights
-        macs[input_[0], output] += weights * areas[layer]
+        column, fixed = writes.get(name, 0), 1 if name in writes else outputs
+        row, times = (0, 1.0) if name in depthwise else reads.get(name, (0, inputs))
+        weights = layer.weight[0, 0].numel() * times * fixed
+        parameters[row, column] += weights
+        macs[row, column] += weights * areas[layer]
         if layer.bias is not None:
-            parameters[0, output] += 1 if output else outputs
+            parameters[0, column] += fixed
     for name, norm in copy.named_modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.affine:
             parameters[0, writes.get(name, 0)] += 2 if name in writes else 2 * norm.num_features
-    first = [layers[names[0]] for names in writers]
+    names = tuple(group[0] for group in writers)
     return Groups(
-        names=tuple(names[0] for names in writers),
-        dense=np.array([len(layer.weight) for layer in first]),
-        area=np.array([areas[layer] for layer in first]),
+        names=names,
+        dense=np.array([len(layers[name].weight) for name in names]),
+        area=np.array([areas[layers[name]] for name in names]),
         writers=tuple(writers),
         readers=tuple(readers),
         macs=macs,
         parameters=parameters,
     )
+
+
+def count(groups: Groups, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """MACs of one image and parameters of each of many width vectors, (..., G) -> two (...) arrays.
+
+    Integer widths give exact int64 counts; widths that are not rounded give float64, for solvers.
+
+    Raises:
+        ValueError: for a width below 1 or above the dense one.
+    """
+    widths = np.asarray(widths)
+    _check_widths(groups, widths)
+    flat = widths.reshape(-1, len(groups))
+    constant, linear, quadratic = groups.polynomials
+    result = np.empty((len(flat), 2))
+    for start in range(0, len(flat), BLOCK):
+        x = flat[start : start + BLOCK].astype(np.float64)
+        result[start : start + BLOCK] = x @ linear + constant
+        if quadratic.any():
+            products = (x @ quadratic).reshape(len(x), 2, len(groups))
+            result[start : start + BLOCK] += np.einsum("nkg,ng->nk", products, x)
+    if np.issubdtype(widths.dtype, np.integer):
+        result = np.rint(result).astype(np.int64)
+    macs, parameters = result.T.reshape(2, *widths.shape[:-1])
+    return macs, parameters
+
+
+def prune(
+    model: nn.Module,
+    widths: Mapping[str, int],
+    criterion: str = "l1",
+    *,
+    size: int = 32,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """A copy of a network that keeps the given number of channels of each named group, those of the largest score.
+
+    `size` is the side of the square images (pixels). For the criteria see `scores`; ties keep the channel that comes
+    first. Groups without a name stay dense.
+
+    Raises:
+        ValueError: for an unknown name or criterion, or a width outside 1 .. dense.
+    """
+    groups = find(model, size)
+    _check_widths(groups.only(list(widths)), np.array([*widths.values()]))
+    kept = {}
+    for group, width in widths.items():
+        order = scores(model, groups, group, criterion, generator).argsort(descending=True, stable=True)
+        kept[group] = order[: int(width)].sort().values.tolist()
+    return keep(model, kept, size=size)
+
+
+def scores(
+    model: nn.Module, groups: Groups, group: str, criterion: str, generator: torch.Generator | None = None
+) -> Tensor:
+    """The score of each channel of a group, float64 (channels,).
+
+    The criterion is the "l1" or "l2" norm of the filters of all layers that write the group, "bn", the sum of |scale|
+    over the BatchNorms behind them, or "random", which needs a generator.
+
+    Raises:
+        ValueError: for another criterion, "random" without a generator, or "bn" where a BatchNorm is missing.
+    """
+    writers = [model.get_submodule(name) for name in groups.writers[groups.names.index(group)]]
+    weights = torch.cat([layer.weight.detach().double().flatten(1) for layer in writers], dim=1)
+    if criterion in ("l1", "l2"):
+        return torch.linalg.vector_norm(weights, int(criterion[1]), dim=1)
+    if criterion == "random" and generator is not None:
+        return torch.rand(len(weights), generator=generator, dtype=torch.float64).to(weights.device)
+    if criterion == "bn":
+        order = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, *LAYERS))]
+        norms = [order[order.index(layer) + 1] for layer in writers]
+        if all(isinstance(norm, nn.BatchNorm2d) for norm in norms):
+            return torch.stack([norm.weight.detach().double().abs() for norm in norms]).sum(0)
+        raise ValueError(f"Group {group} has a layer without BatchNorm behind it: choose the criterion l1 or l2.")
+    raise ValueError(f"Criterion {criterion!r} must be one of {', '.join(CRITERIA)}; random needs a generator.")
+
+
+def keep(model: nn.Module, kept: Mapping[str, Sequence[int]], *, size: int = 32) -> nn.Module:
+    """A copy of a network that keeps exactly these channels of each named group; the others stay dense.
+
+    The order of the indices does not matter; `size` is the side of the square images (pixels).
+
+    Raises:
+        ValueError: for an unknown name, or indices that are none, repeated or out of range.
+    """
+    groups, copy = find(model, size).only(list(kept)), deepcopy(model)
+    graph, _ = _dependencies(copy, size)
+    for name, dense in zip(groups.names, groups.dense.tolist(), strict=True):
+        chosen = {int(index) for index in kept[name]}
+        if not chosen or len(chosen) != len(kept[name]) or not chosen <= set(range(dense)):
+            raise ValueError(f"{name} needs one or more different indices below {dense}, not {list(kept[name])}.")
+        if removed := sorted(set(range(dense)) - chosen):
+            layer = copy.get_submodule(name)
+            cut = graph.get_pruner_of_module(layer).prune_out_channels
+            graph.get_pruning_group(layer, cut, removed).prune()
+    return copy.train(model.training)
+
+
+def _dependencies(model: nn.Module, size: int) -> tuple[tp.DependencyGraph, dict[nn.Module, int]]:
+    """The dependency graph of a network, left in evaluation mode, and the output pixels of its layers."""
+    layers, areas = [module for module in model.modules() if isinstance(module, LAYERS)], {}
+    first = layers[0]
+    pixels = (size, size) if isinstance(first, nn.Conv2d) else ()
+    inputs = first.weight.shape[1] * getattr(first, "groups", 1)
+    images = torch.zeros(1, inputs, *pixels, device=first.weight.device, dtype=first.weight.dtype)
+
+    def record(layer: nn.Module, _, output: Tensor) -> None:
+        areas[layer] = output[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
+
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    pruners = {PadShortcut: _ShortcutPruner()}
+    try:
+        with torch.enable_grad():
+            graph = tp.DependencyGraph().build_dependency(model, images, customized_pruners=pruners, verbose=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return graph, areas
 
 
 def _members(model: nn.Module, graph: tp.DependencyGraph, layers: list[str]) -> list[tuple[set[str], dict[str, int]]]:
@@ -205,134 +263,37 @@ def _members(model: nn.Module, graph: tp.DependencyGraph, layers: list[str]) -> 
     return sorted(found, key=lambda group: min(layers.index(name) for name in group[0] if name in layers))
 
 
-def count(groups: Groups, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """MACs of one image and parameters of each of many width vectors, (..., G) -> two (...) arrays.
+class _ShortcutPruner(tp.BasePruningFunc):
+    """How Torch-Pruning removes channels on the two sides of a `PadShortcut`, which belong to different groups."""
 
-    Integer widths give exact int64 counts; widths that are not rounded give float64, for solvers.
-    Raises ValueError for a width below 1 or above the dense one.
-    """
-    widths = np.asarray(widths)
-    check_widths(groups, widths)
-    flat = widths.reshape(-1, len(groups))
-    constant, linear, quadratic = groups.polynomials
-    result = np.empty((len(flat), 2))
-    for start in range(0, len(flat), BLOCK):
-        x = flat[start : start + BLOCK].astype(np.float64)
-        result[start : start + BLOCK] = x @ linear + constant
-        if quadratic.any():
-            products = (x @ quadratic).reshape(len(x), 2, len(groups))
-            result[start : start + BLOCK] += np.einsum("nkg,ng->nk", products, x)
-    if np.issubdtype(widths.dtype, np.integer):
-        result = np.rint(result).astype(np.int64)
-    macs, parameters = result.T.reshape(2, *widths.shape[:-1])
-    return macs, parameters
+    def get_out_channels(self, layer: PadShortcut) -> int:
+        return len(layer.source)
+
+    def get_in_channels(self, layer: PadShortcut) -> None:
+        return None  # the layer does not store it; the stream that it reads does
+
+    def prune_out_channels(self, layer: PadShortcut, removed: Sequence[int]) -> PadShortcut:
+        layer.source = layer.source[[place for place in range(len(layer.source)) if place not in set(removed)]]
+        return layer
+
+    def prune_in_channels(self, layer: PadShortcut, removed: Sequence[int]) -> PadShortcut:
+        gone = torch.tensor(list(removed), device=layer.source.device)
+        before = (gone[None] < layer.source[:, None]).sum(1)  # removed channels before each source
+        layer.source = torch.where(torch.isin(layer.source, gone), -1, layer.source - before)
+        return layer
 
 
-def check_widths(groups: Groups, widths: np.ndarray) -> None:
+def _is_depthwise(name: str, layer: nn.Module) -> bool:
+    count = getattr(layer, "groups", 1)
+    if count not in (1, len(layer.weight)):
+        raise ValueError(f"{name} is a convolution in {count} groups: only ungrouped and depthwise ones can be pruned.")
+    return count > 1
+
+
+def _check_widths(groups: Groups, widths: np.ndarray) -> None:
     """ValueError, in one sentence, unless all widths (..., G) lie between 1 and the dense ones."""
     if widths.ndim == 0 or widths.shape[-1] != len(groups):
         raise ValueError(f"Widths must have {len(groups)} entries, one a channel group, not shape {widths.shape}.")
     if widths.size and (widths.min() < 1 or (widths > groups.dense).any()):
         place = np.flatnonzero(((widths < 1) | (widths > groups.dense)).reshape(-1, len(groups)).any(0))[0]
         raise ValueError(f"Widths of {groups.names[place]} must lie between 1 and {groups.dense[place]} channels.")
-
-
-def prune(
-    model: nn.Module,
-    widths: Mapping[str, int],
-    criterion: str = "l1",
-    *,
-    size: int = 32,
-    generator: torch.Generator | None = None,
-) -> nn.Module:
-    """A copy of a network that keeps the given number of channels, those of the largest score.
-
-    Args:
-        widths: channels to keep by layer name; layers of one group must agree, groups without a name stay dense.
-        criterion: "l1" or "l2" norm of the filters of all layers that write the group, "bn" sum of |scale| of its
-            BatchNorms, "random" (needs `generator`). Ties keep the channel that comes first.
-        size: side of the square images (pixels).
-
-    Raises: ValueError for unknown names, widths outside 1 .. dense, coupled layers of different widths.
-    """
-    groups, kept = find(model, size), {}
-    asked: dict[str, dict[str, int]] = {}
-    for layer, width in widths.items():
-        group = _group_of(groups, layer)
-        asked.setdefault(group, {})[layer] = int(width)
-    for group, by_layer in asked.items():
-        if len(set(by_layer.values())) > 1:
-            told = ", ".join(f"{layer}: {width}" for layer, width in by_layer.items())
-            raise ValueError(f"Layers of one channel group must keep equally many channels, not {told}.")
-        width = next(iter(by_layer.values()))
-        check_widths(groups.only([group]), np.array([width]))
-        order = scores(model, groups, group, criterion, generator).argsort(descending=True, stable=True)
-        kept[group] = order[:width].sort().values.tolist()
-    return keep(model, kept, size=size)
-
-
-def scores(
-    model: nn.Module, groups: Groups, group: str, criterion: str, generator: torch.Generator | None = None
-) -> Tensor:
-    """The score of each channel of a group, float64 (channels,); see `prune` for the criteria."""
-    writers = [model.get_submodule(name) for name in groups.writers[groups.names.index(group)]]
-    weights = torch.cat([layer.weight.detach().double().flatten(1) for layer in writers], dim=1)
-    if criterion in ("l1", "l2"):
-        return torch.linalg.vector_norm(weights, int(criterion[1]), dim=1)
-    if criterion == "random" and generator is not None:
-        return torch.rand(len(weights), generator=generator, dtype=torch.float64).to(weights.device)
-    if criterion == "bn":
-        modules = dict(model.named_modules())
-        order = list(modules.values())
-        followers = [order[order.index(layer) + 1 :] for layer in writers]
-        norms = [next((m for m in later if isinstance(m, (nn.BatchNorm2d, *LAYERS))), None) for later in followers]
-        if all(isinstance(norm, nn.BatchNorm2d) for norm in norms):
-            return torch.stack([norm.weight.detach().double().abs() for norm in norms]).sum(0)
-        raise ValueError(f"Group {group} has a layer without BatchNorm behind it: choose the criterion l1 or l2.")
-    raise ValueError(f"Criterion {criterion!r} must be one of {', '.join(CRITERIA)}; random needs a generator.")
-
-
-def keep(model: nn.Module, kept: Mapping[str, Sequence[int]], *, size: int = 32) -> nn.Module:
-    """A copy of a network that keeps exactly these channels of each named group; the others stay dense.
-
-    Args:
-        kept: indices by the name of any layer that writes the group; in what order does not matter.
-        size: side of the square images (pixels).
-
-    Raises: ValueError for an unknown layer, two layers of one group, indices that are empty, repeated or out of range.
-    """
-    copy = traceable(deepcopy(model))
-    graph, _ = build(copy, size)
-    modules, done = dict(copy.named_modules()), {}
-    for name, indices in kept.items():
-        layer = modules.get(name)
-        if not isinstance(layer, LAYERS):
-            raise ValueError(f"{name!r} is no convolution or linear layer of this network.")
-        if layer in done:
-            raise ValueError(f"{name} is in the channel group of {done[layer]}: give the indices of a group once.")
-        channels = layer.weight.shape[0]
-        chosen = {int(index) for index in indices}
-        if not chosen or len(chosen) != len(indices) or not chosen <= set(range(channels)):
-            raise ValueError(f"{name} needs one or more different indices below {channels}, not {list(indices)}.")
-        removed = sorted(set(range(channels)) - chosen)
-        cut = graph.get_pruner_of_module(layer).prune_out_channels
-        group = graph.get_pruning_group(layer, cut, removed or [0])
-        writers = (dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler))
-        done |= dict.fromkeys(writers, name)
-        if removed:
-            group.prune()
-    return copy.train(model.training)
-
-
-def _group_of(groups: Groups, layer: str) -> str:
-    for name, writers in zip(groups.names, groups.writers, strict=True):
-        if layer in writers:
-            return name
-    raise ValueError(f"No channel group is written by {layer!r}: prunable groups are {', '.join(groups.names)}.")
-
-
-def _depthwise(name: str, layer: nn.Module) -> bool:
-    count = getattr(layer, "groups", 1)
-    if count not in (1, len(layer.weight)):
-        raise ValueError(f"{name} is a convolution in {count} groups: only ungrouped and depthwise ones can be pruned.")
-    return count > 1

@@ -1,6 +1,6 @@
 """A claim, its rule, its evidence with interval and n, its forks, its verdict.
 
-A rule is data that exists before the rows do. A verdict is computed from the rule and the interval, never typed.
+A rule is data, written before the run. A verdict is computed from the rule and the interval, never typed.
 """
 
 import html
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lib.provenance import write_atomically
 
-# stats and pandas are imported where evidence is judged: a batch that starts reads the rules alone.
+# stats and pandas are imported where evidence is judged, because a batch that starts reads only the rules.
 if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import HTML
@@ -255,7 +255,7 @@ class Ledger:
         return judged
 
     def table(self) -> "pd.DataFrame":
-        """The primary entries as a table to read; with forks, in how many the verdict is the same and where not."""
+        """The primary entries as a table to read, with the number of forks that share each verdict and the others."""
         import pandas as pd
 
         entries, rows = self.entries(), []
@@ -311,7 +311,7 @@ def evidence(entry: dict) -> str:
 
 
 def forks_text(primary: dict, entries: Sequence[dict]) -> str:
-    """In how many of its forks a claim has the verdict of its primary entry, which counts as one, and where not."""
+    """The number of forks that share the verdict of a claim's primary entry, which counts as one, and the others."""
     forks = [entry for entry in entries if entry["id"] == primary["id"] and entry["fork"]]
     if not forks:
         return ""

@@ -1,11 +1,13 @@
 """Data sets as tensors on the device: one entry a data set, splits by seed, augmentation in one gather.
 
-Images decoded from files as they are needed, for data sets that do not fit in memory.
+A data set that does not fit in memory is a stream of images, decoded from files as they are needed.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import datasets, transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.datasets.utils import check_integrity
@@ -38,6 +40,7 @@ SOURCES = {
     "tiny-imagenet": "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
     "imagenet": "sort the files of https://image-net.org into train/<wnid> and val/<wnid> there",
 }
+Files = list[tuple[str, int]]  # path and label of each image
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, n: int) -> "Split":
+        """The first `n` images, or all if there are fewer."""
+        return Split(self.images[:n], self.labels[:n])
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,18 @@ class Data:
 
 
 def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int = 0, limit: int | None = None) -> Data:
-    """A data set whose training part is divided, stratified by class, into train and validation.
+    """Read a data set and divide its training part, stratified by class, into train and validation.
 
-    validation: share of the training part, in [0, 1); the split depends on `seed` alone, the test split on nothing.
-    limit: at most so many training images, a stratified subset drawn by `seed` after validation was split off.
-    Raises CompanionError for an unknown name, and for files that are missing, damaged or too many for memory.
+    `validation` is a share in [0, 1). `seed` decides the division, and which images a `limit` on the number of training
+    images leaves (a stratified subset); the test split depends on neither.
+
+    Raises:
+        CompanionError: for an unknown name, and for files that are missing, damaged or too many for memory.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     if name == "imagenet":
-        raise CompanionError("The data set imagenet does not fit in memory: read it with streams.stream.")
+        raise CompanionError("The data set imagenet does not fit in memory: read it with data.stream.")
     if not 0 <= validation < 1 or (limit is not None and limit < 1):
         raise CompanionError(f"validation={validation} must be in [0, 1) and limit={limit} at least 1, or absent.")
     images, labels, test_images, test_labels = _arrays(name, data_dir())
@@ -111,10 +120,10 @@ def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def augment(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
-    """Pad with black, crop back at an offset of its own for each image, mirror every second one on average.
+    """Pad each image with black, crop it back at a random offset, and mirror half of the images on average.
 
-    images: (n, channels, height, width), before normalisation (black is 0 there, as in torchvision's RandomCrop).
-    padding: pixels on every side, so that both offsets are uniform on 0 .. 2 * padding.
+    Images (n, channels, height, width) are not normalised yet: black is 0 there, as in torchvision's RandomCrop. Both
+    offsets are uniform on 0 .. 2 * `padding` pixels.
     """
     n, channels, height, width = images.shape
     there = {"generator": generator, "device": generator.device}
@@ -129,15 +138,13 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4, flip: 
     return F.pad(images, (padding,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def batches(
-    split: Split, size: int, generator: torch.Generator | None = None, drop_last: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Split, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels, `size` at a time: in the generator's random order, or as stored without a generator."""
     n = len(split)
     order = None
     if generator is not None:
         order = torch.randperm(n, generator=generator, device=generator.device).to(split.labels.device)
-    for start in range(0, n - size + 1 if drop_last else n, size):
+    for start in range(0, n, size):
         chosen = slice(start, start + size) if order is None else order[start : start + size]
         yield split.images[chosen], split.labels[chosen]
 
@@ -156,8 +163,25 @@ def stratified(labels: Tensor, count: int, generator: torch.Generator | None = N
     return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
 
 
+@contextmanager
+def fetching(path: Path, source: str) -> Iterator[None]:
+    """Turn the failure of a download to `path` into a CompanionError that names the remedies."""
+    try:
+        yield
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise CompanionError(
+            f"{path} is missing and {source} could not be fetched ({error}): connect to the internet, put it there, "
+            "or set DATA_DIR to the folder that holds it."
+        ) from error
+
+
+def damaged(path: Path) -> CompanionError:
+    """The error for a file whose checksum is not the published one."""
+    return CompanionError(f"{path} is damaged (its checksum is wrong): delete it, so that it is fetched again.")
+
+
 @cache
-def _arrays(name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
     """Images and labels of the training part, then of the test part, read once a process."""
     if name in ("digits", "digits16"):
         return _digits(DATASETS[name]["size"] // 8)
@@ -170,7 +194,7 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(parts)
 
 
-def _digits(scale: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _digits(scale: int) -> tuple[Tensor, ...]:
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8))[:, None]
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -179,26 +203,20 @@ def _digits(scale: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, ...]:
     own = folder / kind.base_folder
-    official = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-    for file, md5 in official:
-        if (own / file).is_file() and not check_integrity(own / file, md5):
-            raise CompanionError(
-                f"{own / file} is damaged (its MD5 sum is wrong): delete it so that it is fetched anew."
-            )
-    if not all((own / file).is_file() for file, _ in official):
-        try:
+    checksums = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+    missing = [file for file in checksums if not (own / file).is_file()]
+    for file in checksums.keys() - missing:
+        if not check_integrity(own / file, checksums[file]):
+            raise damaged(own / file)
+    if missing:
+        with fetching(own, kind.__name__):
             own.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=folder) as temporary:  # other workers see whole files only
+            with TemporaryDirectory(dir=folder) as temporary:  # other processes see whole files only
                 kind(temporary, download=True)
-                for file, _ in official:
+                for file in checksums:
                     (Path(temporary) / kind.base_folder / file).replace(own / file)
-        except (OSError, RuntimeError) as error:
-            raise CompanionError(
-                f"{kind.__name__} is not in {own} and could not be fetched ({error}): connect to the internet, "
-                f"copy the folder {kind.base_folder} there, or set DATA_DIR to where you have it."
-            ) from error
     parts = []
     for train in (True, False):
         raw = kind(folder, train=train)
@@ -207,8 +225,8 @@ def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, Tensor, 
 
 
 @cache
-def image_files(name: str, folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """(path, label) of every training and every test image found; labels number the sorted WordNet names."""
+def image_files(name: str, folder: Path) -> tuple[Files, Files]:
+    """Every training and every test image; labels number the sorted WordNet names. CompanionError if none is there."""
     own = folder / ("imagenet" if name == "imagenet" else "tiny-imagenet-200")
     try:
         if name == "imagenet":
@@ -228,6 +246,7 @@ def image_files(name: str, folder: Path) -> tuple[list[tuple[str, int]], list[tu
 
 
 def decode(path: str) -> Image.Image:
+    """An image file as RGB; CompanionError if it cannot be read."""
     try:
         return Image.open(path).convert("RGB")
     except OSError as error:
@@ -235,42 +254,33 @@ def decode(path: str) -> Image.Image:
 
 
 def stream(
-    name: str,
-    part: str,
-    *,
-    batch_size: int,
-    size: int = 224,
-    validation: float = 0.1,
-    statistics: Statistics | None = None,
-    workers: int = 2,
-    seed: int = 0,
+    name: str, part: str, *, batch_size: int, size: int = 224, validation: float = 0.1, workers: int = 2, seed: int = 0
 ) -> DataLoader:
     """Batches of normalised float32 images (n, 3, size, size) and labels, decoded from files as they are needed.
 
-    part: `train` (shuffled, random resized crop and mirror), `validation` (a stratified share of the training files,
-        as in `load`) or `test` (the official validation folder), both resized to 256/224 of `size` and centre-cropped.
-    statistics: mean and standard deviation by channel, for networks that bring their own.
-    Order and augmentation of the k-th epoch follow from `seed`, whatever the number of worker processes.
-    Raises CompanionError for an unknown name or part, or if no image is found.
+    The part "train" is shuffled, cropped at random, resized and mirrored; "validation" (a stratified share of the
+    training files, as in `load`) and "test" (the official validation folder) are resized to 256/224 of `size` and
+    centre-cropped. Split, order and augmentation of each epoch follow from `seed`, whatever the number of `workers`,
+    the processes that decode (0 decodes in this one).
+
+    Raises:
+        CompanionError: for an unknown name or part, or if no image is found.
     """
     if name not in SOURCES:
         raise unknown("streamed data set", name, SOURCES)
     if part not in ("train", "validation", "test"):
         raise unknown("part", part, ("train", "validation", "test"))
-    files, test_files = image_files(name, data_dir())
-    if part == "test":
-        files = test_files
-    else:
-        labels = torch.tensor([label for _, label in files])
+    train, files = image_files(name, data_dir())
+    if part != "test":
+        labels = torch.tensor([label for _, label in train])
         held_out, kept = stratified(labels, round(validation * len(labels)), torch.Generator().manual_seed(seed))
-        files = [files[i] for i in (kept if part == "train" else held_out).tolist()]
+        files = [train[i] for i in (kept if part == "train" else held_out).tolist()]
     if part == "train":
         steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     else:
         steps = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-    steps += [transforms.ToTensor(), transforms.Normalize(*(statistics or STATISTICS[name]))]
     return DataLoader(
-        _Files(files, transforms.Compose(steps)),
+        _Files(files, transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*STATISTICS[name])])),
         batch_size=batch_size,
         sampler=_Order(len(files), seed, shuffle=part == "train"),
         generator=torch.Generator().manual_seed(seed),
@@ -280,10 +290,10 @@ def stream(
     )
 
 
-class _Files(torch.utils.data.Dataset):
+class _Files(Dataset):
     """Decoded files; a key is (index, seed), and the seed alone decides the augmentation."""
 
-    def __init__(self, files: list[tuple[str, int]], transform):
+    def __init__(self, files: Files, transform: transforms.Compose):
         self.files, self.transform = files, transform
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
@@ -294,7 +304,7 @@ class _Files(torch.utils.data.Dataset):
             return self.transform(decode(path)), label
 
 
-class _Order(torch.utils.data.Sampler):
+class _Order(Sampler):
     """Keys (index, seed) of one epoch after another, from one generator."""
 
     def __init__(self, n: int, seed: int, shuffle: bool):

@@ -18,32 +18,26 @@ from lib.provenance import PREFIX, write_atomically
 
 STYLE = Path(__file__).with_name("companion.mplstyle")
 PALETTE = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())
-COLOURS = {  # one meaning, one colour, in every notebook
-    "linear": PALETTE[8],
-    "mlp": PALETTE[1],
-    "digits_cnn": PALETTE[2],
-    "vanilla_cnn": PALETTE[2],
-    "resnet8": PALETTE[0],
-    "resnet20": PALETTE[0],
-    "resnet56": PALETTE[4],
-    "vgg16": PALETTE[3],
-    "alexnet": PALETTE[5],
-    "alexnet-ungrouped": PALETTE[5],
-    "preresnet101": PALETTE[6],
-    "resnet18": PALETTE[7],
-    "resnet50": PALETTE[9],
-    "resnet50-imagenet": PALETTE[4],
-    "vit_tiny": PALETTE[2],
-    **{f"{name}-pretrained": PALETTE[place] for name, place in {"resnet50": 9, "vgg16": 3, "alexnet": 5}.items()},
-    "vit_b_16-pretrained": PALETTE[2],
-    "lowest": PALETTE[0],
-    "highest": PALETTE[2],
-    "random": PALETTE[1],
-}
+# One meaning, one colour, in every notebook: a line for each colour of the palette.
+MEANINGS = (
+    "resnet8 resnet20 lowest",
+    "mlp random",
+    "digits_cnn vanilla_cnn vit_tiny vit_b_16-pretrained highest",
+    "vgg16 vgg16-pretrained",
+    "resnet56 resnet50-imagenet",
+    "alexnet alexnet-ungrouped alexnet-pretrained",
+    "preresnet101",
+    "resnet18",
+    "linear",
+    "resnet50 resnet50-pretrained",
+)
+COLOURS = {name: colour for colour, names in zip(PALETTE, MEANINGS, strict=True) for name in names.split()}
+NULL = {"color": "#717581", "linestyle": ":", "linewidth": 1.6}  # what no effect at all would look like
+PLACES = {1: "o", 128: "s"}  # images in a batch -> marker
 
 
 def colours(networks: Iterable[str]) -> dict[str, str]:
-    """A colour for each network: its own of COLOURS, or, where it has none or shares it, one that is still free."""
+    """A colour for each network: its own of COLOURS, or one that is still free if it has none or shares it."""
     networks, found = list(networks), {}
     for network in networks:
         if (own := COLOURS.get(network)) and own not in found.values():
@@ -55,11 +49,8 @@ def colours(networks: Iterable[str]) -> dict[str, str]:
     return {network: found[network] for network in networks}
 
 
-NULL = {"color": "#717581", "linestyle": ":", "linewidth": 1.6}  # what no effect at all would look like
-
-
 def use_style() -> None:
-    """Let every figure of this process follow the companion's style sheet, and show the cells of tables whole."""
+    """Let every figure of this process follow the companion's style sheet, and do not shorten the cells of tables."""
     plt.style.use(STYLE)
     pd.set_option("display.max_colwidth", None)
 
@@ -68,37 +59,45 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
     """Save a figure as SVG and PNG with the numbers behind it as CSV, and close it.
 
     Args:
+        figure: to be saved.
         folder: `figures/<profile>`.
         slug: `NN_name`, the files' common name.
         numbers: one row a drawn point or bar. Columns that begin with `made_` (measured seconds, memory) go to
             `slug.timing.csv`, all others to `slug.csv`.
-        alt: what a reader who cannot see the figure needs to know, one or two sentences; stored in both files.
+        alt: one or two sentences for a reader who cannot see the figure; stored in both files.
 
-    Returns: the PNG, to be the last expression of a cell.
+    Returns:
+        The PNG, to be the last expression of a cell.
+
+    Raises:
+        ValueError: without an alternative text.
     """
-    if not alt.strip():
-        raise ValueError(f"{slug}: a figure needs an alternative text.")
+    _check_alt(slug, alt)
     measured = [column for column in numbers if column.startswith(PREFIX)]
     results = numbers.drop(columns=measured)
-    picture, sharp = {}, {"svg": 100, "png": plt.rcParams["savefig.dpi"]}  # in an SVG only embedded images have pixels
+    common = {"Title": slug, "Description": alt}
+    # In an SVG only embedded images have pixels.
+    formats = {"svg": ({"Date": None} | common, 100), "png": ({"Software": None} | common, plt.rcParams["savefig.dpi"])}
     if engine := figure.get_layout_engine():
         engine.execute(figure)
     # Without the salt the same figure has other ids each time. Laying it out for each file costs more than drawing.
     with plt.rc_context({"svg.hashsalt": "compression-companion", "figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
-        for kind, metadata in {
-            "svg": {"Date": None, "Title": slug, "Description": alt},
-            "png": {"Software": None, "Title": slug, "Description": alt},
-        }.items():
+        for kind, (metadata, dpi) in formats.items():
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, metadata=metadata, dpi=sharp[kind])
-            picture[kind] = _compact(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
-            write_atomically(folder / f"{slug}.{kind}", picture[kind])
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
+            picture = _compact(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
+            write_atomically(folder / f"{slug}.{kind}", picture)
     write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
     if measured:
         write_atomically(folder / f"{slug}.timing.csv", numbers.to_csv(index=False, lineterminator="\n").encode())
     plt.close(figure)
-    return Image(picture["png"], alt=alt, width=int(figure.get_figwidth() * 100))
+    return Image(picture, alt=alt, width=int(figure.get_figwidth() * 100))
+
+
+def _check_alt(slug: str, alt: str) -> None:
+    if not alt.strip():
+        raise ValueError(f"{slug} needs an alternative text: say in `alt` what it shows.")
 
 
 def _compact(svg: bytes) -> bytes:
@@ -108,7 +107,7 @@ def _compact(svg: bytes) -> bytes:
 
 
 def _smaller(png: io.BytesIO) -> bytes:
-    """A PNG with its texts in 256 colours: a third of the size, and figures are committed twice, in notebooks too."""
+    """A PNG with its texts in 256 colours: a third of the size, because notebooks hold figures once more."""
     picture, texts, buffer = Raster.open(png), PngInfo(), io.BytesIO()
     for key, text in picture.text.items():
         texts.add_itxt(key, text)
@@ -119,14 +118,10 @@ def _smaller(png: io.BytesIO) -> bytes:
 def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, milliseconds: int = 120) -> Image:
     """Save figures of one size as an animated GIF that repeats, and close each; the last one stays a second longer.
 
-    Args:
-        folder, slug, alt: as in `save`; the numbers are those of the still figure of the same rows.
-        milliseconds: how long a frame is shown.
-
-    Returns: the GIF, to be the last expression of a cell.
+    Each frame is shown for `milliseconds`. Folder, slug, alternative text and result are as in `save`; the numbers
+    are those of the still figure of the same rows.
     """
-    if not alt.strip():
-        raise ValueError(f"{slug}: an animation needs an alternative text.")
+    _check_alt(slug, alt)
     pictures = []
     for figure in frames:
         figure.canvas.draw()
@@ -140,13 +135,10 @@ def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, millise
     return Image(buffer.getvalue(), format="gif", alt=alt, width=first.width)
 
 
-PLACES = {1: "o", 128: "s"}  # images in a batch -> marker
-
-
 def augmentation(pictures: np.ndarray) -> tuple[Figure, pd.DataFrame]:
-    """Images of k classes and random draws of their augmentation.
+    """Images of k classes and random draws of their augmentation: a figure and the numbers behind it.
 
-    pictures: (1 + draws, k, channels, size, size), the originals first. Returns the figure and the numbers behind it.
+    The pictures are (1 + draws, k, channels, size, size), the originals first.
     """
     draws, classes = len(pictures) - 1, len(pictures[0])
     figure, axes = plt.subplots(draws + 1, classes, figsize=(7, 3.1))
@@ -163,7 +155,8 @@ def augmentation(pictures: np.ndarray) -> tuple[Figure, pd.DataFrame]:
 def accuracy(trained: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
     """Test accuracy of each network: a dot a seed, a tick at the mean, a band for its interval; the null dotted.
 
-    trained: rows with `network`, `accuracy` (%). summary: `mean`, `low`, `high`, `n` by network, "linear" among them.
+    `trained` has the columns `network` and `accuracy` (%), `summary` has `mean`, `low`, `high` and `n` by network, with
+    "linear" among them.
     """
     figure, axis = plt.subplots(figsize=(7.4, 3.8))
     for place, (network, colour) in enumerate(colours(summary.index).items()):
@@ -186,8 +179,8 @@ def accuracy(trained: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure
 def learning_curves(rows: pd.DataFrame, networks: Sequence[str]) -> tuple[Figure, pd.DataFrame]:
     """Validation accuracy and training loss by epoch: a thin line a seed, a thick one for the mean; the null dotted.
 
-    rows: as `dense_networks.train_baseline` returns them, with `labels` "true" or "shuffled". networks: in order.
-    Returns the figure and the numbers behind it.
+    The rows are those of `baselines.train_baseline`, with `labels` "true" or "shuffled". Returns the figure and the
+    numbers behind it.
     """
     quantities = {
         "validation accuracy (%)": ("curve_validation_accuracy", 100),
@@ -216,14 +209,14 @@ def learning_curves(rows: pd.DataFrame, networks: Sequence[str]) -> tuple[Figure
         axis.set(xlabel="epoch", ylabel=quantity)
     title = "thick: mean; thin: seeds;\ngrey band: their range"
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=title)
-    order = ["network", "labels", "seed", "epoch", *quantities]
-    return figure, curves[order]
+    return figure, curves[["network", "labels", "seed", "epoch", *quantities]]
 
 
 def latency(costs: pd.DataFrame, device: str) -> tuple[Figure, pd.DataFrame]:
     """Measured time an image against its MACs, for single images and batches, with time proportional to MACs.
 
-    costs: as `dense_networks.measure_costs` returns them. device: its name. Returns the figure and its numbers.
+    The costs are the rows of `baselines.measure_costs`; `device` is a name for the title. Returns the figure and the
+    numbers behind it.
     """
     identity = ["dataset", "network", "parameters", "macs"]
     timing = costs.melt(identity, [f"made_latency_{n}_ms" for n in PLACES], "batch", "made_latency_ms")

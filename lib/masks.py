@@ -1,4 +1,12 @@
-"""Which weights a pruning method keeps: boolean masks (True = kept) over single weights, filters and N:M groups."""
+"""Which weights a pruning method keeps: boolean masks (True = kept) over single weights, filters and N:M groups.
+
+Each method removes the "lowest" or the "highest" scores, or "random" ones, for which it needs a generator. The removed
+sets of growing fractions are nested: ties go in storage order, and generators of one seed draw one removal order
+whatever the fraction. Every mask is a bool tensor of the weight's shape. A weight that is not finite, an unknown method
+and numbers outside their range raise ValueError.
+
+Source: paper 1, section 5 (one-shot pruning) and its claim about structured pruning (P1.14).
+"""
 
 import torch
 from torch import Tensor
@@ -7,16 +15,12 @@ METHODS = ("lowest", "highest", "random")
 
 
 def magnitude_mask(weight: Tensor, fraction: float, method: str, generator: torch.Generator | None = None) -> Tensor:
-    """Mask of single weights, by magnitude or at random.
+    """Remove single weights by magnitude or at random.
 
-    weight: any shape, finite. fraction: share of weights to remove, in [0, 1); exactly round(fraction * numel)
-    are removed, halves to even, as `torch.nn.utils.prune` rounds. method: "lowest" removes the lowest magnitudes,
-    "highest" the highest, "random" a uniformly random set. generator: for "random" only.
+    `fraction` is a share in [0, 1); exactly round(fraction * numel) are removed, halves to even, as
+    `torch.nn.utils.prune` rounds.
 
-    The removed sets of growing fractions are nested: ties go in storage order, and generators of one seed draw
-    one removal order whatever the fraction. Returns a bool tensor like `weight`, True = kept.
-    Raises ValueError for a fraction, method or weight outside these ranges, or "random" without a generator.
-    Source: paper 1, section 5 (one-shot pruning); the released code's random masks are nested too.
+    Source: paper 1, section 5; the released code's random masks are nested, too.
     """
     return _kept(weight.abs().flatten(), fraction, method, generator).view(weight.shape)
 
@@ -24,13 +28,10 @@ def magnitude_mask(weight: Tensor, fraction: float, method: str, generator: torc
 def filter_mask(
     weight: Tensor, fraction: float, method: str = "lowest", order: int = 2, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Mask that removes whole output rows (of a linear weight) or filters (of a convolution) by their norm.
+    """Remove whole output rows of a weight (out, ...), which are filters of a convolution, by their norm.
 
-    weight: (out, ...), finite. fraction: share of rows to remove, in [0, 1); exactly round(fraction * out) are
-    removed. method, generator: as in `magnitude_mask`, applied to row norms. order: 1 or 2, the norm.
-    Returns a bool tensor like `weight`. Raises ValueError as `magnitude_mask`, for another order, and for a vector.
-    Source: paper 1, the claim about structured pruning (P1.14); the released code uses order 1. On a last layer
-    the rows are classes.
+    Exactly round(fraction * out) rows are removed. The `order` of the norm is 1, as in the released code, or 2. On a
+    last layer the rows are classes.
     """
     if weight.dim() < 2 or order not in (1, 2):
         raise ValueError(
@@ -44,13 +45,7 @@ def filter_mask(
 def nm_mask(
     weight: Tensor, kept: int, group: int, method: str = "lowest", generator: torch.Generator | None = None
 ) -> Tensor:
-    """N:M mask: in each `group` consecutive inputs of an output, `kept` weights stay.
-
-    weight: (out, in, ...), `in` divisible by `group`; groups run along the inputs (channels of a convolution).
-    kept: 1 to group. method, generator: as in `magnitude_mask`, within each group.
-    Returns a bool tensor like `weight`. Raises ValueError for shapes, counts or methods outside these ranges.
-    Source: paper 1, the claim about structured pruning (P1.14).
-    """
+    """Keep `kept` of every `group` consecutive inputs (channels of a convolution) of each output of (out, in, ...)."""
     if weight.dim() < 2 or not 1 <= kept <= group or weight.shape[1] % group:
         raise ValueError(
             f"N:M needs 1 <= kept <= group and inputs divisible by group, not {kept}:{group} on {weight.shape}."
@@ -63,7 +58,7 @@ def nm_mask(
 def _kept(score: Tensor, fraction: float, method: str, generator: torch.Generator | None) -> Tensor:
     """True where an entry of `score` stays when `fraction` of its last dimension is removed."""
     if not 0 <= fraction < 1:
-        raise ValueError(f"The fraction to remove must lie in [0, 1), not {fraction}.")
+        raise ValueError(f"The fraction to remove must be in [0, 1), not {fraction}.")
     if not score.isfinite().all():
         raise ValueError("A weight to prune must be finite: the run that trained it diverged, lower its learning rate.")
     if method == "random":

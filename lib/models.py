@@ -1,14 +1,15 @@
-"""Weights on disk: safetensors of our own, public checkpoints of others, each checked before it is trusted.
+"""Networks by name, CIFAR- and ImageNet-shaped, initialised from a seed or with public weights; weights on disk.
 
-Residual networks for small images: He et al.'s of depth 6n + 2, and pre-activation bottlenecks.
-
-Networks by name, CIFAR- and ImageNet-shaped, initialised from a seed or with public weights.
+Residual networks for small images are He et al.'s of depth 6n + 2, and pre-activation bottlenecks of depth 9n + 2.
+Checkpoints of other authors are checked before they are used.
 """
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
-from http.client import HTTPException
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import safetensors.torch
@@ -18,14 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.vision_transformer import interpolate_embeddings
 
-from lib.data import STATISTICS, Statistics
+from lib.data import STATISTICS, Statistics, damaged, fetching
 from lib.parameters import NETWORKS, split_name
 from lib.provenance import CompanionError, data_dir, unknown, write_atomically
 
 CHENYAOFO_STATISTICS = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))  # those of its own training script
 # Public ResNets by data set: shortcut, statistics of the images that they were trained on, place on GitHub.
+# Sources: akamaster/pytorch_resnet_cifar10 (BSD 2-clause), chenyaofo/pytorch-cifar-models (BSD 3-clause).
 AUTHORS = {
     "cifar10": ("A", STATISTICS["imagenet"], "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"),
     "cifar100": ("B", CHENYAOFO_STATISTICS, "chenyaofo/pytorch-cifar-models/releases/download/resnet"),
@@ -38,11 +39,14 @@ PUBLIC = {
     ("resnet56", "cifar100"): ("chenyaofo/cifar100_resnet56.pth", "cifar100_resnet56-f2eff4c8.pt", "4336c899ec60d9d5"),
 }
 # Test images of 10,000 that each public checkpoint misclassifies, as its authors publish it.
-PUBLISHED_WRONG = {
-    ("resnet20", "cifar10"): 827,
-    ("resnet56", "cifar10"): 661,
-    ("resnet20", "cifar100"): 3117,
-    ("resnet56", "cifar100"): 2737,
+PUBLISHED_WRONG = dict(zip(PUBLIC, (827, 661, 3117, 2737), strict=True))
+FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
+PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
+# Channels of 3x3 convolutions, each with BatchNorm and ReLU; "M" is 2x2 max-pooling.
+PLANS = {
+    "digits_cnn": (32, 32, "M", 64, 64),
+    "vanilla_cnn": (64, "M", 128, "M", 256, "M", 512, "M"),
+    "vgg16": (64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3),
 }
 
 
@@ -55,7 +59,8 @@ def save(model: nn.Module, path: Path | str) -> None:
 def load(model: nn.Module, path: Path | str) -> nn.Module:
     """Fill a network of the same shape with the weights that `save` wrote, and return it.
 
-    Raises CompanionError, with the network untouched, for a file that is missing, damaged or of another network.
+    Raises:
+        CompanionError: for a file that is missing, damaged or of another network; the network is then unchanged.
     """
     try:
         state = safetensors.torch.load_file(path)
@@ -67,38 +72,30 @@ def load(model: nn.Module, path: Path | str) -> nn.Module:
     return model
 
 
-def public_state(name: str, dataset: str) -> tuple[dict[str, Tensor], str, Statistics]:
-    """The tensors of a public CIFAR ResNet under this house's names, its shortcut option, and its images' statistics.
+def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
+    """A public CIFAR ResNet in evaluation mode, and the mean and standard deviation that its images need.
 
-    Read from DATA_DIR, or else fetched from its authors and kept there. Sources: akamaster/pytorch_resnet_cifar10
-    (BSD 2-clause), chenyaofo/pytorch-cifar-models (BSD 3-clause).
-    Raises CompanionError if there is no such checkpoint, or if it is damaged or cannot be fetched.
+    The checkpoint is read from DATA_DIR, or else fetched from its authors and kept there.
+
+    Raises:
+        CompanionError: if there is no such checkpoint, or if it is damaged or cannot be fetched.
     """
     if (name, dataset) not in PUBLIC:
         raise unknown("public checkpoint", f"{name} on {dataset}", [" on ".join(key) for key in PUBLIC])
     shortcut, statistics, address = AUTHORS[dataset]
     file, remote, digest = PUBLIC[name, dataset]
-    path = _fetched(data_dir() / file, f"https://github.com/{address}/{remote}")
-    state = _read(path)
+    state = _checkpoint(data_dir() / file, f"https://github.com/{address}/{remote}")
     state = state.get("state_dict", state)
     state = {key.removeprefix("module.").replace("linear.", "fc."): value for key, value in state.items()}
     if tensor_digest(state) != digest:
-        raise _damaged(path)
-    return state, shortcut, statistics
-
-
-def imagenet_state(name: str) -> dict[str, Tensor]:
-    """The tensors of torchvision's default ImageNet weights, from torch's own cache or fetched into it."""
-    published = torchvision.models.get_model_weights(name).DEFAULT
-    path = _fetched(Path(torch.hub.get_dir()) / "checkpoints" / Path(published.url).name, published.url)
-    with path.open("rb") as file:
-        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.split("-")[-1]):
-            raise _damaged(path)
-    return _read(path)
+        raise damaged(data_dir() / file)
+    model = build(name, classes=len(state["fc.bias"]), shortcut=shortcut)
+    model.load_state_dict(state)
+    return model.eval(), statistics
 
 
 def tensor_digest(state: dict[str, Tensor]) -> str:
-    """16 hex digits of the SHA-256 of a state's floating-point tensors by name, whatever file they came in."""
+    """16 hex digits of the SHA-256 of a state's floating-point tensors by name, whatever the file format."""
     digest = hashlib.sha256()
     for key in sorted(state):
         if state[key].is_floating_point():
@@ -106,41 +103,37 @@ def tensor_digest(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fetched(path: Path, url: str) -> Path:
+def _checkpoint(path: Path, url: str, sha256: str = "") -> dict:
+    """The content of a checkpoint, fetched if it is missing; its SHA-256 must begin with the given digits."""
     if not path.is_file():
-        try:
+        with fetching(path, url):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)  # renames a temporary file at the end
-        except (OSError, HTTPException) as error:
-            raise CompanionError(
-                f"{path} is missing and {url} could not be fetched ({error}): connect to the internet, "
-                f"put that file there, or set DATA_DIR to where you have it."
-            ) from error
-    return path
-
-
-def _read(path: Path) -> dict:
+    with path.open("rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(sha256):
+            raise damaged(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> CompanionError:
-    return CompanionError(
-        f"{path} is damaged (not the weights its authors published): delete it so it is fetched anew."
-    )
+        raise damaged(path) from error
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2016: every `stride`-th pixel, and zero channels in equal number before and after."""
+    """Option A of He et al. 2016: every `stride`-th pixel, and zero channels in equal number before and after.
+
+    Its buffer `source` holds the input channel that each output channel continues, or -1 for zeros, so that filters can
+    be removed on either side.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.stride, self.before, self.after = stride, (outputs - inputs) // 2, (outputs - inputs + 1) // 2
+        self.stride, before = stride, (outputs - inputs) // 2
+        source = F.pad(torch.arange(inputs), (before, outputs - inputs - before), value=-1)
+        self.register_buffer("source", source, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        padded = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, 1))
+        return padded[:, self.source]  # -1 reads the last channel, which is zero
 
 
 class BasicBlock(nn.Module):
@@ -164,30 +157,12 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.downsample(x))
 
 
-class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 in three stages, with `blocks` = n a stage (He et al. 2016, section 4.2)."""
-
-    def __init__(self, blocks: int, classes: int, channels: int = 3, shortcut: str = "A", width: float = 1.0):
-        super().__init__()
-        widths = [max(1, round(stage * width)) for stage in (16, 16, 32, 64)]
-        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        for stage in (1, 2, 3):
-            first = BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2, shortcut)
-            others = [BasicBlock(widths[stage], widths[stage], 1, shortcut) for _ in range(blocks - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *others))
-        self.fc = nn.Linear(widths[3], classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.fc(x.mean((2, 3)))
-
-
 class PreActBottleneck(nn.Module):
     """BN-ReLU-conv three times, 1x1, 3x3 and 1x1, plus the shortcut (He et al. 2016, identity mappings)."""
 
-    def __init__(self, inputs: int, planes: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
+        planes = outputs // 4
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
@@ -204,6 +179,22 @@ class PreActBottleneck(nn.Module):
         return self.conv3(F.relu(self.bn3(y))) + self.downsample(x)
 
 
+class CifarResNet(nn.Module):
+    """ResNet of depth 6n + 2 in three stages, with `blocks` = n a stage (He et al. 2016, section 4.2)."""
+
+    def __init__(self, blocks: int, classes: int, channels: int = 3, shortcut: str = "A", width: float = 1.0):
+        super().__init__()
+        widths = [max(1, round(stage * width)) for stage in (16, 16, 32, 64)]
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        _add_stages(self, partial(BasicBlock, shortcut=shortcut), widths, blocks)
+        self.fc = nn.Linear(widths[3], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
 class PreActResNet(nn.Module):
     """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n a stage."""
 
@@ -211,23 +202,21 @@ class PreActResNet(nn.Module):
         super().__init__()
         planes = [max(1, round(stage * width)) for stage in (16, 32, 64)]
         self.conv1 = nn.Conv2d(channels, planes[0], 3, 1, 1, bias=False)
-        inputs = planes[0]
-        for stage in (0, 1, 2):
-            outputs = 4 * planes[stage]
-            first = PreActBottleneck(inputs, planes[stage], outputs, 1 if stage == 0 else 2)
-            others = [PreActBottleneck(outputs, planes[stage], outputs, 1) for _ in range(blocks - 1)]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *others))
-            inputs = outputs
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.fc = nn.Linear(inputs, classes)
+        _add_stages(self, PreActBottleneck, [planes[0], *(4 * number for number in planes)], blocks)
+        self.bn1 = nn.BatchNorm2d(4 * planes[2])
+        self.fc = nn.Linear(4 * planes[2], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
 
 
-FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
-PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
+def _add_stages(model: nn.Module, block: Callable[..., nn.Module], widths: list[int], blocks: int) -> None:
+    """Give a network `layer1`, `layer2`, ...; all but the first halve the sides of the map."""
+    for stage, (inputs, outputs) in enumerate(pairwise(widths), 1):
+        first = block(inputs, outputs, stride=1 if stage == 1 else 2)
+        others = [block(outputs, outputs, stride=1) for _ in range(blocks - 1)]
+        model.add_module(f"layer{stage}", nn.Sequential(first, *others))
 
 
 def build(
@@ -242,16 +231,22 @@ def build(
     pretrained: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """A network of NETWORKS on the CPU; its weights follow from `seed` and leave the global random state alone.
+    """A network on the CPU; its weights follow from `seed`, and the global random state stays as it is.
 
-    name: of `names.NETWORKS`, or of one with a variant of `names.VARIANTS` behind it, such as "resnet50-imagenet".
-    channels, size: of the square input images; size in pixels.
-    form: `cifar`, `imagenet` (torchvision's own) or AlexNet's `ungrouped`; by default `cifar` below 128 pixels, where
-        the network has both.
-    shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
-    width: factor on every hidden layer's channels or units, for the networks outside FIXED_WIDTH.
-    pretrained: torchvision's ImageNet weights, with a new last layer unless classes is 1000.
-    Raises CompanionError for an unknown name or a combination that cannot be built or fetched.
+    Args:
+        name: of `parameters.NETWORKS`, or with one of `parameters.VARIANTS` behind it, such as "resnet50-imagenet".
+        classes: number of outputs.
+        channels: of the input images.
+        size: side of the square images (pixels).
+        form: "cifar", "imagenet" (torchvision's own) or AlexNet's "ungrouped"; by default "cifar" below 128 pixels,
+            where the network has both.
+        shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
+        width: factor on every hidden layer's channels or units, for the networks outside FIXED_WIDTH.
+        pretrained: torchvision's ImageNet weights, with a new last layer unless `classes` is 1000.
+        seed: of the initial weights.
+
+    Raises:
+        CompanionError: for an unknown name, or a combination that cannot be built or fetched.
     """
     name, variant = split_name(name)
     if variant in ("224", "pretrained"):
@@ -259,9 +254,8 @@ def build(
         network = build(name, **options, width=width, pretrained=pretrained or variant == "pretrained", seed=seed)
         upsample = nn.Upsample(size=224, mode="bilinear")
         return network if size >= 224 else nn.Sequential(OrderedDict(upsample=upsample, network=network))
-    form = form or variant or None
     forms = NETWORKS[name]
-    form = form or ("cifar" if "cifar" in forms and (size < 128 or len(forms) == 1) else "imagenet")
+    form = form or variant or ("cifar" if "cifar" in forms and (size < 128 or len(forms) == 1) else "imagenet")
     if form not in forms:
         raise unknown(f"form of {name}", form, forms)
     if shortcut not in ("A", "B"):
@@ -273,15 +267,15 @@ def build(
         raise CompanionError(f"{name} in its imagenet form takes 3 channels and not {channels}: choose another form.")
     if width != 1 and (name in FIXED_WIDTH or (name == "vgg16" and form == "imagenet")):
         raise CompanionError(f"{name} in its {form} form has a fixed width: leave width at 1 and not {width}.")
-    if pretrained and (form != "imagenet" or width != 1):
+    if pretrained and (form != "imagenet" or width != 1 or (name in PATCH and size != 224)):
         raise CompanionError(
-            f"Pretrained weights of {name} need form='imagenet' and width=1: only those are published."
+            f"Pretrained weights of {name} need form='imagenet' and width=1 (a transformer's also size=224)."
         )
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if pretrained:
-            model = _pretrained(name, classes, size)
+            model = _pretrained(name, classes)
         elif form == "imagenet":
             model = _imagenet(name, classes, size, width)
         else:
@@ -295,17 +289,6 @@ def build(
 def architecture(name: str) -> str:
     """The name of the same network without the weights that its own name asks for."""
     return name.removesuffix("-pretrained") + "-224" * name.endswith("-pretrained")
-
-
-def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
-    """A public CIFAR ResNet in evaluation mode, and the mean and standard deviation that its images need.
-
-    Raises CompanionError if there is no such checkpoint, or if it is damaged or cannot be fetched.
-    """
-    state, shortcut, statistics = public_state(name, dataset)
-    model = build(name, classes=len(state["fc.bias"]), shortcut=shortcut)
-    model.load_state_dict(state)
-    return model.eval(), statistics
 
 
 def head_name(model: nn.Module) -> str:
@@ -331,12 +314,12 @@ def _imagenet(name: str, classes: int, size: int = 224, width: float = 1.0) -> n
     return torchvision.models.get_model(name, num_classes=classes, **options.get(name, {}))
 
 
-def _pretrained(name: str, classes: int, size: int) -> nn.Module:
-    state = imagenet_state(name)
-    if name == "vit_b_16" and size != 224:
-        state = interpolate_embeddings(size, 16, state)
-    model = _imagenet(name, 1000, size)
-    model.load_state_dict(state)
+def _pretrained(name: str, classes: int) -> nn.Module:
+    """Torchvision's default ImageNet weights, read from torch's own cache or fetched into it."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    model = _imagenet(name, 1000)
+    model.load_state_dict(_checkpoint(path, url, sha256=path.stem.rpartition("-")[2]))
     if classes != 1000:
         head = head_name(model)
         model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, classes))
@@ -346,33 +329,28 @@ def _pretrained(name: str, classes: int, size: int) -> nn.Module:
 def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float, grouped: bool) -> nn.Module:
     """The CIFAR forms, with He's initialisation of convolutions and PyTorch's own of linear layers."""
 
-    def wide(*plan: int | str) -> list:
-        return [step if step == "M" else max(1, round(step * width)) for step in plan]
+    def wide(number: int) -> int:
+        return max(1, round(number * width))
 
     if name == "linear":
         model = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))
     elif name == "mlp":
-        (hidden,) = wide(128)
-        layers = (nn.Linear(channels * size**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(hidden, classes))
-    elif name == "digits_cnn":
-        plan = wide(32, 32, "M", 64, 64)
-        model = _plain([*_convolutions(channels, plan), nn.AdaptiveAvgPool2d(1)], nn.Linear(plan[-1], classes))
-    elif name == "vgg16":
-        plan = wide(64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3)
-        model = _plain([*_convolutions(channels, plan), nn.AdaptiveAvgPool2d(1)], nn.Linear(plan[-1], classes))
-    elif name == "vanilla_cnn":
-        plan, (hidden,) = wide(64, "M", 128, "M", 256, "M", 512, "M"), wide(512)
-        dense = (nn.Linear(hidden * (size // 16) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-        model = _plain(_convolutions(channels, plan), nn.Sequential(*dense))
+        model = nn.Sequential(nn.Flatten(), *_dense(channels * size**2, wide(128), wide(128), classes))
+    elif name in PLANS:
+        plan = [step if step == "M" else wide(step) for step in PLANS[name]]
+        if name == "vanilla_cnn":
+            classifier = nn.Sequential(*_dense(wide(512) * (size // 16) ** 2, wide(512), classes))
+            model = _plain(_convolutions(channels, plan), classifier)
+        else:
+            features = [*_convolutions(channels, plan), nn.AdaptiveAvgPool2d(1)]
+            model = _plain(features, nn.Linear(plan[-1], classes))
     elif name == "keras_cnn":
-        (narrow, broad, hidden), side = wide(32, 64, 512), ((size - 2) // 2 - 2) // 2
-        layers = []
+        narrow, broad, side, features = wide(32), wide(64), ((size - 2) // 2 - 2) // 2, []
         for inputs, outputs in ((channels, narrow), (narrow, broad)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3), nn.ReLU()]
-            layers += [nn.MaxPool2d(2), nn.Dropout(0.25)]
-        dense = (nn.Linear(broad * side**2, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, classes))
-        model = _plain(layers, nn.Sequential(*dense))
+            features += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+            features += [nn.Conv2d(outputs, outputs, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25)]
+        first, relu, last = _dense(broad * side**2, wide(512), classes)
+        model = _plain(features, nn.Sequential(first, relu, nn.Dropout(0.5), last))
     elif name == "alexnet":
         model = _alexnet(classes, channels, size, grouped)
     elif name == "preresnet101":
@@ -396,8 +374,14 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
     return model
 
 
-def _convolutions(inputs: int, plan: list) -> list[nn.Module]:
-    """3x3 conv-BN-ReLU for each number of channels in the plan, 2x2 max-pooling for each "M"."""
+def _dense(*widths: int) -> list[nn.Module]:
+    """Linear layers of these widths with ReLU between them."""
+    layers = [nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)]
+    return [layers[0], *(module for layer in layers[1:] for module in (nn.ReLU(), layer))]
+
+
+def _convolutions(inputs: int, plan: list[int | str]) -> list[nn.Module]:
+    """The layers of a plan, as in PLANS."""
     layers = []
     for step in plan:
         if step == "M":
@@ -429,5 +413,4 @@ def _alexnet(classes: int, channels: int, size: int, grouped: bool) -> nn.Sequen
         features.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups if grouped else 1))
         features += [nn.BatchNorm2d(outputs), nn.ReLU()]
     side = ((size - 11) // 4 + 1 - 3) // 2 + 1
-    dense = (nn.Linear(256 * side**2, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, classes))
-    return _plain(features, nn.Sequential(*dense))
+    return _plain(features, nn.Sequential(*_dense(256 * side**2, 4096, 4096, classes)))

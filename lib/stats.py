@@ -1,6 +1,7 @@
 """Every interval, band, bootstrap, rank correlation and correction; all of them at one level.
 
-A resampling takes a seed, or a numpy generator where several share one stream of draws.
+A resampling takes a seed, or a numpy generator where several share one stream of draws; the same seed gives the same
+draws. `resamples` and `draws` are their number.
 """
 
 import itertools
@@ -27,7 +28,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def quantile(level: float = LEVEL) -> float:
-    """The standard normal deviate that the middle share `level` of a normal distribution lies within, 1.96 for .95."""
+    """Half-width of the middle share `level` of a standard normal distribution, 1.96 for .95."""
     return float(scipy_stats.norm.ppf((1 + level) / 2))
 
 
@@ -68,20 +69,16 @@ def percentile_interval(draws: Sequence[float], level: float = LEVEL) -> tuple[f
 
 
 def redrawn(*sizes: int, seed: Seed, resamples: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Indices of `sizes` units of each kind, drawn with replacement, each independently, `resamples` times."""
+    """Indices drawn with replacement: for each resample one array for each of `sizes`, all of them independent.
+
+    A size is the number of units of one kind, for example of trials or of configurations.
+    """
     random = np.random.default_rng(seed)
     return (tuple(random.integers(n, size=n) for n in sizes) for _ in range(resamples))
 
 
 def resampled(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> np.ndarray:
-    """Bootstrap draws (resamples,) of a statistic.
-
-    Args:
-        statistic: takes an array of indices for each size, drawn with replacement, each independently.
-        sizes: number of units of each kind, for example of trials and of configurations.
-        seed: of the resampling.
-        resamples: number of draws.
-    """
+    """Bootstrap draws (resamples,) of a statistic, which takes the indices that `redrawn` yields."""
     return np.array([statistic(*rows) for rows in redrawn(*sizes, seed=seed, resamples=resamples)])
 
 
@@ -94,12 +91,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of one sample, or of several paired ones.
 
-    Args:
-        statistic: takes as many 1-D arrays as there are samples.
-        samples: arrays of one length; units are resampled, so paired values stay together.
-        seed: of the resampling; the same seed gives the same interval.
-        resamples: number of draws.
-        level: of the interval.
+    The samples have one length. Units are resampled, so paired values stay together.
     """
     arrays = [np.asarray(sample) for sample in samples]
     draws = resampled(
@@ -109,18 +101,17 @@ def bootstrap_interval(
 
 
 def upper_p(value: float, null: np.ndarray) -> float:
-    """One-sided p of a value among draws of its null distribution; large values speak for an effect."""
-    return float((1 + np.sum(null >= value)) / (1 + len(null)))
+    """One-sided p of a value among draws of its null distribution; large values are evidence of an effect.
+
+    It is NaN for a value that could not be computed.
+    """
+    return float((1 + np.sum(null >= value)) / (1 + len(null))) if np.isfinite(value) else float("nan")
 
 
 def paired_gain(a: np.ndarray, b: np.ndarray, *, seed: Seed, resamples: int = 2000) -> dict[str, float]:
     """Mean of a minus mean of b, with a percentile bootstrap interval and a one-sided p against no gain.
 
-    Args:
-        a: (seeds, images) scores; the seeds of each are drawn anew, the images for both together.
-        b: likewise, on the same images.
-        seed: of the resampling.
-        resamples: number of draws.
+    Both are (seeds, images) scores on the same images: the seeds of each are resampled, the images for both together.
 
     Returns:
         `value`, `low`, `high`, in the unit of the scores; and `p`.
@@ -138,11 +129,9 @@ def paired_gain(a: np.ndarray, b: np.ndarray, *, seed: Seed, resamples: int = 20
 def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata: Sequence = ()) -> float | np.ndarray:
     """Spearman's correlation of the ranks that two measures have within each stratum, pooled over strata.
 
-    Args:
-        x: (n,) values.
-        y: (n,) values, or (..., n) of many other measures. A NaN takes its pair out.
-        strata: (n,) labels; without them all values form one stratum. What strata have in common (a network, a
-            sparsity) then adds nothing to the correlation.
+    The first measure is (n,), the second (n,), or (..., n) for many of them; a NaN removes its pair. `strata` are (n,)
+    labels; without them all values form one stratum. A difference between strata (a network, a sparsity) adds nothing
+    to the correlation.
 
     Returns:
         A value in [-1, 1], or (...) of them; NaN where a measure is constant within every stratum.
@@ -153,7 +142,7 @@ def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if x.ndim != 1 or y.shape[-1:] != x.shape or len(strata) not in (0, len(x)):
         raise ValueError(f"Measures and strata must be of one length, not {x.shape}, {y.shape} and {len(strata)}.")
-    # A pair that is out is a stratum of its own, where its rank is the mean rank.
+    # A removed pair is a stratum of its own, where its rank is the mean rank.
     labels = np.where(np.isnan(x) | np.isnan(y), len(x) + np.arange(len(x)), _labels(strata, len(x)))
     pooled = _pooled(_centred_ranks(np.broadcast_to(x, y.shape), labels), _centred_ranks(y, labels))
     return pooled if y.ndim > 1 else float(pooled)
@@ -162,15 +151,10 @@ def rank_correlation(x: Sequence[float], y: np.ndarray | Sequence[float], strata
 def rank_correlation_interval(
     x: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: Seed, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Interval of `rank_correlation` of means over trials, by drawing trials and configurations anew.
+    """Interval of `rank_correlation` of means over trials: trials and configurations are resampled.
 
-    Args:
-        x: (configurations, trials). Configurations keep the ranks that they have within their strata when they are
-            drawn.
-        y: likewise; a trial is drawn for both measures.
-        strata: (configurations,).
-        seed: of the resampling.
-        resamples: number of draws.
+    Both measures are (configurations, trials), and a resampled trial counts for both; `strata` is (configurations,).
+    A resampled configuration keeps the rank that it has within its stratum.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     labels, draws = _labels(strata, len(x)), redrawn(x.shape[1], len(x), seed=seed, resamples=resamples)
@@ -189,12 +173,8 @@ def permutation_p(
 ) -> float:
     """One-sided p of a statistic of y, whose values could be exchanged within strata if there were no effect.
 
-    Args:
-        statistic: takes (..., n) values of y and returns (...) values; large ones speak for an effect.
-        y: (n,) values.
-        strata: (n,) labels; without them all values may be exchanged.
-        seed: of the permutations.
-        draws: number of permutations.
+    The statistic takes (..., n) values of y and returns (...) values; large ones are evidence of an effect. `strata`
+    are (n,) labels; without them all values may be exchanged.
     """
     y = np.asarray(y, dtype=float)
     labels, random = _labels(strata, len(y)), np.random.default_rng(seed)
@@ -202,6 +182,321 @@ def permutation_p(
     exchanged = np.empty(order.shape)
     exchanged[:, np.argsort(labels, kind="stable")] = y[order]
     return upper_p(statistic(y), statistic(exchanged))
+
+
+def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> dict:
+    """A statistic of all units with its percentile bootstrap interval, as `Ledger.enter` takes them.
+
+    Args:
+        statistic: as `resampled` takes it.
+        sizes: number of units of each kind, for example of trials and of configurations.
+        seed: of the resampling.
+        resamples: number of draws.
+
+    Returns:
+        `value`, `low`, `high`, and as `n` the units of the last kind.
+    """
+    draws = resampled(statistic, *sizes, seed=seed, resamples=resamples)
+    return percentile_estimate(statistic(*map(np.arange, sizes)), draws, sizes[-1])
+
+
+def rank_correlation_gain(
+    a: np.ndarray, b: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: Seed
+) -> dict[str, float]:
+    """`rank_correlation` of one measure with a target minus that of another; draws trials and configurations anew.
+
+    Args:
+        a: (configurations, trials); means over trials are ranked within strata, among the drawn configurations.
+        b: likewise, the other measure.
+        y: likewise, the target.
+        strata: (configurations,).
+        seed: of the resampling.
+
+    Returns:
+        `value`, `low`, `high` and `n`, the number of configurations.
+    """
+    arrays = [np.asarray(measure, dtype=float) for measure in (a, b, y)]
+    labels = _labels(strata, len(arrays[0]))
+
+    def gain(trials: np.ndarray, units: np.ndarray) -> float:
+        first, second, target = (array[:, trials].mean(1)[units] for array in arrays)
+        return rank_correlation(first, target, labels[units]) - rank_correlation(second, target, labels[units])
+
+    return bootstrap_estimate(gain, arrays[0].shape[1], len(arrays[0]), seed=seed)
+
+
+def sign_test_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """One-sided p of paired values against a exceeding b as often as b exceeds a; ties do not count."""
+    more, less = int(np.sum(np.greater(a, b))), int(np.sum(np.less(a, b)))
+    return float(scipy_stats.binomtest(more, more + less, alternative="greater").pvalue) if more + less else 1.0
+
+
+def percentile_estimate(value: float, draws: Sequence[float], n: int) -> dict[str, float]:
+    """A value with the `percentile_interval` of its draws, and n; as `Ledger.enter` takes them."""
+    low, high = percentile_interval(draws)
+    return {"value": float(value), "low": low, "high": high, "n": n}
+
+
+def redrawn_rows(*sizes: int, seed: Seed, resamples: int) -> list[np.ndarray]:
+    """Indices (resamples, n) of n units for each size, drawn with replacement, for statistics of many rows at once."""
+    random = np.random.default_rng(seed)
+    return [random.integers(n, size=(resamples, n)) for n in sizes]
+
+
+def stratified_bootstrap(
+    statistic: Callable[[list[np.ndarray]], float],
+    samples: Sequence[np.ndarray],
+    *,
+    seed: Seed,
+    resamples: int = 400,
+    recentred: bool = False,
+) -> dict[str, float]:
+    """A statistic of several samples (units, ...) with its percentile interval; units are redrawn within each sample.
+
+    `recentred` shifts the interval by the bias of the draws, for a statistic that redrawing biases.
+    """
+    draws = resampled(
+        lambda *rows: statistic([sample[row] for sample, row in zip(samples, rows, strict=True)]),
+        *map(len, samples),
+        seed=seed,
+        resamples=resamples,
+    )
+    found = percentile_estimate(statistic(samples), draws, sum(map(len, samples)))
+    bias = np.nanmean(draws) - found["value"] if recentred else 0
+    return found | {"low": float(found["low"] - bias), "high": float(found["high"] - bias)}
+
+
+def dkw_band(n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of the band around an empirical distribution function just above each of its n steps."""
+    height, half = np.arange(1, n + 1) / n, dkw_half_width(n, level)
+    return np.maximum(height - half, 0), np.minimum(height + half, 1)
+
+
+def intraclass_correlation(values: np.ndarray) -> dict[str, float]:
+    """ICC(1), the share of the variance between units, of values (units, repetitions), with its exact F interval."""
+    n, repetitions = values.shape
+    between = repetitions * values.mean(axis=1).var(ddof=1)
+    within = values.var(axis=1, ddof=1).mean()
+    ratio, freedom = between / within, (n - 1, n * (repetitions - 1))
+    tail = (1 + LEVEL) / 2
+    low, high = ratio / scipy_stats.f.ppf(tail, *freedom), ratio * scipy_stats.f.ppf(tail, *freedom[::-1])
+    value, low, high = (float((f - 1) / (f + repetitions - 1)) for f in (ratio, low, high))
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def random_effects_mean(values: np.ndarray, variances: np.ndarray) -> dict[str, float]:
+    """The mean of estimates that vary by more than their sampling variances, with its normal interval.
+
+    Source: DerSimonian and Laird 1986.
+    """
+    weights = 1 / variances
+    mean = (weights * values).sum() / weights.sum()
+    excess = (weights * (values - mean) ** 2).sum() - (len(values) - 1)
+    between = max(0.0, excess / max(weights.sum() - (weights**2).sum() / weights.sum(), 1e-12))
+    weights = 1 / (variances + between)
+    mean, half = (weights * values).sum() / weights.sum(), quantile() * weights.sum() ** -0.5
+    return {"value": float(mean), "low": float(mean - half), "high": float(mean + half)}
+
+
+def weakest_rank_correlation(values: np.ndarray, *, seed: Seed, draws: int = 1999) -> dict:
+    """The smallest of Spearman's correlations between any two columns of values (units, measures).
+
+    The interval holds all pairs together (Fisher's z, Bonferroni). The smallest of several correlations of unrelated
+    ranks is below 0 on average, so p and `null` (its mean and interval) come from exchanged ranks.
+
+    Source: Bonett and Wright 2000 for the standard error of Spearman's z.
+    """
+    ranks = scipy_stats.rankdata(values, axis=0)
+    n, pairs = len(ranks), np.triu_indices(ranks.shape[1], 1)
+
+    def correlations(ranks: np.ndarray) -> np.ndarray:
+        centred = ranks - ranks.mean(axis=-2, keepdims=True)
+        length = np.sqrt((centred**2).sum(axis=-2))
+        scale = length[..., :, None] * length[..., None, :]
+        product = np.swapaxes(centred, -1, -2) @ centred
+        return (product / np.where(scale > 0, scale, 1))[..., *pairs]  # a measure that ties all units ranks none
+
+    found, random = correlations(ranks), np.random.default_rng(seed)
+    z = np.arctanh(np.clip(found, -0.999, 0.999))
+    half = quantile(1 - (1 - LEVEL) / len(found)) * np.sqrt((1 + found**2 / 2) / (n - 3))
+    null = correlations(random.permuted(np.tile(ranks, (draws, 1, 1)), axis=1)).min(axis=1)
+    bounds = {"low": float(np.tanh(z - half).min()), "high": float(np.tanh(z + half).min())}
+    null_range = (float(null.mean()), *percentile_interval(null))
+    return {"value": float(found.min()), **bounds, "p": upper_p(found.min(), null), "n": n, "null": null_range}
+
+
+def standardised_difference(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 400, draws: int = 999
+) -> dict[str, float]:
+    """Difference of the means of two samples in pooled standard deviations, averaged over pairs of samples.
+
+    It is the signed area between two empirical distribution functions, above 0 if the second sample of a pair is
+    larger. The interval redraws each sample; the two-sided p exchanges labels within pairs.
+
+    Source: Hedges 1981 for the factor that corrects the bias of small samples.
+    """
+
+    def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        scale = np.sqrt((first.var(axis=-1, ddof=1) + second.var(axis=-1, ddof=1)) / 2)
+        unbiased = 1 - 3 / (4 * (first.shape[-1] + second.shape[-1]) - 9)
+        return unbiased * (second.mean(axis=-1) - first.mean(axis=-1)) / np.where(scale > 0, scale, 1)
+
+    random, value, redrawn_values, null = np.random.default_rng(seed), 0.0, 0.0, 0.0
+    for first, second in pairs:
+        rows = redrawn_rows(len(first), len(second), seed=random, resamples=resamples)
+        mixed = random.permuted(np.tile(np.concatenate([first, second]), (draws, 1)), axis=1)
+        value = value + difference(first, second) / len(pairs)
+        redrawn_values = redrawn_values + difference(first[rows[0]], second[rows[1]]) / len(pairs)
+        null = null + difference(mixed[:, : len(first)], mixed[:, len(first) :]) / len(pairs)
+    found = percentile_estimate(value, redrawn_values, sum(len(first) + len(second) for first, second in pairs))
+    return found | {"p": upper_p(abs(value), np.abs(null))}
+
+
+def quadratic_minimum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The place where the least-squares quadratic of y on x is lowest within the range of x: (..., n) -> (...)."""
+    a, b, centre = _quadratic(x, y)
+    low, high = x.min(axis=-1) - centre, x.max(axis=-1) - centre
+    inner = np.clip(-b / (2 * np.where(a > 0, a, np.inf)), low, high)
+    candidates = np.stack([low, high, np.where(a > 0, inner, low)])
+    values = a * candidates**2 + b * candidates
+    return np.take_along_axis(candidates, values.argmin(axis=0)[None], axis=0)[0] + centre
+
+
+def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 1000) -> dict[str, float]:
+    """The smaller of the two outward slopes of y on x at the ends of the range of x, mean over samples.
+
+    It is above 0 only if the fitted quadratic falls at the low end and rises at the high end. The interval redraws
+    units within each sample (x, y); p is the larger of the two one-sided p-values of the mean slopes.
+
+    Source: Lind and Mehlum 2010.
+    """
+
+    def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        a, b, centre = _quadratic(x, y)
+        return np.stack([-2 * a * (x.min(axis=-1) - centre) - b, 2 * a * (x.max(axis=-1) - centre) + b], axis=-1)
+
+    rows = redrawn_rows(*(len(x) for x, _ in samples), seed=seed, resamples=resamples)
+    found = np.mean([slopes(x, y) for x, y in samples], axis=0)
+    draws = np.mean([slopes(x[row], y[row]) for (x, y), row in zip(samples, rows, strict=True)], axis=0)
+    p = float(scipy_stats.norm.sf(found / draws.std(axis=0)).max())
+    return percentile_estimate(found.min(), draws.min(axis=1), sum(len(x) for x, _ in samples)) | {"p": p}
+
+
+def cross_validated_gain(
+    samples: Sequence[tuple[np.ndarray, np.ndarray]], base: int, *, seed: Seed, folds: int = 10, resamples: int = 400
+) -> dict[str, float]:
+    """Share of the cross-validated squared error that further columns of x remove, on top of the first `base` ones.
+
+    A sample holds x (n, columns) and y (n,); predictions are least squares on standardised columns within a sample. The
+    interval redraws units; copies of one stay in its fold, so fewer different ones are left to learn from, and the
+    interval is low.
+    """
+    random, full, rest = np.random.default_rng(seed), 0.0, 0.0
+
+    def errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(times))
+        for held in range(folds):
+            learnt = times * (fold != held)
+            normal = np.einsum("bn,ni,nj->bij", learnt, x, x) + 1e-9 * np.eye(x.shape[1])
+            slopes = np.linalg.solve(normal, np.einsum("bn,ni,n->bi", learnt, x, y)[..., None])[..., 0]
+            total += (times * (fold == held) * (y - slopes @ x.T) ** 2).sum(axis=1)
+        return total
+
+    for x, y in samples:
+        n = len(y)
+        design = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
+        fold = random.permutation(n) % folds
+        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), resamples)])
+        full = full + errors(design, y, fold, times)
+        rest = rest + errors(design[:, : 1 + base], y, fold, times)
+    value, *draws = 1 - full / rest
+    return percentile_estimate(value, draws, sum(len(y) for _, y in samples))
+
+
+def leave_one_out_error(y: np.ndarray, *x: np.ndarray) -> float:
+    """Root mean square error of predicting each of y (n,) from the others, by their mean or by least squares on x."""
+    design = np.column_stack([np.ones(len(y)), *x])
+    hat = design @ np.linalg.pinv(design)
+    return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))
+
+
+def mean_gain(values: Sequence[float]) -> dict[str, float]:
+    """Mean of independent differences with its interval, and a one-sided p of a mean of at most 0 (Student's t).
+
+    Values that are not finite are left out.
+
+    Returns:
+        `value`, `low`, `high`, `n` and `p`, as `Ledger.enter` takes them. NaN stands for everything that cannot be
+        computed: the interval of fewer than two values, the p of values that do not vary.
+    """
+    values = np.asarray(values, dtype=float)
+    values, nan = values[np.isfinite(values)], float("nan")
+    low, high = mean_interval(values) if len(values) > 1 else (nan, nan)
+    varies = len(values) > 1 and np.ptp(values) > 0
+    p = float(scipy_stats.ttest_1samp(values, 0, alternative="greater").pvalue) if varies else nan
+    return {"value": float(values.mean()) if len(values) else nan, "low": low, "high": high, "n": len(values), "p": p}
+
+
+def clustered_rank_correlation_gain(
+    a: Sequence[float],
+    b: Sequence[float],
+    y: Sequence[float],
+    strata: Sequence,
+    clusters: Sequence,
+    *,
+    seed: Seed,
+    resamples: int = 1000,
+) -> dict[str, float]:
+    """How much more closely a measure follows y than another one does: the difference of two rank correlations.
+
+    Args:
+        a: (n,) values of the first measure.
+        b: (n,) values of the second.
+        y: (n,) values that both may follow.
+        strata: (n,) labels within which values are ranked.
+        clusters: (n,) labels of the independent units, such as networks. Units are drawn anew with all their values,
+            which keep their ranks.
+        seed: of the resampling.
+        resamples: number of draws.
+
+    Returns:
+        `value`, `low`, `high`; `n`, the number of clusters; `p`, one-sided, of no gain.
+    """
+    ranks = _centred_ranks(np.array([a, b, y], dtype=float), _labels(strata, len(y)))
+    groups = _labels(clusters, len(y))
+    members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+
+    def gain(units: np.ndarray) -> float:
+        drawn = ranks[:, np.concatenate([members[unit] for unit in units])]
+        first, second = _pooled(drawn[:2], drawn[2])
+        return first - second
+
+    draws = resampled(gain, len(members), seed=seed, resamples=resamples)
+    low, high = percentile_interval(draws)
+    value = float(gain(np.arange(len(members))))
+    return {"value": value, "low": low, "high": high, "n": len(members), "p": upper_p(0, -draws)}
+
+
+def share_estimate(good: Sequence[bool]) -> dict[str, float]:
+    """A share with its `wilson` interval: `value`, `low`, `high`, `n`, as `Ledger.enter` takes them."""
+    low, high = wilson(np.sum(good), len(good))
+    return {"value": float(np.mean(good)), "low": low, "high": high, "n": len(good)}
+
+
+def sign_flip_p(differences: Sequence[float], *, seed: Seed = 0, draws: int = 4095) -> float:
+    """Two-sided p of a mean of paired differences, whose signs are exchangeable if there is no effect.
+
+    All flips are counted up to 12 differences, `draws` random ones beyond. NaN without differences.
+    """
+    values = np.asarray(differences, dtype=float)
+    if not len(values):
+        return np.nan
+    if exact := len(values) <= 12:
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(seed).choice((-1, 1), size=(draws, len(values)))
+    reached = np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)
+    return float(reached.mean() if exact else (1 + reached.sum()) / (1 + draws))
 
 
 def _labels(strata: Sequence, n: int) -> np.ndarray:
@@ -240,48 +535,11 @@ def _pooled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
-def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> dict:
-    """A statistic of all units with its percentile bootstrap interval, as `Ledger.enter` takes them.
-
-    Args:
-        statistic: as `resampled` takes it.
-        sizes: number of units of each kind, for example of trials and of configurations.
-        seed: of the resampling.
-        resamples: number of draws.
-
-    Returns:
-        `value`, `low`, `high`, and as `n` the units of the last kind.
-    """
-    low, high = percentile_interval(resampled(statistic, *sizes, seed=seed, resamples=resamples))
-    return {"value": float(statistic(*map(np.arange, sizes))), "low": low, "high": high, "n": sizes[-1]}
-
-
-def rank_correlation_gain(
-    a: np.ndarray, b: np.ndarray, y: np.ndarray, strata: Sequence = (), *, seed: Seed
-) -> dict[str, float]:
-    """`rank_correlation` of one measure with a target minus that of another; draws trials and configurations anew.
-
-    Args:
-        a: (configurations, trials); means over trials are ranked within strata, among the drawn configurations.
-        b: likewise, the other measure.
-        y: likewise, the target.
-        strata: (configurations,).
-        seed: of the resampling.
-
-    Returns:
-        `value`, `low`, `high` and `n`, the number of configurations.
-    """
-    arrays = [np.asarray(measure, dtype=float) for measure in (a, b, y)]
-    labels = _labels(strata, len(arrays[0]))
-
-    def gain(trials: np.ndarray, units: np.ndarray) -> float:
-        first, second, target = (array[:, trials].mean(1)[units] for array in arrays)
-        return rank_correlation(first, target, labels[units]) - rank_correlation(second, target, labels[units])
-
-    return bootstrap_estimate(gain, arrays[0].shape[1], len(arrays[0]), seed=seed)
-
-
-def sign_test_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """One-sided p of paired values against a exceeding b as often as b exceeds a; ties do not count."""
-    more, less = int(np.sum(np.greater(a, b))), int(np.sum(np.less(a, b)))
-    return float(scipy_stats.binomtest(more, more + less, alternative="greater").pvalue) if more + less else 1.0
+def _quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients of (x - centre)^2 and (x - centre) in the least-squares quadratic of each row, and the centre."""
+    centre = x.mean(axis=-1)
+    u = x - centre[..., None]
+    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
+    normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
+    solved = np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0]
+    return solved[..., 2], solved[..., 1], centre

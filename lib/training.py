@@ -1,13 +1,11 @@
-"""How a training step runs on a device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
+"""Fit, evaluate, schedules, BatchNorm re-estimation, latency; on CUDA a training step is recorded once and replayed.
 
-BatchNorm statistics re-estimated on frozen weights: what alone repairs many a compressed network.
-
-Fit, evaluate, schedules, latency.
+One mode a device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +19,28 @@ from lib.parameters import SCHEDULES
 from lib.provenance import unknown
 from lib.study import generator, quiet, seed_from
 
-WARM_UP = 3  # steps before a CUDA graph is recorded
+WARM_UP = 3  # steps before a CUDA graph is recorded, and passes before latency is measured
+PASSES = 20  # whose median is the latency
+
+
+class Diverged(ArithmeticError):
+    """The training loss became infinite or NaN."""
 
 
 def on_cuda(device: str | torch.device) -> bool:
+    """Whether a device is a GPU."""
     return torch.device(device).type == "cuda"
+
+
+def autocast(device: str) -> torch.autocast:
+    """bfloat16 on CUDA, nothing elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=on_cuda(device))
 
 
 def placed(model: nn.Module, device: str) -> nn.Module:
     """The model on its device, with channels last in memory if the device is a GPU.
 
-    A model that is there already keeps its tensors: a recorded step goes on reading them where they were.
+    A model that is there already keeps its tensors, because a recorded step goes on reading them where they were.
     """
     layout = torch.channels_last if on_cuda(device) else torch.contiguous_format
     kind = torch.device(device).type
@@ -41,45 +50,32 @@ def placed(model: nn.Module, device: str) -> nn.Module:
     return model
 
 
-@contextmanager
-def repeatable(device: str) -> Iterator[None]:
-    """CuDNN chooses kernels that give the same numbers each time; nothing changes on the CPU."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = before or on_cuda(device)
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
-
-
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 on CUDA, nothing elsewhere."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=on_cuda(device))
-
-
 class Backward:
     """Forward and backward pass of one batch after another: leaves gradients in the parameters, returns the loss.
 
-    On CUDA the pass is recorded once and replayed for every batch of the same size.
+    On CUDA the pass is recorded as a CUDA graph and replayed for every batch of the same shape.
     """
 
     def __init__(self, model: nn.Module, device: str = "cpu"):
-        self.model, self.device, self.recording = model, device, None
+        self.model, self.device, self.graph = model, device, None
         self.parameters = list(model.parameters())  # finding them takes a tenth of a small network's step
         self.records = on_cuda(device) and torch.cuda.is_available()
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy (nats) of normalised images and their labels, detached, on the device."""
-        if not self.records:
-            return self.compute(inputs, labels)
-        if self.recording is None:
-            self.recording = Recording(self, inputs, labels)
-        if inputs.shape == self.recording.inputs.shape:
-            return self.recording(inputs, labels)
-        return self.compute(inputs, labels)  # the last batch of an epoch may be smaller
+        if self.records and self.graph is None:
+            self._record(inputs, labels)
+        if not self.records or inputs.shape != self.inputs.shape:  # the last batch of an epoch may be smaller
+            return self._compute(inputs, labels)
+        self.inputs.copy_(inputs)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        if self.gradients[0][0].grad is not self.gradients[0][1]:  # the batch before was not replayed
+            for parameter, gradient in self.gradients:
+                parameter.grad = gradient
+        return self.loss
 
-    def compute(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """One pass, not replayed."""
+    def _compute(self, inputs: Tensor, labels: Tensor) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None
         with autocast(self.device):
@@ -87,69 +83,30 @@ class Backward:
         loss.backward()
         return loss.detach()
 
-
-class Recording:
-    """One `Backward.compute`, recorded as a CUDA graph; calling it copies a batch of the same shape in and replays."""
-
-    def __init__(self, step: Backward, inputs: Tensor, labels: Tensor):
+    def _record(self, inputs: Tensor, labels: Tensor) -> None:
         self.inputs, self.labels = inputs.clone(), labels.clone()
-        buffers = [buffer.clone() for buffer in step.model.buffers()]
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):  # libraries allocate and choose kernels, which a recording must not hold
-                step.compute(self.inputs, self.labels)
+                self._compute(self.inputs, self.labels)
         torch.cuda.current_stream().wait_stream(aside)
-        for buffer, before in zip(step.model.buffers(), buffers, strict=True):
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)  # warming up must not count in BatchNorm's statistics
-        step.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.loss = step.compute(self.inputs, self.labels)
-        self.gradients = [(p, p.grad) for p in step.model.parameters() if p.grad is not None]
-
-    def __call__(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        self.inputs.copy_(inputs)
-        self.labels.copy_(labels)
-        self.graph.replay()
-        if self.gradients[0][0].grad is not self.gradients[0][1]:  # a batch in between was not replayed
-            for parameter, gradient in self.gradients:
-                parameter.grad = gradient
-        return self.loss
-
-
-@torch.no_grad()
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every BatchNorm by plain means over batches of normalised images.
-
-    Weights, momenta and dropout are left alone; the model ends in evaluation mode.
-    Source: EagleEye's adaptive BatchNorm (paper 3's proxy) and paper 2's control arm.
-    """
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's cumulative average
-        norm.train()
-    for images in batches:
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
-
-
-class Diverged(ArithmeticError):
-    """The training loss became infinite or NaN."""
+            self.loss = self._compute(self.inputs, self.labels)
+        self.gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
 
 
 def scheduler(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     """A schedule over steps: cosine to 0, one-cycle (peak at 30 %), step (x 0.1 at 50 % and 75 %) or constant."""
-    peak = optimizer.param_groups[0]["lr"]
     if name == "cosine":
         return CosineAnnealingLR(optimizer, max(steps, 1))
     if name == "one-cycle":
-        return OneCycleLR(optimizer, peak, total_steps=max(steps, 2))
+        return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=max(steps, 2))
     if name in ("step", "constant"):
         return MultiStepLR(optimizer, [steps // 2, steps * 3 // 4] if name == "step" else [])
     raise unknown("schedule", name, SCHEDULES)
@@ -163,35 +120,34 @@ def fit(
     seed: int,
     lr: float = 0.1,
     batch_size: int = 128,
-    momentum: float = 0.9,
     weight_decay: float = 5e-4,
     schedule: str = "cosine",
     augment: bool = True,
     device: str = "cpu",
     after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> list[dict]:
-    """Train in place with SGD and Nesterov momentum; the last epoch counts, never the best one.
+    """Train in place with SGD and Nesterov momentum 0.9; the last epoch counts, never the best one.
 
-    On the CPU in float32; on CUDA in bfloat16, with kernels that give the same numbers each time. Data stay on the
-    device, and the host waits for it once an epoch.
+    The training split is fitted, and the validation split measured after each epoch; then `after_epoch` is called with
+    the number of epochs done and the model. The random streams "order", "augmentation" and "dropout" follow from
+    `seed`. Data stay on the device, and the host waits for it once an epoch.
 
-    Args:
-        dataset: its training split is fitted, its validation split measured after each epoch.
-        seed: of the streams "order", "augmentation" and "dropout".
-        after_epoch: called with the number of epochs done and the model.
+    Returns:
+        One dictionary an epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
 
-    Returns: one dictionary an epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
-
-    Raises: Diverged, with the epoch; CompanionError for an unknown schedule.
+    Raises:
+        Diverged: with the epoch.
+        CompanionError: for an unknown schedule.
     """
-    model, cuda = placed(model, device), on_cuda(device)
+    model = placed(model, device)
     steps = epochs * -(-len(dataset.train) // batch_size)
-    options = {"weight_decay": weight_decay, "nesterov": momentum > 0} | ({"fused": True} if cuda else {})
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, **options)
+    options = {"weight_decay": weight_decay, "nesterov": True} | ({"fused": True} if on_cuda(device) else {})
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, **options)
     rate = scheduler(schedule, optimizer, steps)
     order, noise = generator(seed, "order", device=device), generator(seed, "augmentation", device=device)
     history = []
-    with torch.random.fork_rng(enabled=True), repeatable(device):
+    repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=on_cuda(device))  # the same numbers each time
+    with torch.random.fork_rng(enabled=True), repeatable:
         step = Backward(model, device)
         torch.manual_seed(seed_from(seed, "dropout"))
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
@@ -217,7 +173,7 @@ def fit(
 @torch.inference_mode()
 def logits(
     model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu"
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch."""
     model = placed(model, device).eval()
     for images, _ in data.batches(split, batch_size):
@@ -226,30 +182,62 @@ def logits(
         yield outputs.float()
 
 
-def evaluate(model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu") -> dict:
+def evaluate(model: nn.Module, split: Split, dataset: Data, device: str = "cpu") -> dict:
     """Accuracy, mean cross-entropy in nats (`loss`), `n`, and the indices of the `wrong` images of one split."""
-    outputs = torch.cat(list(logits(model, split, dataset, batch_size, device)))
+    outputs = torch.cat(list(logits(model, split, dataset, device=device)))
     wrong = (outputs.argmax(1) != split.labels).nonzero().flatten()
     accuracy = 1 - len(wrong) / len(split)
     loss = F.cross_entropy(outputs, split.labels).item()
     return {"accuracy": accuracy, "loss": loss, "n": len(split), "wrong": wrong.tolist()}
 
 
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of every BatchNorm by plain means over batches of normalised images.
+
+    Nothing else changes, and the model ends in evaluation mode. If a batch fails, the old statistics return.
+
+    Raises:
+        ValueError: if there is no batch.
+
+    Source: EagleEye's adaptive BatchNorm (paper 3's proxy) and paper 2's control arm.
+    """
+    model.eval()
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    norms = [norm for norm in model.modules() if isinstance(norm, kinds) and norm.running_mean is not None]
+    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's cumulative average
+            norm.train()
+        seen = 0
+        for images in batches:
+            model(images)
+            seen += len(images)
+        if not seen:
+            raise ValueError("BatchNorm statistics need at least one batch of images: the batches are exhausted.")
+    except BaseException:
+        for norm, _, buffers in before:
+            for buffer, old in zip(norm.buffers(), buffers, strict=True):
+                buffer.copy_(old)
+        raise
+    finally:
+        for norm, momentum, _ in before:
+            norm.momentum = momentum
+        model.eval()
+
+
 @torch.inference_mode()
-def latency_ms(model: nn.Module, shape: tuple[int, ...], device: str = "cpu", repeats: int = 20) -> float:
-    """Median milliseconds of one forward pass on an input of this shape (batch first), after three warm-up passes."""
-    model = placed(model, device).eval()
-    images = torch.zeros(shape, device=device)
-    cuda = on_cuda(device)
-    seconds = []
-    for repeat in range(repeats + 3):
-        if cuda:
-            torch.cuda.synchronize(device)
+def latency_ms(model: nn.Module, shape: tuple[int, ...], device: str = "cpu") -> float:
+    """Median milliseconds of one forward pass on an input of this shape (batch first), after some to warm up."""
+    model, images, seconds = placed(model, device).eval(), torch.zeros(shape, device=device), []
+    synchronize = torch.cuda.synchronize if on_cuda(device) else lambda: None
+    for _ in range(WARM_UP + PASSES):
+        synchronize()
         start = time.perf_counter()
         with autocast(device):
             model(images)
-        if cuda:
-            torch.cuda.synchronize(device)
-        if repeat >= 3:
-            seconds.append(time.perf_counter() - start)
-    return 1e3 * float(torch.tensor(seconds).median())
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * median(seconds[WARM_UP:])

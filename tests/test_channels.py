@@ -7,7 +7,6 @@ import torch_pruning as tp
 from torch import nn
 
 from lib import channels, models
-from lib import models as resnets
 from lib.study import generator
 
 NETS = {
@@ -207,7 +206,7 @@ def test_a_pruned_network_computes_what_the_masked_one_does(net, found):
             gone[kept[group]] = False
             norm.weight.data[gone] = norm.bias.data[gone] = 0
             block = masked.get_submodule(writer.rpartition(".")[0])
-            if isinstance(getattr(block, "downsample", None), resnets.PadShortcut) and writer.endswith("conv2"):
+            if isinstance(getattr(block, "downsample", None), models.PadShortcut) and writer.endswith("conv2"):
                 # what the shortcut carries into a removed channel of the next stream must vanish too
                 block.downsample.register_forward_hook(
                     lambda _, __, out, gone=gone: out.masked_fill(gone[:, None, None], 0)
@@ -309,9 +308,9 @@ def test_bad_widths_are_refused_in_one_sentence():
         channels.prune(model, {"conv1": 0})
     with pytest.raises(ValueError, match="between 1 and 64"):
         channels.count(groups, groups.dense + (np.arange(len(groups)) == len(groups) - 1))
-    with pytest.raises(ValueError, match="equally many channels, not conv1: 8, layer1.1.conv2: 9"):
+    with pytest.raises(ValueError, match="'layer1.1.conv2': layer1.1.conv2 is written together with conv1"):
         channels.prune(model, {"conv1": 8, "layer1.1.conv2": 9})
-    with pytest.raises(ValueError, match="No channel group is written by 'fc'"):
+    with pytest.raises(ValueError, match="No channel group is called 'fc': known are conv1, "):
         channels.prune(model, {"fc": 3})
     with pytest.raises(ValueError, match="12 entries"):
         channels.count(groups, groups.dense[:-1])
@@ -319,7 +318,7 @@ def test_bad_widths_are_refused_in_one_sentence():
         channels.keep(model, {"conv1": [1, 1]})
     with pytest.raises(ValueError, match="one or more different indices"):
         channels.keep(model, {"conv1": []})
-    with pytest.raises(ValueError, match="layer1.1.conv2 is in the channel group of conv1"):
+    with pytest.raises(ValueError, match="layer1.1.conv2 is written together with conv1"):
         channels.keep(model, {"conv1": range(16), "layer1.1.conv2": [0, 1]})
     with pytest.raises(ValueError, match="one of l1, l2, bn, random; random needs a generator"):
         channels.prune(model, {"conv1": 8}, "random")
@@ -327,3 +326,25 @@ def test_bad_widths_are_refused_in_one_sentence():
         groups.only(["fc"])
     with pytest.raises(ValueError, match="in 2 groups"):
         channels.find(nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(8 * 900, 2)))
+
+
+def test_a_shortcut_continues_the_channels_that_survive_on_both_sides():
+    model = models.build("resnet20")
+    pruned = channels.keep(model, {"conv1": [0, 3, 9], "layer2.0.conv2": [0, 8, 11, 12, 17, 31]})
+    source = pruned.layer2[0].downsample.source.tolist()
+    # channel c of the first stream continues as c + 8 in the second; 0, 3 and 9 are now 0, 1 and 2
+    assert source == [-1, 0, 1, -1, 2, -1]
+
+
+def test_output_pixels_are_those_of_each_layers_map(found):
+    groups = found("R20-A")
+    areas = dict(zip(groups.names, groups.area.tolist(), strict=True))
+    assert (areas["conv1"], areas["layer2.0.conv1"], areas["layer3.2.conv1"]) == (1024, 256, 64)
+
+
+def test_a_pruned_network_can_be_pruned_again():
+    model = randomise(models.build("resnet20"))
+    once = channels.keep(channels.keep(model, {"conv1": range(4, 12)}), {"conv1": [0, 5]})
+    images = torch.randn(2, 3, 32, 32, generator=generator(0))
+    with torch.no_grad():
+        assert torch.equal(once(images), channels.keep(model, {"conv1": [4, 9]})(images))

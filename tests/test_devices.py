@@ -11,15 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import baselines as dense_networks
-from lib import data, models, training
+from lib import baselines, data, models, training
 from lib.data import Split
 from lib.latent import trials as latent_trials
 from lib.spaces import trials as spaces_trials
 from lib.spline import measures
 from lib.spline import trials as spline_trials
-from lib.truncation import cuts, recovery
-from lib.truncation import forms as cp
+from lib.truncation import cuts, forms, recovery
 from lib.truncation import measures as truncation
 from lib.truncation import trials as truncation_trials
 from tests.pretend_cuda import DeviceTensor, pretended
@@ -54,7 +52,7 @@ def studies(folder) -> dict[str, tuple]:
     layer = DENSE | TUNING | {"structure": "filters", "method": "random", "fraction": 0.5, "layer": "layer2.0.conv1"}
     arms = ("dense", "projected", "factorised", "batch norm")
     return {
-        "baseline": (dense_networks.baselines(folder), [DENSE, CNN, CNN | {"labels": "shuffled"}]),
+        "baseline": (baselines.baselines(folder), [DENSE, CNN, CNN | {"labels": "shuffled"}]),
         "features": (latent_trials.features(*both), [DENSE]),
         "heads": (latent_trials.heads(*both), heads),
         "projections": (latent_trials.projections(*both), [HEAD | {"groups": [10, 30], "draws": 1}]),
@@ -81,7 +79,8 @@ def studies(folder) -> dict[str, tuple]:
     }
 
 
-KINDS = list(studies(None))
+SLOW = ("oneshots", "tickets", "recoveries", "forms", "searches")
+KINDS = [pytest.param(kind, marks=[pytest.mark.nightly] if kind in SLOW else []) for kind in studies(None)]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def flat(rows: pd.DataFrame, specs: list[dict]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_trial_has_the_numbers_of_the_cpu_on_a_device_that_refuses_the_hosts_tensors(kind, folders, monkeypatch):
+def test_a_trial_on_a_device_that_refuses_tensors_of_the_host_has_the_numbers_of_the_cpu(kind, folders, monkeypatch):
     study, specs = studies(folders["cpu"])[kind]
     expected = study.run(specs)
     with pretended(monkeypatch, half=False):

@@ -1,4 +1,4 @@
-"""Training is reproducible from its seed, and says when it diverges."""
+"""Training is reproducible from its seed, and stops when it diverges; BatchNorm statistics are means over batches."""
 
 from dataclasses import replace
 
@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, models, provenance, training
+from lib import data, models, training
 from lib.provenance import CompanionError
+from lib.study import generator
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def test_one_step_equals_sgd_with_nesterov_momentum_written_out():
     digits = data.load("digits", limit=64)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     weight, bias = (parameter.detach().clone().requires_grad_() for parameter in model[1].parameters())
-    options = {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.01, "schedule": "constant", "augment": False}
+    options = {"lr": 0.3, "weight_decay": 0.01, "schedule": "constant", "augment": False}
     training.fit(model, digits, epochs=1, seed=0, batch_size=64, **options)
     inputs = data.normalise(digits.train.images, digits.mean, digits.std).flatten(1)
     nn.functional.cross_entropy(inputs @ weight.T + bias, digits.train.labels).backward()
@@ -83,12 +86,17 @@ def test_an_unknown_schedule_is_one_sentence(digits):
         fitted(digits, schedule="linear")
 
 
+def test_a_diverged_training_names_its_epoch(digits):
+    with pytest.raises(training.Diverged, match=r"in epoch \d; lower lr"):
+        fitted(digits, lr=1e6)
+
+
 def test_evaluation_counts_the_wrong_images(digits):
     class Constant(nn.Module):
         def forward(self, images):
             return torch.eye(10)[torch.full((len(images),), 3)]
 
-    measured = training.evaluate(Constant(), digits.test, digits, batch_size=70)
+    measured = training.evaluate(Constant(), digits.test, digits)
     wrong = (digits.test.labels != 3).nonzero().flatten().tolist()
     assert measured["wrong"] == wrong and measured["n"] == 300
     assert measured["accuracy"] == 1 - len(wrong) / 300
@@ -97,43 +105,94 @@ def test_evaluation_counts_the_wrong_images(digits):
     assert measured["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_outputs_do_not_depend_on_the_size_of_a_batch(digits):
+    model, _ = fitted(digits, epochs=1)
+    whole, parts = (torch.cat(list(training.logits(model, digits.test, digits, size))) for size in (300, 70))
+    torch.testing.assert_close(whole, parts)
+
+
 def test_the_statistics_of_a_public_checkpoint_are_its_own(digits):
-    changed = replace(digits, mean=(0.0,), std=(1.0,))
     model, _ = fitted(digits)
-    assert (
-        training.evaluate(model, digits.test, changed)["loss"] != training.evaluate(model, digits.test, digits)["loss"]
-    )
+    one, other = (training.evaluate(model, digits.test, d) for d in (digits, replace(digits, mean=(0.0,), std=(1.0,))))
+    assert one["loss"] != other["loss"]
 
 
-def test_a_batch_that_does_not_fit_is_trained_on_in_parts_and_the_row_says_so(digits, monkeypatch):
-    whole, expected = fitted(digits, epochs=1)
-
-    class Scarce(type(whole)):
-        def forward(self, images):
-            if self.training and len(images) > 30:
-                raise torch.OutOfMemoryError("no memory")
-            return super().forward(images)
-
-    model = models.build("mlp", channels=1, size=8)
-    model.__class__ = Scarce
-    with provenance.made() as row:
-        history = training.fit(model, digits, epochs=1, seed=0, batch_size=50)
-    assert row["made_micro_batches"] == 2 and "made_strategy" not in row
-    assert history[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-5)
-    for a, b in zip(model.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+def batch(n: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(n, 1, 8, 8, generator=random), torch.randint(10, (n,), generator=random)
 
 
-def test_evaluation_halves_a_batch_that_does_not_fit(digits, monkeypatch):
-    model, _ = fitted(digits)
-    expected = training.evaluate(model, digits.test, digits)
-    forward = model.forward
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad.clone() for parameter in model.parameters()]
 
-    def scarce(images):
-        if len(images) > 40:
-            raise torch.OutOfMemoryError("no memory")
-        return forward(images)
 
-    monkeypatch.setattr(model, "forward", scarce)
-    found = training.evaluate(model, digits.test, digits)
-    assert found["wrong"] == expected["wrong"] and found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+def test_a_step_leaves_the_gradient_of_the_mean_loss():
+    model, (inputs, labels) = models.build("mlp", channels=1, size=8), batch()
+    loss = training.Backward(model)(inputs, labels)
+    expected = nn.functional.cross_entropy(model(inputs), labels)
+    found = torch.autograd.grad(expected, list(model.parameters()))
+    assert torch.equal(loss, expected.detach()) and not loss.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients(model), strict=True))
+
+
+def test_a_placed_model_keeps_its_tensors_when_it_is_placed_again():
+    model = training.placed(models.build("resnet8"), "cpu")
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    assert training.placed(model, "cpu") is model
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
+
+
+@GPU
+def test_a_recorded_step_leaves_the_gradients_and_statistics_of_one_that_is_not_recorded():
+    inputs, labels = (tensor.cuda() for tensor in batch(16))
+    pair = [training.placed(models.build("resnet8", channels=1, size=8), "cuda").train() for _ in range(2)]
+    steps = [training.Backward(model, "cuda") for model in pair]
+    steps[0].records = False
+    for size in (16, 16, 7, 16):  # an odd batch in between is not replayed
+        losses = [step(inputs[:size], labels[:size]) for step in steps]
+        torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
+        for a, b in zip(*(gradients(model) for model in pair), strict=True):
+            assert (a - b).norm() <= 0.05 * a.norm() + 1e-4
+    for a, b in zip(*(model.buffers() for model in pair), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(nn.BatchNorm1d, ()), (nn.BatchNorm2d, (4, 4)), (nn.BatchNorm3d, (2, 4, 4))]
+)
+def test_reestimated_statistics_are_means_over_batches(kind, shape):
+    model = nn.Sequential(kind(2))
+    images = torch.randn(6, 2, *shape, generator=generator(0))
+    training.reestimate(model, images.split(2))
+    over = [0, *range(2, images.dim())]
+    expected = torch.stack([part.var(over) for part in images.split(2)]).mean(0)
+    assert torch.allclose(model[0].running_var, expected) and model[0].momentum == 0.1 and not model.training
+    assert torch.allclose(model[0].running_mean, images.mean(over), atol=1e-6)
+
+
+def test_reestimating_draws_no_random_numbers():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    state = torch.get_rng_state()
+    training.reestimate(model, [torch.ones(4, 1, 8, 8)])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], ValueError, "at least one batch"),
+        ([torch.ones(4, 2, 3, 3), torch.ones(4, 5, 3, 3)], RuntimeError, None),  # the second has too many channels
+    ],
+)
+def test_a_failed_reestimation_changes_nothing(batches, error, message):
+    model = nn.Sequential(nn.BatchNorm2d(2, momentum=0.3)).train()
+    model(torch.randn(5, 2, 3, 3, generator=generator(0)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(error, match=message):
+        training.reestimate(model, (images for images in batches))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[0].momentum == 0.3 and not model.training and not model[0].training
+
+
+def test_latency_is_measured_in_milliseconds():
+    assert 0 < training.latency_ms(models.build("mlp", channels=1, size=8), (1, 1, 8, 8)) < 1e3
