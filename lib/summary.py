@@ -47,27 +47,27 @@ def claims_of(folder: Path) -> list[dict]:
 def page(profile: str) -> str:
     """The tables of a profile's published results, as Markdown."""
     entries = claims_of(root() / "runs" / profile)
-    notebooks = list(dict.fromkeys(entry["notebook"] for entry in entries))
+    notebooks = {entry["notebook"]: [e for e in entries if e["notebook"] == entry["notebook"]] for entry in entries}
     sized = {claim for notebook in notebooks for claim in profile_parameters(profile, notebook)["decides"]}
-    tables = {"counts": counts_table(entries, sized), "open": open_table(entries, sized)}
-    tables["claims"] = "\n".join(
-        f"## The claims of [`{notebook}`]({notebook}.ipynb)\n\n"
-        + claims_table([entry for entry in entries if entry["notebook"] == notebook])
-        for notebook in notebooks
+    claims = [f"## The claims of [`{name}`]({name}.ipynb)\n\n{claims_table(own)}" for name, own in notebooks.items()]
+    return PAGE.format(
+        profile=profile,
+        counts=counts_table(entries, sized),
+        claims="\n".join(claims),
+        open=open_table(entries, sized),
+        costs=costs_table(profile, list(notebooks)),
     )
-    return PAGE.format(profile=profile, costs=costs_table(profile, notebooks), **tables)
 
 
 def counts_table(entries: list[dict], sized: set[str]) -> str:
     """Number of claims by verdict for each notebook, and how many of the claims in `sized` are decided."""
     verdicts = [SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, UNTESTABLE]
     claims = pd.DataFrame([entry for entry in entries if entry["primary"]])
+    claims["sized for"] = claims["id"].isin(sized)
+    claims["of these decided"] = claims["sized for"] & claims["verdict"].isin([SUPPORTED, NOT_SUPPORTED])
     counts = pd.crosstab(claims["notebook"], claims["verdict"]).reindex(columns=verdicts, fill_value=0)
     counts.insert(0, "claims", counts.sum(axis=1))
-    claims = claims[claims["id"].isin(sized)]
-    decided = claims[claims["verdict"].isin([SUPPORTED, NOT_SUPPORTED])]
-    for name, chosen in (("sized for", claims), ("of these decided", decided)):
-        counts[name] = chosen["notebook"].value_counts().reindex(counts.index, fill_value=0)
+    counts = counts.join(claims.groupby("notebook")[["sized for", "of these decided"]].sum())
     counts.loc["all"] = counts.sum()
     return markdown(counts.reset_index().to_dict("records"))
 
