@@ -14,18 +14,26 @@ from lib.provenance import root
 MARK = re.compile(r"^# (\S+), (?:(above|below) `(.*)`|at the end)$")
 KINDS = ("network", "data set", "measure", "figure", "interval")
 PROFILE = {"networks": ["linear", "perceptron"], "dataset": "noise", "epochs": 2, "seeds": 2, "null_seeds": 2}
-MEASURE = """
+SCRIPT = """
 from pathlib import Path
-from lib import stats
-from lib.latent import figures, trials
+from lib import baselines, figures, parameters, stats
+from lib.latent import figures as latent_figures
+from lib.latent import trials
+runs = Path("runs/mine")
+specs = baselines.baseline_specs(parameters.profile_parameters("mine", "00_baselines"))
+specs = [spec for spec in specs if spec["network"] == "perceptron" and spec["dataset"] == "noise"]
+rows = baselines.baselines(runs).run(specs)
+assert len(rows) >= 2 and set(rows["status"]) == {"done"}, list(rows["reason"])
+assert figures.colours(["perceptron"]) == {"perceptron": figures.PALETTE[5]}
+
 dense = {"dataset": "digits", "network": "mlp", "source": "trained", "seed": 0, "epochs": 1, "lr": 0.1}
 spec = dense | {"layer": "1", "method": "lowest", "structure": "weights", "fraction": 0.5, "images": 50, "trial": 0}
 spec |= {"tuning_epochs": 1, "tuning_lr": 0.1, "tuning_batch": 16}
-study = trials.layers(Path("runs/mine"), Path("runs/mine"))
+study = trials.layers(runs, runs)
 rows = study.run([spec, spec | {"fraction": 0.2}])
 assert list(rows["status"]) == ["done"] * 2, list(rows["reason"])
 assert study.version == 2 and all(0 < rows["largest_move"]) and all(rows["largest_move"] < rows["ap2"] ** 0.5)
-assert len(figures.moves(rows).axes) == 1
+assert len(latent_figures.moves(rows).axes) == 1
 low, high = stats.median_interval(range(20), seed=0)
 assert low < 9.5 < high
 """
@@ -53,10 +61,10 @@ def apply(copy, lines: list[str]) -> None:
         (copy / file).write_text(text)
 
 
-@pytest.fixture(scope="module")
-def extended(tmp_path_factory):
+@pytest.fixture
+def extended(tmp_path):
     """A copy of the repository to which all blocks have been applied."""
-    copy = tmp_path_factory.mktemp("extended")
+    copy = tmp_path / "extended"
     ignore = shutil.ignore_patterns("__pycache__", "trials", "*.parquet")
     for folder in ("lib", "notebooks", "runs/smoke"):
         shutil.copytree(root() / folder, copy / folder, ignore=ignore)
@@ -74,21 +82,10 @@ def extended(tmp_path_factory):
     return copy
 
 
-def run(folder, *command: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(folder), "RUNS_DIR": "", "FIGURES_DIR": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+def test_an_added_network_data_set_measure_figure_and_interval_work(extended):
+    environment = os.environ | {"PYTHONPATH": str(extended), "RUNS_DIR": "", "FIGURES_DIR": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=extended, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def test_an_added_network_learns_on_an_added_data_set_in_a_profile_of_its_own(extended):
-    run(extended, "-m", "lib.run", "execute", "mine", "00_baselines")
-    rows = (extended / "runs/mine/00_baselines.networks.parquet").read_bytes()
-    assert b"perceptron" in rows and b"noise" in rows
-
-
-def test_an_added_measure_is_a_column_that_an_added_figure_draws(extended):
-    run(extended, "-c", MEASURE)
 
 
 def test_the_measures_work_on_a_network_of_ones_own():
