@@ -32,7 +32,7 @@ lint: $(STAMP)  ## ruff on code and notebooks
 notebooks: $(STAMP)  ## refresh the committed outputs in notebooks/ (smoke scale)
 	@$(PYTHON) -m lib.run refresh
 
-readme: $(STAMP)  ## make the README's tables of claims and costs anew from the published results
+readme: $(STAMP)  ## write runs/<profile>/README.md, the tables of claims and costs, from the published results
 	@$(PYTHON) -m lib.summary readme
 
 compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=runs/laptop B=...

@@ -1,0 +1,97 @@
+"""What README.md and docs/extending.md say about using and extending `lib` works as it is written."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from lib.provenance import root
+
+MARK = re.compile(r"^# (\S+), (?:(above|below) `(.*)`|at the end)$")
+KINDS = ("network", "data set", "measure", "figure", "interval")
+PROFILE = {"networks": ["linear", "perceptron"], "dataset": "noise", "epochs": 2, "seeds": 2, "null_seeds": 2}
+SCRIPT = """
+from pathlib import Path
+from lib import baselines, figures, parameters, stats
+from lib.latent import figures as latent_figures
+from lib.latent import trials
+runs = Path("runs/mine")
+specs = baselines.baseline_specs(parameters.profile_parameters("mine", "00_baselines"))
+specs = [spec for spec in specs if spec["network"] == "perceptron" and spec["dataset"] == "noise"]
+rows = baselines.baselines(runs).run(specs)
+assert len(rows) >= 2 and set(rows["status"]) == {"done"}, list(rows["reason"])
+assert figures.colours(["perceptron"]) == {"perceptron": figures.PALETTE[5]}
+
+dense = {"dataset": "digits", "network": "mlp", "source": "trained", "seed": 0, "epochs": 1, "lr": 0.1}
+spec = dense | {"layer": "1", "method": "lowest", "structure": "weights", "fraction": 0.5, "images": 50, "trial": 0}
+spec |= {"tuning_epochs": 1, "tuning_lr": 0.1, "tuning_batch": 16}
+study = trials.layers(runs, runs)
+rows = study.run([spec, spec | {"fraction": 0.2}])
+assert list(rows["status"]) == ["done"] * 2, list(rows["reason"])
+assert study.version == 2 and all(0 < rows["largest_move"]) and all(rows["largest_move"] < rows["ap2"] ** 0.5)
+assert len(latent_figures.moves(rows).axes) == 1
+low, high = stats.median_interval(range(20), seed=0)
+assert low < 9.5 < high
+"""
+
+
+def block(page: str, heading: str) -> list[str]:
+    """The lines of the first code block in a section."""
+    section = re.split(r"^## ", page.split(f"## {heading}\n")[1], flags=re.M)[0]
+    return section.split("```python\n")[1].split("\n```")[0].splitlines()
+
+
+def apply(copy, lines: list[str]) -> None:
+    """Put the lines that follow each comment where the comment says."""
+    starts = [place for place, line in enumerate(lines) if MARK.match(line)]
+    assert starts and starts[0] == 0
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        file, where, beside = MARK.match(lines[start]).groups()
+        text, added = (copy / file).read_text(), "\n".join(lines[start + 1 : end])
+        if where:
+            assert text.count(f"\n{beside}\n") == 1, f"{file} has not one line {beside!r}"
+            both = f"{added}\n{beside}" if where == "above" else f"{beside}\n{added}"
+            text = text.replace(f"\n{beside}\n", f"\n{both}\n")
+        else:
+            text += f"\n\n{added}\n"
+        (copy / file).write_text(text)
+
+
+@pytest.fixture
+def extended(tmp_path):
+    """A copy of the repository to which all blocks have been applied."""
+    copy = tmp_path / "extended"
+    ignore = shutil.ignore_patterns("__pycache__", "trials", "*.parquet")
+    for folder in ("lib", "notebooks", "runs/smoke"):
+        shutil.copytree(root() / folder, copy / folder, ignore=ignore)
+    shutil.copy(root() / "pyproject.toml", copy)
+    page = (root() / "docs" / "extending.md").read_text()
+    for kind in KINDS:
+        apply(copy, block(page, f"{'An' if kind == 'interval' else 'A'} {kind}"))
+    trials = copy / "lib" / "latent" / "trials.py"
+    raised, count = re.subn(r'("01_latent_kl\.layers".*?version=)1', r"\g<1>2", trials.read_text(), flags=re.S)
+    assert count == 1
+    trials.write_text(raised)
+    (copy / "runs" / "mine").mkdir()
+    values = yaml.safe_load((copy / "runs/smoke/00_baselines.yaml").read_text())
+    (copy / "runs/mine/00_baselines.yaml").write_text(yaml.safe_dump(values | {"profile": "mine"} | PROFILE))
+    return copy
+
+
+def test_an_added_network_data_set_measure_figure_and_interval_work(extended):
+    environment = os.environ | {"PYTHONPATH": str(extended), "RUNS_DIR": "", "FIGURES_DIR": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=extended, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_measures_work_on_a_network_of_ones_own():
+    names = {}
+    exec("\n".join(block((root() / "README.md").read_text(), "How to use it")), names)
+    assert names["distance"] > 0
+    assert names["outputs"].shape == (2, 8, 10)
+    assert names["twins"].shape == (64, 64)
+    assert names["recipes"]["kept_macs"].is_monotonic_decreasing

@@ -1,0 +1,188 @@
+"""The repository as a whole: pins, imports, safety, links, and the evidence for every listed error."""
+
+import ast
+import json
+import re
+import subprocess
+from collections import defaultdict
+
+import pytest
+import yaml
+
+from lib import models, parameters
+from lib.provenance import root
+from lib.summary import PUBLISHED, claims_of
+
+LIB = sorted(path.relative_to(root() / "lib") for path in (root() / "lib").rglob("*.py"))
+PACKAGES = ("latent", "truncation", "spaces", "spline")
+# A file imports only what stands before it; other files of a package stand between its claims and its analysis.
+SHARED = (
+    "provenance stats claims parameters store study data models training baselines masks channels figures run summary"
+).split()
+PLACES = {"claims": 0, "analysis": 2, "figures": 3}
+SOURCES = {path: ast.parse((root() / "lib" / path).read_text()) for path in LIB}
+PAGES = sorted(path for folder in (".", "docs", "runs/*") for path in root().glob(f"{folder}/*.md"))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The modules of `lib` that a file imports anywhere, such as "stats" or "latent.trials"."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in LIB}
+    inside = {name.removeprefix("lib.") for name in found if name.startswith("lib.")}
+    return {name if name in modules else name.rpartition(".")[0] for name in inside} - {""}
+
+
+def test_every_requirement_is_pinned_exactly_and_conda_reads_the_same_list():
+    lines = [line for line in (root() / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9.]*", line) for line in lines)
+    dependencies = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"]
+    assert {"pip": ["-r requirements.txt"]} in dependencies
+
+
+def test_lib_stays_small():
+    lines = {str(path): len((root() / "lib" / path).read_text().splitlines()) for path in LIB}
+    assert len(lines) <= 48
+    assert {path: n for path, n in lines.items() if n > 600} == {}
+
+
+@pytest.mark.parametrize("path", [path for path in LIB if path.name != "__init__.py"], ids=str)
+def test_a_file_imports_shared_helpers_and_its_own_package_and_nothing_upwards(path):
+    own = path.parent.name
+    for module in imports(SOURCES[path]):
+        package = module.partition(".")[0]
+        if package in PACKAGES:
+            assert package == own, f"{path} imports {module}: move the code that it needs to a shared file"
+            places = [PLACES.get(name, 1) for name in (module.rpartition(".")[2], path.stem)]
+            assert module == own or places[0] <= places[1], f"{path} imports {module}, which comes after it"
+        elif not own:
+            assert SHARED.index(module) < SHARED.index(path.stem), f"{path} imports {module}, which comes after it"
+
+
+def test_files_of_a_package_do_not_import_each_other_in_a_circle():
+    edges = {f"{path.parent}.{path.stem}": imports(tree) for path, tree in SOURCES.items() if path.parent.name}
+
+    def reached(module: str, seen: frozenset = frozenset()) -> None:
+        assert module not in seen, f"{module} imports itself, by way of {', '.join(seen)}"
+        for below in edges.get(module, set()):
+            reached(below, seen | {module})
+
+    for module in edges:
+        reached(module)
+
+
+def test_nothing_of_foreign_origin_is_unpickled():
+    """CIFAR's own files are unpickled by torchvision, after lib.data has compared their MD5 sums."""
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not modules & {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}, path
+            if isinstance(node, ast.Call):
+                call, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert call != "torch.load" or options.get("weights_only") == "True", path
+                assert call != "yaml.load" and not call.endswith("read_pickle"), path
+                assert options.get("allow_pickle", "False") == "False", path
+
+
+def import_cells() -> dict[str, str]:
+    """By notebook, the first cell that imports from `lib`."""
+    cells = {}
+    for name in parameters.notebook_names():
+        notebook = json.loads((root() / "notebooks" / f"{name}.ipynb").read_text())
+        code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        cells[name] = next(source for source in code if re.search(r"^from lib", source, re.M))
+    return cells
+
+
+@pytest.mark.parametrize("name", parameters.notebook_names())
+def test_a_notebook_imports_in_at_most_ten_lines(name):
+    lines = [line for line in import_cells()[name].splitlines() if re.match(r"(from|import) ", line)]
+    assert len(lines) <= 10
+
+
+def test_a_module_has_the_same_name_in_every_notebook():
+    names = defaultdict(set)
+    for source in import_cells().values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    names[f"{node.module}.{alias.name}"].add(alias.asname or alias.name)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    names[alias.name].add(alias.asname or alias.name)
+    assert {module: used for module, used in names.items() if len(used) > 1} == {}
+    own = {module: used for module, used in names.items() if module.startswith("lib.")}
+    assert {module: used for module, used in own.items() if used != {module.rpartition(".")[2]}} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(root())))
+def test_links_and_pictures_exist(page):
+    text = page.read_text()
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", text):
+        if target.startswith("http"):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", file.read_text(), re.M)
+            slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+            assert anchor[1:] in slugs, f"{page.name}: {target}{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(root())))
+def test_pages_name_no_folder_of_a_machine(page):
+    assert not re.search(r"/(root|home|Users|work)/", page.read_text())
+
+
+def test_the_readme_names_every_notebook_and_every_file_and_package_of_lib():
+    text = (root() / "README.md").read_text()
+    for name in parameters.notebook_names():
+        assert f"(notebooks/{name}.ipynb)" in text
+    files = [path.name for path in LIB if not path.parent.name and path.name != "__init__.py"]
+    assert [name for name in [*files, *(f"{package}/" for package in PACKAGES)] if f"`{name}`" not in text] == []
+
+
+def test_verdicts_in_the_readme_are_those_of_the_published_results():
+    published = {entry["id"]: entry["verdict"] for entry in claims_of(root() / "runs" / "laptop") if entry["primary"]}
+    cited = re.findall(r"\((P[\w.]+): ([a-z ]+)\)", (root() / "README.md").read_text())
+    assert len(cited) >= 8
+    assert [(claim, verdict) for claim, verdict in cited if published[claim] != verdict] == []
+
+
+def test_the_page_on_data_names_every_data_set_and_every_source_of_weights():
+    page = (root() / "DATA.md").read_text()
+    for name in parameters.DATASETS:
+        assert name.replace("-", "").upper() in page.replace("-", "").upper(), name
+    for *_, address in models.AUTHORS.values():
+        assert "/".join(address.split("/")[:2]) in page
+
+
+def test_make_help_explains_the_commands_that_the_pages_name():
+    listed = subprocess.run(["make", "help"], cwd=root(), capture_output=True, text=True, check=True).stdout
+    for page in PAGES:
+        for command in re.findall(r"`(?:\w+=\S+ )*make (\w+)", page.read_text()):
+            assert f"make {command}" in listed, f"{page.name} names make {command}"
+
+
+def test_every_listed_error_has_a_test_that_exists():
+    rows = re.findall(r"^\| (?!where \||---).*", (root() / "ERRATA.md").read_text(), re.M)
+    assert rows
+    for row in rows:
+        named = re.findall(r"`([\w/]*test_\w+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, name in named:
+            path = root() / file
+            found = [path] if path.exists() else list((root() / "tests").rglob(file))
+            assert any(f"def {name}(" in one.read_text() for one in found), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_the_published_results_of_a_profile_stay_below_20_mb(profile):
+    folders = (root() / "runs" / profile, root() / "figures" / profile)
+    files = [path for folder in folders for path in folder.glob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 20e6
