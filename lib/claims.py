@@ -77,7 +77,7 @@ class Rule:
 
     def __str__(self) -> str:
         left_open = f" It stays open if {self.open_if}." if self.open_if else ""
-        return f"{self.id}. {self.claim} It holds if {self.statistic} {self.condition}.{left_open}"
+        return f"{self.id}. {self.claim} Rule: {self.statistic} {self.condition}.{left_open}"
 
     def verdict(self, low: float, high: float, p_holm: float | None = None) -> str:
         """Judge an interval.

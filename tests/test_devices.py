@@ -174,11 +174,11 @@ def test_a_gpu_truncates_as_the_cpu_does(form):
     if form == "cp":
         streams = (torch.Generator().manual_seed(0) for _ in range(2))
         pairs = zip((kernel, kernel.cuda()), streams, strict=True)
-        draws = [cp.cp(one, 4, stream, 1, iterations=50).kernel() for one, stream in pairs]
+        draws = [forms.cp(one, 4, stream, 1, iterations=50).kernel() for one, stream in pairs]
         torch.testing.assert_close(draws[1].cpu(), draws[0], rtol=1e-6, atol=1e-8)
         return
     rank = {"tucker2": (8, 6), "tucker": (8, 6, 2, 2), "tt": (8, 10, 6)}.get(form, 2)
-    here, there = (cp.approximate(one, form, rank) for one in (kernel, kernel.cuda()))
+    here, there = (truncation.approximate(one, form, rank) for one in (kernel, kernel.cuda()))
     torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-6)
 
 

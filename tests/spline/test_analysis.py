@@ -63,7 +63,7 @@ def test_the_measure_that_orders_losses_wins_within_its_stratum():
     loss = np.concatenate([random.permutation(5) for _ in range(24)])
     ratio, seed = np.tile(np.repeat([0.1, 0.5], 5), 12), np.repeat(range(12), 10)
     noise = random.random(len(loss)) + ratio
-    found = stats.rank_correlation_gain(loss, noise, loss + 10 * ratio, ratio, seed, seed=0)
+    found = stats.clustered_rank_correlation_gain(loss, noise, loss + 10 * ratio, ratio, seed, seed=0)
     assert abs(stats.rank_correlation(loss + 10 * ratio, noise, ratio)) < 0.4
     assert 0 < found["low"] < found["value"] < found["high"]
     assert found["n"] == 12 and found["p"] < 0.01
