@@ -206,7 +206,7 @@ class Ledger:
             network: the network that the evidence is about, if it is about one.
             dataset: likewise the data set.
             regime: any other part of the trials that the evidence is about.
-            fork: a choice that was made another way than in the primary entry, such as "tuning_lr = 0.01".
+            fork: a choice that differs from the primary entry, such as "tuning_lr = 0.01".
             primary: whether this entry decides the claim; the others are shown beside it. An entry of a fork never is.
             open: whether the rule's `open_if` is the case.
             n_unit: the things that n counts, where they differ from the rule's.
@@ -230,7 +230,7 @@ class Ledger:
         )
 
     def untestable(self, claim: str, why: str) -> None:
-        """Enter that a claim cannot be tested, and for lack of which input."""
+        """Enter that a claim cannot be tested; `why` names the missing input."""
         entry = {"primary": True, "n": 0, "verdict": UNTESTABLE, "why": why}
         self._entries.append(self._blank(self.rule(claim)) | entry)
 
@@ -276,7 +276,7 @@ class Ledger:
         return table if table["forks"].any() else table.drop(columns="forks")
 
     def decided(self, sized_for: Sequence[str]) -> str:
-        """A sentence: how many of the claims that a profile is sized to decide were decided."""
+        """A sentence with the number of decided claims among those that a profile is sized to decide."""
         settled = {e["id"] for e in self.entries() if e["primary"] and e["verdict"] in (SUPPORTED, NOT_SUPPORTED)}
         missed = [claim for claim in sized_for if claim not in settled]
         n = len(sized_for)

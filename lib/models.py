@@ -332,10 +332,9 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
     def wide(number: int) -> int:
         return max(1, round(number * width))
 
-    if name == "linear":
-        model = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))
-    elif name == "mlp":
-        model = nn.Sequential(nn.Flatten(), *_dense(channels * size**2, wide(128), wide(128), classes))
+    if name in ("linear", "mlp"):
+        hidden = [wide(128)] * 2 if name == "mlp" else []
+        model = nn.Sequential(nn.Flatten(), *_dense(channels * size**2, *hidden, classes))
     elif name in PLANS:
         plan = [step if step == "M" else wide(step) for step in PLANS[name]]
         if name == "vanilla_cnn":

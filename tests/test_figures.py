@@ -12,7 +12,7 @@ from PIL import Image
 from lib import figures
 from lib.parameters import NETWORKS
 
-HIDDEN = ["linear", "mlp"]
+PAIR = ["linear", "mlp"]
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def curve_rows():
 
 
 def test_curves_have_a_line_a_seed_and_one_for_each_mean():
-    figure, numbers = figures.learning_curves(curve_rows(), HIDDEN)
+    figure, numbers = figures.learning_curves(curve_rows(), PAIR)
     assert [len(axis.lines) for axis in figure.axes] == [2 + 1 + 3 + 1 + 1] * 2
     assert len(numbers) == 9 * 2 and numbers["epoch"].tolist()[:2] == [1, 2]
     one = numbers[(numbers["seed"] == 1) & (numbers["network"] == "linear")]
@@ -117,14 +117,14 @@ def test_curves_have_a_line_a_seed_and_one_for_each_mean():
 
 def test_accuracy_draws_each_seed_and_names_its_interval():
     trained = pd.DataFrame({"network": ["linear"] * 3 + ["mlp"] * 3, "accuracy": [1.0, 2, 3, 4, 5, 6]})
-    summary = pd.DataFrame({"mean": [2.0, 5], "low": [1.0, 4], "high": [3.0, 6], "n": [3, 3]}, index=HIDDEN)
+    summary = pd.DataFrame({"mean": [2.0, 5], "low": [1.0, 4], "high": [3.0, 6], "n": [3, 3]}, index=PAIR)
     figure = figures.accuracy(trained, summary, "a title")
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [list(line.get_xdata()) for line in dots] == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_latency_has_a_point_a_row_and_batch_and_a_line_through_the_largest_network():
-    costs = {"dataset": "d", "network": HIDDEN, "parameters": [1, 2], "macs": [100, 1000]}
+    costs = {"dataset": "d", "network": PAIR, "parameters": [1, 2], "macs": [100, 1000]}
     costs = pd.DataFrame(costs | {"made_latency_1_ms": [1.0, 2.0], "made_latency_128_ms": [12.8, 128.0]})
     figure, numbers = figures.latency(costs, "a device")
     assert numbers["made_ms_per_image"].tolist() == pytest.approx([1, 2, 0.1, 1])

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import channels, models, training
-from lib.spaces import measures as spaces
-from lib.spaces.measures import Regime
+from lib import channels, models, spaces, training
 from lib.study import Study
 from tests.bench import Line, trials
 
@@ -44,9 +42,9 @@ def counting() -> Iterator[Line]:
 def sampling() -> Iterator[Line]:
     for network, options in (("resnet20", {}), ("resnet56", {}), ("vgg16", {})):
         groups = channels.find(models.build(network, **options)).internal()
-        spaces.sample_recipes(groups, Regime(0.5), 10, seed=1)
+        spaces.sample_recipes(groups, spaces.Regime(0.5), 10, seed=1)
         start = time.perf_counter()
-        sample = spaces.sample_recipes(groups, Regime(0.5), 1000, seed=0)
+        sample = spaces.sample_recipes(groups, spaces.Regime(0.5), 1000, seed=0)
         seconds = time.perf_counter() - start
         yield Line(f"1,000 recipes of {network} at 50 % of MACs", seconds, "s", "<", 0.1)
         yield Line("   accepted draws", 100 * sample.acceptance, "%")
@@ -64,7 +62,7 @@ def retrain_recipe(spec: dict, device: str, weights: Path) -> dict:
 def population() -> Iterator[Line]:
     recipes, rate = 6, {}
     groups = channels.find(models.build("resnet20")).internal()
-    widths = spaces.sample_recipes(groups, Regime(0.5), recipes, seed=0).widths.tolist()
+    widths = spaces.sample_recipes(groups, spaces.Regime(0.5), recipes, seed=0).widths.tolist()
     with tempfile.TemporaryDirectory() as folder:
         for workers in (1, 2):
             study = Study("00_bench.recipes", retrain_recipe, 1, Path(folder) / str(workers))
