@@ -101,7 +101,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
         raise CompanionError(f"{asked}: lower contest_test_images.")
     row, pruned = _pruned(model, prunable(dense), spec, dataset.size)
-    batches = data.batches(_first(dataset.train, spec["bn_images"]), BN_BATCH)
+    batches = data.batches(dataset.train.first(spec["bn_images"]), BN_BATCH)
     training.reestimate(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
     row |= _accuracy_and_loss("proxy", training.evaluate(pruned, few.validation, dataset, device=device))
     if spec["mode"] == "scratch":
@@ -109,7 +109,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     if spec["mode"] != "none":
         options = {"epochs": spec["retraining_epochs"], "batch_size": spec["retraining_batch"]}
         options |= {"seed": spec["retraining"], "lr": MODES[spec["mode"]], "augment": spec.get("augment", True)}
-        training.fit(pruned, replace(few, validation=_first(few.validation, 1)), device=device, **options)
+        training.fit(pruned, replace(few, validation=few.validation.first(1)), device=device, **options)
         row |= _accuracy_and_loss("validation", training.evaluate(pruned, few.validation, dataset, device=device))
     else:
         row |= {f"validation_{name}": row[f"proxy_{name}"] for name in ("accuracy", "loss")}
@@ -131,7 +131,7 @@ def selection(dataset: Data, spec: dict) -> Data:
         CompanionError: if selection and report would share test images.
     """
     n, report = spec["validation_images"], spec["test_images"]
-    select, test = _first(dataset.validation, n), _first(dataset.test, report)
+    select, test = dataset.validation.first(n), dataset.test.first(report)
     if spec["source"] == "public":
         if n + report > len(dataset.test):
             raise CompanionError(
@@ -139,7 +139,7 @@ def selection(dataset: Data, spec: dict) -> Data:
                 "lower validation_images or test_images."
             )
         select = Split(dataset.test.images[-n:], dataset.test.labels[-n:])
-    return replace(dataset, train=_first(dataset.train, spec["train_images"]), validation=select, test=test)
+    return replace(dataset, train=dataset.train.first(spec["train_images"]), validation=select, test=test)
 
 
 def rank_filters(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
@@ -266,10 +266,6 @@ def _streamed_accuracy(model: nn.Module, part: str, batches: DataLoader, device:
             outputs = model(images.to(device))
         right, n = right + int((outputs.argmax(1).cpu() == labels).sum()), n + len(labels)
     return {f"{part}_accuracy": 100 * right / n, f"{part}_n": n}
-
-
-def _first(split: Split, images: int) -> Split:
-    return Split(split.images[:images], split.labels[:images])
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import baselines, data, training
-from lib.data import Data, Split
+from lib.data import Data
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown, write_atomically
 from lib.spline import measures, partition, selection
@@ -51,7 +51,7 @@ def loaded(spec: dict, device: str) -> Data:
     if spec.get("labels") == "shuffled":
         order = torch.randperm(len(dataset.train), generator=generator(spec["seed"], "shuffled labels"))
         dataset.train.labels.copy_(dataset.train.labels[order.to(device)])
-    watched, test = _first(dataset.validation, WATCHED), _first(dataset.test, spec["test_images"])
+    watched, test = dataset.validation.first(WATCHED), dataset.test.first(spec["test_images"])
     return replace(dataset, validation=watched, test=test)
 
 
@@ -112,7 +112,7 @@ def search(spec: dict, device: str, weights: Path) -> dict:
         scales.append(_scales(model))
         for name, inputs in sets.items():
             codes[name].append(measures.activation_codes(model, inputs))
-        losses.append(training.evaluate(model, _first(dataset.train, WATCHED), dataset, device=device)["loss"])
+        losses.append(training.evaluate(model, dataset.train.first(WATCHED), dataset, device=device)["loss"])
 
     train(model, dataset, spec, range(spec["epochs"]), spec["epochs"], "search", after)
     row, units = {"loss": losses}, codes["canvas"][0].units
@@ -208,10 +208,6 @@ def decision_change(model: nn.Module, first: Tensor, second: Tensor) -> float:
     winner = model(first + share.view(-1, 1, 1, 1) * (second - first)).argmax(1)
     changes = (winner[1:] != winner[:-1]).nonzero().flatten()
     return float(share[changes[0]] + share[1] / 2) if len(changes) else 0.5
-
-
-def _first(split: Split, n: int) -> Split:
-    return Split(split.images[:n], split.labels[:n])
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

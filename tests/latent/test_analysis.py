@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import stats
 from lib.latent import analysis
 from lib.latent.measures import KL_LIMIT
 from lib.masks import METHODS
@@ -147,11 +146,6 @@ def test_controls_become_rows_relative_to_equal_ap2_and_an_unequal_one_is_refuse
     assert analysis.block_means(other)["relative gap"].tolist() == pytest.approx([1 / 3, 3])
     with pytest.raises(ValueError, match="differs"):
         analysis.control_rows(pd.DataFrame([row | {"control_ap2": [2.0, 2.1]}]))
-
-
-def test_a_sign_test_leaves_out_ties_and_has_no_evidence_without_differences():
-    assert stats.sign_test_p([1, 1, 1, 5], [0, 0, 0, 5]) == pytest.approx(1 / 8)
-    assert stats.sign_test_p([1, 0], [1, 0]) == 1
 
 
 def test_unrelated_orders_of_three_agree_once_in_six_times():

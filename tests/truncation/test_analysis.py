@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from lib import stats
 from lib.truncation import analysis
 
 ENTRIES = [  # method, cut, rank, target, relative error, wrong, wrong in even places, loss
@@ -311,16 +310,3 @@ def test_the_p_of_an_unrelated_predictor_is_not_small_more_often_than_it_says():
         table = pd.concat([layered(layers + 0.3 * random.normal(size=9), x, cut=cut) for cut in ("OUT", "IN", "KH")])
         found.append(analysis.concordance(table, "x", "case", "cut", resamples=100)["p"])
     assert np.mean(np.array(found) <= 0.05) <= 0.12  # exchanging single pairs gives about a fifth
-
-
-def test_share_has_wilsons_interval():
-    found = stats.share_estimate([True, True, False])
-    assert (found["value"], found["n"]) == (pytest.approx(2 / 3), 3) and 0 < found["low"] < 0.66 < found["high"] < 1
-
-
-def test_sign_flips_are_counted_exactly_for_few_and_drawn_for_many():
-    assert stats.sign_flip_p([1, 2, 3]) == 2 / 8
-    assert stats.sign_flip_p([1, -1]) == 1
-    assert stats.sign_flip_p(np.ones(30)) == pytest.approx(1 / 4096)
-    assert stats.sign_flip_p([1, -1] * 15) == pytest.approx(1)
-    assert math.isnan(stats.sign_flip_p([]))
