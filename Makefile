@@ -44,8 +44,10 @@ lab: $(STAMP)  ## open JupyterLab
 bench: $(STAMP)  ## measure speed claims, each as a ratio in one run
 	@$(PYTHON) -m tests.bench
 
-clean:  ## forget smoke and local results, trial stores and build files; never what is committed
-	@rm -rf .build .snakemake figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
+clean:  ## delete smoke and local results, trial stores and build files; never committed files
+	@test ! -e .build/lock || $(BASE) -c 'import fcntl; fcntl.flock(open(".build/lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)' \
+		2>/dev/null || { echo "A batch is running here: wait for it, or stop it, and then make clean."; exit 1; }
+	@rm -rf .build figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
 	@find runs/smoke -type f ! -name '*.yaml' -delete
 
 help:  ## this list
