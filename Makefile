@@ -23,7 +23,7 @@ status: $(STAMP)  ## the progress of PROFILE: trials done, failed and left, time
 	@$(PYTHON) -m lib.run status "$$PROFILE"
 
 test: $(STAMP)  ## the tests and, beside them, the committed notebooks with an empty store; NIGHTLY=1 adds the long ones
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && COMPANION_QUIET=lines \
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && COMPANION_QUIET=lines COMPANION_WORKERS=1 \
 		RUNS_DIR="$${RUNS_DIR:-$$scratch/runs}" FIGURES_DIR="$${FIGURES_DIR:-$$scratch/figures}" \
 		$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		--nbval-lax --nbval-current-env notebooks tests

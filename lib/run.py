@@ -83,7 +83,8 @@ class Run:
         Args:
             study: a study of this notebook, in `folder`.
             specs: one dictionary a trial.
-            workers: processes that run trials side by side; by default the notebook's parameter of that name.
+            workers: processes that run trials side by side; by default COMPANION_WORKERS, or else the notebook's
+                parameter `workers`.
 
         Returns:
             The rows in the order of the specs, as `Study.run` returns them.
@@ -93,7 +94,8 @@ class Run:
         if missing := len(study.missing(specs)):  # on stderr, which no published copy keeps
             print(f"{study.name}: {missing} to be computed on {self.device}", file=sys.stderr)
         self._computed.setdefault(study.name, (study, []))[1].extend(specs)
-        return study.run(specs, workers=workers or self.parameters.get("workers", 1), device=self.device)
+        workers = workers or int(os.environ.get("COMPANION_WORKERS") or self.parameters.get("workers", 1))
+        return study.run(specs, workers=workers, device=self.device)
 
     def save(self, figure: "Figure", slug: str, numbers: "pd.DataFrame", alt: str) -> "Image":
         """Save a figure with the numbers behind it; arguments and result as `figures.save`."""

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def settings_of_its_own(monkeypatch):
     """No test leaves its style to the next, or shares settings with the notebooks that are checked beside it."""
-    for variable in ("RUNS_DIR", "FIGURES_DIR", "COMPANION_QUIET"):
+    for variable in ("RUNS_DIR", "FIGURES_DIR", "COMPANION_QUIET", "COMPANION_WORKERS"):
         monkeypatch.delenv(variable, raising=False)
     with matplotlib.rc_context():
         yield
