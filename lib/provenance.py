@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn")
 CONTEXT = ("device", "python", "torch", "commit", "code")  # everything that a row's numbers may depend on
 PREFIX = "made_"  # of the columns that say how a row was made; they are measurements, never results
 
@@ -190,12 +189,6 @@ def git_commit() -> str:
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-
-
-@cache
 def device_name(device: str = "cpu") -> str:
     """The marketing name of the processor or GPU behind a torch device."""
     import torch
@@ -244,8 +237,8 @@ def made(device: str = "cpu") -> Iterator[dict]:
             f"{PREFIX}device": device_name(device),
             f"{PREFIX}commit": git_commit(),
             f"{PREFIX}code": code_hash(),
-            f"{PREFIX}torch": versions()["torch"],
-            f"{PREFIX}python": versions()["python"],
+            f"{PREFIX}torch": version("torch"),
+            f"{PREFIX}python": platform.python_version(),
         }
 
 

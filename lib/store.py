@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+LOOSE = 200  # so many rows may be files of their own: 100,000 single files take seconds to read
+
+
 def plain(value: object) -> object:
     """A value as JSON and parquet hold it: tensors and arrays as lists, numpy scalars as Python's."""
     return value.tolist() if hasattr(value, "tolist") else value
@@ -160,18 +163,16 @@ class Store:
         rows = (*loose, *(row for table in tables for row in table))
         return {row["key"]: (row["status"], row[f"{PREFIX}seconds"]) for row in rows}
 
-    def compact(self) -> None:
-        """Move the loose rows into one parquet file, under a lock: 100,000 single files take seconds to read."""
+    def compact(self, above: int = LOOSE) -> None:
+        """Move the loose rows into one parquet file, under a lock, if they are more than `above`."""
+        if sum(1 for _ in self.trials.glob("*.json")) <= above:
+            return
         with locked(self.trials / "compaction.lock"):
             loose = self._loose()
             compacted = _parquet(_union([_table(loose), *self._compacted()]))
             write_atomically(self.trials / "rows.parquet", compacted)
             for record in loose:
                 (self.trials / f"{record['key']}.json").unlink(missing_ok=True)
-
-    def count_loose(self) -> int:
-        """How many rows are files of their own."""
-        return sum(1 for _ in self.trials.glob("*.json"))
 
     def publish(self, rows: pd.DataFrame, folder: Path) -> None:
         """Write rows, as `Study.rows` returns them, to `folder/<study>.parquet`; the same rows give the same bytes."""

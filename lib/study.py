@@ -32,7 +32,6 @@ from lib.provenance import CompanionError
 from lib.store import Store, canonical
 
 Trial = Callable[[dict, str, Path], dict]
-LOOSE = 200  # more finished trials than this as single files are compacted into one
 
 
 def seed_from(seed: int, *names: object) -> int:
@@ -188,8 +187,7 @@ class Study:
         todo = [spec for share in range(n) for spec in todo[(i + share) % n :: n]]
         for _ in shown(self._run_all(todo, workers, device), len(todo), self.name):
             pass
-        if self.store.count_loose() > LOOSE:
-            self.store.compact()
+        self.store.compact()
         rows = self.rows(specs)
         failures = rows.loc[rows["status"] == "failed", "reason"].value_counts()
         if len(failures):

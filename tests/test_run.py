@@ -195,7 +195,7 @@ def test_done_failed_and_left_add_up_to_the_requested_trials_and_the_rest_costs_
     put(store, 99)  # of other parameters: not requested
     expected = {"done": 2, "failed": 1, "left": 7, "spent": 60.0, "still": 7 * 20 / 2}
     assert run.study_state(tmp_path, "00_toy.squares") == expected
-    store.compact()
+    store.compact(0)
     assert run.study_state(tmp_path, "00_toy.squares") == expected
 
 

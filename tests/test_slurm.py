@@ -157,7 +157,7 @@ def test_shards_on_slurm_equal_the_local_rows_and_a_cancelled_job_loses_nothing(
 
     profile = configuration(checkout)
     all_here = hold(checkout / "runs/smoke/trials", 12)
-    batch = start_batch(checkout, "shards=3", "--workflow-profile", str(profile))
+    batch = start_batch(checkout, "shards=3", "--workflow-profile", profile.name)
     ready = wait_for(lambda: len(waiting(checkout)) == 3 or batch.poll() is not None, 600)
     assert ready and batch.poll() is None, (checkout / "batch.log").read_text()
     before, running = executions(checkout), jobs("RUNNING")
@@ -184,7 +184,7 @@ def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds
     write_yaml(checkout, n=40, rate=0.1)
     profile = configuration(checkout)
     held = hold(checkout / "runs/smoke/trials", 12)
-    batch = start_batch(checkout, "shards=2", "--workflow-profile", str(profile))
+    batch = start_batch(checkout, "shards=2", "--workflow-profile", profile.name)
     assert wait_for(lambda: len(executions(checkout)) >= 4 or batch.poll() is not None, 600) and batch.poll() is None
     batch.send_signal(signal.SIGKILL)
     batch.wait()
@@ -192,7 +192,7 @@ def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds
     before = len(executions(checkout))
     held.unlink()
     assert wait_for(lambda: len(executions(checkout)) > before, 60), "the jobs ended with the batch that submitted them"
-    again = start_batch(checkout, "shards=2", "--workflow-profile", str(profile))
+    again = start_batch(checkout, "shards=2", "--workflow-profile", profile.name)
     finished(again, checkout)
     assert [len(table) for table in results(checkout)] == [2, 40]
     assert len(executions(checkout, "end")) == 42

@@ -40,8 +40,8 @@ def test_what_is_known_is_the_union_of_loose_compacted_and_published(tmp_path):
     for path in study.store.trials.glob("*.json"):
         path.unlink()
     study.run([{"x": 2}])
-    study.store.compact()
-    assert study.store.count_loose() == 0 and study.store.has(study.store.key({"x": 2}))
+    study.store.compact(0)
+    assert len(list(study.store.trials.glob("*.json"))) == 0 and study.store.has(study.store.key({"x": 2}))
     study.run([{"x": 3}])
     assert not study.missing([{"x": x} for x in (1, 2, 3)])
     assert study.rows([{"x": x} for x in (3, 2, 1)])["square"].tolist() == [9, 4, 1]
@@ -84,7 +84,7 @@ def test_killed_while_it_stores_nothing_is_lost_and_the_rest_runs_once(tmp_path,
 
     def store() -> None:
         study.run(specs)
-        study.store.compact()
+        study.store.compact(0)
 
     with monkeypatch.context() as deadly:
         kill_at(method, file, deadly, half=half)
@@ -93,15 +93,15 @@ def test_killed_while_it_stores_nothing_is_lost_and_the_rest_runs_once(tmp_path,
     assert len(study.store.known()) == stored and not list(study.store.trials.glob("set_aside"))
     pd.testing.assert_frame_equal(without_measurements(study.run(specs)), without_measurements(expected))
     assert (tmp_path / "trials" / "log").read_text().count("end") == 4 + (4 - stored)
-    study.store.compact()
-    assert study.store.count_loose() == 0 and len(study.store.known()) == 4
+    study.store.compact(0)
+    assert len(list(study.store.trials.glob("*.json"))) == 0 and len(study.store.known()) == 4
 
 
 def test_many_loose_rows_are_compacted_and_nothing_changes(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     specs = [{"x": x} for x in range(250)]
     rows = study.run(specs)
-    assert study.store.count_loose() == 0
+    assert len(list(study.store.trials.glob("*.json"))) == 0
     pd.testing.assert_frame_equal(study.rows(specs), rows)
     pd.testing.assert_frame_equal(study.run(specs), rows)
 
@@ -111,7 +111,7 @@ def test_publishing_the_same_rows_gives_the_same_bytes_whatever_else_is_known(tm
     specs = [{"x": 1}, {"x": 2}]
     study.store.publish(study.run(specs), tmp_path / "a")
     Study("00_t.square", toy_trials.unlucky, 1, tmp_path).run([{"x": 13, "other": "z"}])
-    study.store.compact()
+    study.store.compact(0)
     study.store.publish(study.run(specs), tmp_path / "b")
     a, b = ((tmp_path / folder / "00_t.square.parquet").read_bytes() for folder in "ab")
     assert a == b
@@ -142,7 +142,7 @@ def test_a_row_moved_to_another_trials_name_is_not_trusted(tmp_path, capsys):
 def test_a_damaged_compacted_file_is_set_aside_and_a_damaged_published_one_is_a_sentence(tmp_path, capsys):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     study.run([{"x": 1}])
-    study.store.compact()
+    study.store.compact(0)
     (study.store.trials / "rows.parquet").write_bytes(b"PAR1 no more")
     assert study.run([{"x": 1}])["square"].tolist() == [1]
     assert "moved to" in capsys.readouterr().err
