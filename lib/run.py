@@ -364,9 +364,13 @@ def figures(profile: str, options: list[str]) -> None:
     os.environ["COMPANION_BATCH"] = _batch_id()
     os.environ.pop("SNAKEMAKE_PROFILE", None)  # settings of the user's other projects
     _prepend("PYTHONPATH", root())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        (cache / "snakemake").mkdir(parents=True, exist_ok=True)
+    except OSError:  # the home folder is read-only
+        os.environ["XDG_CACHE_HOME"] = str(build / "cache")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile"), "--directory", str(build)]
-    command += ["--nolock", "--rerun-incomplete", "--forceall", "--runtime-source-cache-path", str(build / "sources")]
-    command += ["--config", f"profile={profile}", shards]
+    command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}", shards]
     # One notebook at a time, unless the options describe the machine or the cluster.
     command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
     os.execv(sys.executable, command)
