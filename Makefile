@@ -34,10 +34,10 @@ lint: $(STAMP)  ## ruff on code and notebooks
 notebooks: $(STAMP)  ## refresh the committed outputs in notebooks/ (smoke scale)
 	@$(PYTHON) -m lib.run refresh
 
-readme: $(STAMP)  ## remake the tables of claims and costs from the published results
+readme: $(STAMP)  ## write runs/<profile>/README.md, the tables of claims and costs, from the published results
 	@$(PYTHON) -m lib.summary readme
 
-compare: $(STAMP)  ## list verdicts and statistics that differ between two runs: A=runs/laptop B=...
+compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=runs/laptop B=...
 	@$(PYTHON) -m lib.summary compare "$(A)" "$(B)"
 
 lab: $(STAMP)  ## open JupyterLab
