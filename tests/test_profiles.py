@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from lib import baselines, data, models, spaces, spline, training
+from lib import baselines, data, models, spaces, spline
 from lib.latent import trials as latent_trials
 from lib.parameters import DATASETS, notebook_names, profile_parameters, split_name
 from lib.provenance import root
@@ -89,16 +89,10 @@ def test_every_network_has_its_known_number_of_parameters(network):
 def test_every_network_takes_one_batch(network):
     base, variant = split_name(network)
     reduced = {"form": "imagenet", "size": 64} if variant in ("224", "pretrained") else {"form": variant or None}
-    model = models.build(base, classes=100, **reduced)
     side = reduced.get("size", 32)
-    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    if models.count_parameters(model) > 3e7:
-        with torch.no_grad():
-            assert model(images).shape == (2, 100)
-        return
-    loss = training.Backward(model.train())(images, torch.tensor([3, 97]))
-    assert 0 < loss < 60
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with torch.device("meta"):
+        model = models.build(base, classes=100, **reduced)
+        assert model(torch.zeros(2, 3, side, side)).shape == (2, 100)
 
 
 @pytest.mark.parametrize("dataset", sorted({dataset for _, dataset in ALL}))
@@ -135,14 +129,13 @@ def test_numbers_that_belong_together_fit(profile):
 
 @pytest.mark.parametrize("network", sorted({n.split("/")[0] for p in PROFILES for n in parameters(p, "02")["trained"]}))
 def test_the_layers_of_paper_2_are_swept_in_every_network(network):
-    spec = {"network": network, "dataset": "cifar10"}
+    spec, (base, variant) = {"network": network, "dataset": "cifar10"}, split_name(network)
     with torch.device("meta"):
         names = sweep.layer_names(baselines.untrained(spec))
-    assert len(names) > 3
-    base, variant = split_name(network)
-    model, last = models.build(base, form="imagenet" if variant else None), names[-1].removeprefix("network.")
-    layer, kernel = sweep.LayerSweep(model, last), sweep.kernel(model.get_submodule(last))
-    assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel]).shape == (2, 2, 10)
+        assert len(names) > 3
+        model, last = models.build(base, form="imagenet" if variant else None), names[-1].removeprefix("network.")
+        layer, kernel = sweep.LayerSweep(model, last), sweep.kernel(model.get_submodule(last))
+        assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel], 2).shape == (2, 2, 10)
 
 
 @pytest.mark.parametrize("network", sorted({n.split("/")[0] for p in PROFILES for n in parameters(p, "01")["trained"]}))
