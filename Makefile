@@ -10,6 +10,7 @@ PYTHON := $(ENV)/bin/python
 # The stamp carries a hash, not a time: a second call repeats no set-up unless the pins have changed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PROFILE
+export PYTHONUTF8 := 1
 export PATH := $(abspath $(ENV))/bin:$(PATH)
 
 .PHONY: figures status test lint notebooks readme compare lab bench clean help
@@ -18,13 +19,14 @@ export PATH := $(abspath $(ENV))/bin:$(PATH)
 figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures
 	@$(PYTHON) -m lib.run figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(SNAKEMAKE)
 
-status: $(STAMP)  ## how far PROFILE is: trials done, failed and left, time spent and still to go
+status: $(STAMP)  ## the progress of PROFILE: trials done, failed and left, time spent and still needed
 	@$(PYTHON) -m lib.run status "$$PROFILE"
 
-test: $(STAMP)  ## pytest, then nbval on the committed notebooks with an empty store
-	@$(PYTHON) -m pytest
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && RUNS_DIR=$$scratch/runs FIGURES_DIR=$$scratch/figures \
-		$(PYTHON) -m pytest --nbval-lax -p no:cacheprovider notebooks
+test: $(STAMP)  ## the tests and, beside them, the committed notebooks with an empty store; NIGHTLY=1 adds the long ones
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && COMPANION_QUIET=lines COMPANION_WORKERS=1 \
+		RUNS_DIR="$${RUNS_DIR:-$$scratch/runs}" FIGURES_DIR="$${FIGURES_DIR:-$$scratch/figures}" \
+		$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--nbval-lax --nbval-current-env notebooks tests
 
 lint: $(STAMP)  ## ruff on code and notebooks
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
@@ -41,11 +43,13 @@ compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=r
 lab: $(STAMP)  ## open JupyterLab
 	@$(PYTHON) -m jupyterlab notebooks
 
-bench: $(STAMP)  ## measure speed claims, each as a ratio in one run
+bench: $(STAMP)  ## measure the claims about speed, each as a ratio in one run
 	@$(PYTHON) -m tests.bench
 
-clean:  ## forget smoke and local results, trial stores and build files; never what is committed
-	@rm -rf .build .snakemake figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
+clean:  ## delete smoke and local results, trial stores and build files; never committed files
+	@test ! -e .build/lock || $(BASE) -c 'import fcntl; fcntl.flock(open(".build/lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)' \
+		2>/dev/null || { echo "A batch is running here: wait for it, or stop it, and then make clean."; exit 1; }
+	@rm -rf .build figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
 	@find runs/smoke -type f ! -name '*.yaml' -delete
 
 help:  ## this list

@@ -1,31 +1,27 @@
-# One rule runs one notebook of a profile in a process of its own; with `shards=n` another rule fills its store before,
+# One rule runs one notebook of a profile in a process of its own. With `shards=n` another rule fills its store first,
 # in n jobs that share the trials. Stamps are the only outputs that snakemake knows: a declared result is deleted when
-# its job starts and lost when it fails. Results are published by lib.run.
+# its job starts and lost when it fails. lib.run publishes the results.
 import os
+import shlex
 import sys
 
-from lib import parameters, run
-from lib.provenance import figures_dir, runs_dir
+from lib import parameters
+from lib.provenance import figures_dir, root, runs_dir
 
 PROFILE = config.get("profile", "smoke")
 SHARDS = int(config.get("shards", 1))
-CELL_SECONDS = int(config.get("cell_seconds", run.CELL_SECONDS))
 NOTEBOOKS = parameters.check_profile(PROFILE)
-RUN = f"{sys.executable} -m lib.run execute {PROFILE} {{wildcards.name}}"
-
-
-def relative(folder):
-    return os.path.relpath(folder / PROFILE)
+PYTHON = shlex.quote(sys.executable)
 
 
 def baselines(wildcards):
-    """They are trained once, first; the other notebooks ask for them."""
-    return [] if wildcards.name == NOTEBOOKS[0] else f".build/{PROFILE}/{NOTEBOOKS[0]}.done"
+    """The first notebook trains them once; the other notebooks need them."""
+    return [] if wildcards.name == NOTEBOOKS[0] else f"{PROFILE}/{NOTEBOOKS[0]}.done"
 
 
 def shards(wildcards):
     places = range(SHARDS) if SHARDS > 1 else []
-    return [f".build/{PROFILE}/{wildcards.name}.{place}-of-{SHARDS}.done" for place in places]
+    return [f"{PROFILE}/{wildcards.name}.{place}-of-{SHARDS}.done" for place in places]
 
 
 def workers(wildcards):
@@ -33,7 +29,8 @@ def workers(wildcards):
 
 
 onsuccess:
-    print(f"{PROFILE} is complete: results in {relative(runs_dir())}, figures in {relative(figures_dir())}.", flush=True)
+    results, pictures = (os.path.relpath(folder / PROFILE, root()) for folder in (runs_dir(), figures_dir()))
+    print(f"{PROFILE} is complete: results in {results}, figures in {pictures}.", flush=True)
 
 
 wildcard_constraints:
@@ -42,17 +39,17 @@ wildcard_constraints:
 
 rule all:
     input:
-        expand(f".build/{PROFILE}/{{name}}.done", name=NOTEBOOKS),
+        expand(f"{PROFILE}/{{name}}.done", name=NOTEBOOKS),
 
 
 rule shard:
     input:
         baselines,
     output:
-        touch(f".build/{PROFILE}/{{name}}.{{place}}-of-{SHARDS}.done"),
+        touch(f"{PROFILE}/{{name}}.{{place}}-of-{SHARDS}.done"),
     threads: workers
     shell:
-        f"{RUN} shard={{wildcards.place}}/{SHARDS} cell_seconds={CELL_SECONDS}"
+        "{PYTHON} -m lib.run execute {PROFILE} {wildcards.name} shard={wildcards.place}/{SHARDS}"
 
 
 rule notebook:
@@ -60,9 +57,9 @@ rule notebook:
         baselines,
         shards,
     output:
-        touch(f".build/{PROFILE}/{{name}}.done"),
+        touch(f"{PROFILE}/{{name}}.done"),
     threads: workers
     resources:
         checkout=1,
     shell:
-        f"{RUN} cell_seconds={CELL_SECONDS}"
+        "{PYTHON} -m lib.run execute {PROFILE} {wildcards.name}"

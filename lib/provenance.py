@@ -1,11 +1,7 @@
-"""Where the house is, and what made a result: commit, code, versions, device, seconds, memory.
-
-Locks between processes, on one machine or on several that share a file system.
-"""
+"""Folders, errors and locks of the project, and what made a result: commit, code, versions, device, seconds, memory."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import fcntl
@@ -18,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,50 +24,58 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "scikit-learn")
-CONTEXT = ("device", "python", "torch", "commit", "code")  # what a row's numbers may depend on
-PREFIX = "made_"  # columns with this prefix tell how a row was made; they are measurements, never results
+CONTEXT = ("device", "python", "torch", "commit", "code")  # everything that a row's numbers may depend on
+PREFIX = "made_"  # of the columns that say how a row was made; they are measurements, never results
 
 
 class CompanionError(RuntimeError):
-    """Something only the user can mend; the message is one sentence that names the remedy."""
+    """An error that only the user can fix; its message is one sentence that names the remedy."""
 
 
 def command(main: Callable[[list[str]], None]) -> None:
-    """Run a module's command line; what a user must mend ends it with one sentence and not with a traceback."""
+    """Run a module's command line; an error that the user can fix prints one sentence and no traceback."""
     try:
         main(sys.argv[1:])
     except CompanionError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        logging.getLogger("asyncio").disabled = True  # it would print the traceback of the cell that was interrupted
-        print("Stopped. Finished trials are kept: the same command goes on from here.", file=sys.stderr)
+        logging.getLogger("asyncio").disabled = True  # it would print the traceback of the interrupted cell
+        print("Stopped. Finished trials are kept: the same command resumes from here.", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if not no_room(error):
+        if not disk_full(error):
             raise
         sys.exit(f"No room on the disk for {error.filename}: free some space and start again.")
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> CompanionError:
-    """The error for a name that is not among the known ones; it names them, and the nearest first."""
+def unknown(kind: str, name: object, known: Iterable[str]) -> CompanionError:
+    """The error for a name that does not exist: it suggests the nearest known name and lists all of them."""
     known = list(known)
     nearest = difflib.get_close_matches(str(name), known, 1)
     hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-    return CompanionError(f"Unknown {what} {name!r}{hint}: known are {', '.join(known)}.")
+    return CompanionError(f"Unknown {kind} {name!r}{hint}: known are {', '.join(known)}.")
 
 
 @cache
 def root() -> Path:
-    """The nearest folder at or above the working directory that holds `pyproject.toml` and `lib`."""
-    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]):
+    """The checkout: the nearest folder at or above the working directory that holds `pyproject.toml` and `lib`.
+
+    Raises:
+        CompanionError: if there is none, or if Python imports the `lib` of another checkout.
+    """
+    library = Path(__file__).resolve().parent
+    for folder in (Path.cwd(), *Path.cwd().parents, library.parent):
         if (folder / "pyproject.toml").is_file() and (folder / "lib").is_dir():
-            return folder
-    raise CompanionError("No folder above this one holds pyproject.toml and lib: start from inside a checkout.")
+            if (folder / "lib").resolve() == library:
+                return folder
+            remedy = f"start with make, or set PYTHONPATH={folder}"
+            raise CompanionError(f"You are in {folder}, but Python imports lib from {library.parent}: {remedy}.")
+    raise CompanionError("No folder above this one holds pyproject.toml and lib: start inside a checkout.")
 
 
 def _folder(variable: str, name: str) -> Path:
-    return Path(os.environ[variable]).expanduser().resolve() if os.environ.get(variable) else root() / name
+    """A folder of the checkout, or the one that an environment variable names, relative to the checkout."""
+    return Path(os.path.abspath(root() / Path(os.environ.get(variable) or name).expanduser()))
 
 
 def runs_dir() -> Path:
@@ -84,6 +88,11 @@ def figures_dir() -> Path:
     return _folder("FIGURES_DIR", "figures")
 
 
+def build_dir() -> Path:
+    """Unfinished work of batches: `.build` in the root, or in `RUNS_DIR`, so that the checkout may be read-only."""
+    return (runs_dir() if os.environ.get("RUNS_DIR") else root()) / ".build"
+
+
 def data_dir() -> Path:
     """Data sets and public weights: `DATA_DIR` (which must exist), or `data` in the root."""
     folder = _folder("DATA_DIR", "data")
@@ -92,15 +101,16 @@ def data_dir() -> Path:
     return folder
 
 
-def no_room(error: BaseException) -> bool:
-    """Whether an error says that a disk, a quota or the size allowed for a file is used up."""
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, a quota or the size limit of a file is exhausted."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file beside `path` and rename it, so that a reader sees the whole file or none.
 
-    Raises: CompanionError if there is no room for it; no part of it stays then.
+    Raises:
+        CompanionError: if the disk is full; no partial file remains.
     """
     temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
@@ -108,13 +118,46 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        if no_room(error):
-            raise CompanionError(
-                f"No room on the disk for {path}: free some space and start again (finished trials are kept)."
-            ) from error
+        if disk_full(error):
+            remedy = "free some space and start again (finished trials are kept)"
+            raise CompanionError(f"No room on the disk for {path}: {remedy}.") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock that the kernel releases when its owner exits, even after a crash.
+
+    It works between processes of one machine, and between machines that share a file system.
+
+    Args:
+        path: the lock file, which exists while the lock is held.
+        blocking: wait for another owner.
+
+    Yields:
+        True, or False at once if the lock has another owner and `blocking` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = path.open("a")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        except BlockingIOError:
+            handle.close()
+            yield False
+            return
+        # The last owner may have deleted the file between our open and our lock; then this lock protects nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                break
+        handle.close()
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        handle.close()
 
 
 @cache
@@ -128,23 +171,21 @@ def code_hash() -> str:
 
 @cache
 def git_commit() -> str:
-    """The checked-out commit (12 digits), with `+` if tracked files differ from it; `none` outside git."""
+    """The checked-out commit (12 digits), with `+` if tracked files differ from it; `none` outside git.
+
+    A repository around the checkout does not count: its commit says nothing about this code.
+    """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ("git", *arguments), cwd=root(), capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        options = {"cwd": root(), "capture_output": True, "text": True, "check": True, "timeout": 20}
+        return subprocess.run(("git", *arguments), **options).stdout.strip()
 
     try:
+        if not os.path.samefile(git("rev-parse", "--show-toplevel"), root()):
+            return "none"
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return "none"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 @cache
@@ -155,7 +196,7 @@ def device_name(device: str = "cpu") -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(torch.device(device))
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -180,7 +221,7 @@ def peak_memory_mb(device: str = "cpu") -> float:
 
 @contextmanager
 def made(device: str = "cpu") -> Iterator[dict]:
-    """Fill a dictionary with the provenance columns of whatever runs inside the block."""
+    """Fill a dictionary with the provenance columns of the code that runs inside the block."""
     import torch
 
     record: dict = {}
@@ -196,49 +237,21 @@ def made(device: str = "cpu") -> Iterator[dict]:
             f"{PREFIX}device": device_name(device),
             f"{PREFIX}commit": git_commit(),
             f"{PREFIX}code": code_hash(),
-            f"{PREFIX}torch": versions()["torch"],
-            f"{PREFIX}python": versions()["python"],
+            f"{PREFIX}torch": version("torch"),
+            f"{PREFIX}python": platform.python_version(),
         }
 
 
 def table(studies: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Who made the rows of each study: trials, failures, seconds in all, peak memory, device, versions, commit."""
+    """A column for each study: trials, failures, total seconds, peak memory, device, versions, commit of its rows."""
     import pandas as pd
 
-    def one(rows: pd.DataFrame) -> dict:
-        same = {name: ", ".join(sorted(set(rows[f"{PREFIX}{name}"].astype(str)))) for name in CONTEXT}
+    def column(rows: pd.DataFrame) -> dict:
         return {
             "trials": len(rows),
             "failed": int((rows["status"] == "failed").sum()),
             "seconds of computing": round(float(rows[f"{PREFIX}seconds"].sum()), 1),
             "peak memory (MiB)": round(float(rows[f"{PREFIX}memory_mb"].max())),
-        } | same
+        } | {name: ", ".join(sorted(set(rows[f"{PREFIX}{name}"].astype(str)))) for name in CONTEXT}
 
-    return pd.DataFrame({name: one(rows) for name, rows in studies.items()})
-
-
-@contextlib.contextmanager
-def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock that the kernel releases when its owner dies.
-
-    Yields True, or False at once if another holds the lock and `blocking` is off.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = path.open("a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        except BlockingIOError:
-            handle.close()
-            yield False
-            return
-        # The last owner may have deleted the file between our open and our lock: then this lock protects nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                break
-        handle.close()
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        handle.close()
+    return pd.DataFrame({name: column(rows) for name, rows in studies.items()})

@@ -1,16 +1,15 @@
 """One notebook, executed by papermill and published whole or not at all; and the batch of a profile.
 
-python -m lib.run figures PROFILE [shards=N] [cell_seconds=N] [snakemake options]
-                                        the whole profile (what `make figures` calls)
-python -m lib.run execute PROFILE NOTEBOOK [shard=I/N] [cell_seconds=N]
-                                        one notebook, or one share of its trials (what the Snakefile calls)
-python -m lib.run status PROFILE        how far a profile is (what `make status` calls)
-python -m lib.run refresh               the outputs in notebooks/ (what `make notebooks` calls)
+python -m lib.run figures PROFILE [shards=N] [snakemake options]    the whole profile, for `make figures`
+python -m lib.run execute PROFILE NOTEBOOK [shard=I/N]              one notebook or one share of its trials
+python -m lib.run status PROFILE                                    the progress of a profile, for `make status`
+python -m lib.run check PROFILE                                     its notebooks, if all parameters can run
+python -m lib.run refresh [NOTEBOOK ...]                            the outputs in notebooks/, for `make notebooks`
 """
 
-import contextlib
 import errno
 import fcntl
+import json
 import os
 import platform
 import shutil
@@ -19,37 +18,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib import provenance
 from lib.claims import Ledger
 from lib.parameters import check_profile, checked, default_parameters, notebook_names, profile_parameters, profiles
-from lib.provenance import (
-    PREFIX,
-    CompanionError,
-    command,
-    figures_dir,
-    locked,
-    no_room,
-    root,
-    runs_dir,
-    unknown,
-    write_atomically,
-)
+from lib.provenance import CompanionError, build_dir, command, figures_dir, locked, root, runs_dir, write_atomically
 
-# papermill and nbformat are imported where a notebook is run: checking a profile takes less time than importing them.
+# Heavy packages are imported where they are used: checking a profile takes less time than importing them.
 if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import Image
     from matplotlib.figure import Figure
 
-    from lib.store import Store
     from lib.study import Study
 
-LOCAL = "local"  # where results of parameters of a reader's own go
-CELL_SECONDS = 7200  # that one cell may take, unless a batch says otherwise
+LOCAL = "local"  # the profile of results from a reader's own parameters
+KEPT = "free some space and start again (finished trials are kept)"
 
 
 class Run:
@@ -61,8 +48,8 @@ class Run:
     Attributes:
         parameters: the values that stand in the notebook, by name.
         profile: the profile that the results belong to, or `local`.
-        folder: holds the stores of the notebook's studies.
-        baselines: the store of the declared profile, where the dense networks lie even if other parameters differ.
+        folder: of the stores of the notebook's studies.
+        baselines: of the dense networks' store, that of the declared profile even if other parameters differ.
         device: "cuda" where torch sees a GPU, else "cpu".
 
     Raises:
@@ -96,20 +83,19 @@ class Run:
         Args:
             study: a study of this notebook, in `folder`.
             specs: one dictionary a trial.
-            workers: processes that run trials side by side; by default the notebook's parameter of that name.
+            workers: processes that run trials side by side; by default COMPANION_WORKERS, or else the notebook's
+                parameter `workers`.
 
         Returns:
             The rows in the order of the specs, as `Study.run` returns them.
-
-        Raises:
-            CompanionError: as `Study.run`.
         """
         specs = specs if isinstance(specs, list) else specs.to_dict("records")
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
         if missing := len(study.missing(specs)):  # on stderr, which no published copy keeps
             print(f"{study.name}: {missing} to be computed on {self.device}", file=sys.stderr)
         self._computed.setdefault(study.name, (study, []))[1].extend(specs)
-        return study.run(specs, workers=workers or self.parameters.get("workers", 1), device=self.device)
+        workers = workers or int(os.environ.get("COMPANION_WORKERS") or self.parameters.get("workers", 1))
+        return study.run(specs, workers=workers, device=self.device)
 
     def save(self, figure: "Figure", slug: str, numbers: "pd.DataFrame", alt: str) -> "Image":
         """Save a figure with the numbers behind it; arguments and result as `figures.save`."""
@@ -124,7 +110,7 @@ class Run:
         return figures.animate(frames, self._figures, slug, alt)
 
     def finish(self, ledger: Ledger) -> "pd.DataFrame":
-        """Publish the rows of all computed studies and the claims; says how many claims are decided.
+        """Publish the rows of all computed studies and the claims; print how many claims are decided.
 
         Returns:
             The verdicts as a table.
@@ -134,7 +120,7 @@ class Run:
         """
         ledger.save(self._results, self.name)
         for study, rows in self._rows():
-            study.publish(rows, self._results)
+            study.store.publish(rows, self._results)
         print(ledger.decided(self.parameters["decides"]))
         return ledger.table()
 
@@ -146,20 +132,23 @@ class Run:
         return ((study, study.rows(study.distinct(specs))) for study, specs in self._computed.values())
 
 
-def execute(profile: str, name: str, shard: str = "", timeout: int = CELL_SECONDS) -> Path:
-    """Run one notebook of a profile in a stage under `.build` and publish what it made.
+def execute(profile: str, name: str, shard: str = "") -> Path:
+    """Run one notebook of a profile in a stage under `.build` and publish its results.
 
     Args:
-        shard: "i/n" publishes nothing and leaves its trials in the store, the i-th of every n first; see `Study.run`.
-        timeout: seconds that one cell may take.
+        profile: folder of `runs` with the parameters.
+        name: of the notebook, without `.ipynb`.
+        shard: "i/n" publishes nothing and leaves its trials in the store; see `Study.run`.
 
-    Returns: the published notebook, or that of the shard in its stage.
+    Returns:
+        The published notebook, or the executed one of a shard.
 
-    Raises: CompanionError that names notebook, cell, error and the partial notebook; nothing is published then.
+    Raises:
+        CompanionError: naming notebook, cell, error and the partial notebook; nothing is published then.
     """
     parameters, start = profile_parameters(profile, name), time.monotonic()
     with _stage(profile, name, shard) as stage:
-        inside = _run_staged(stage, name, parameters, timeout)
+        inside = _run_staged(stage, name, parameters)
         if shard:
             return stage / f"{name}.ipynb"
         _publish(stage / "runs", runs_dir() / profile, f"{name}.")
@@ -171,73 +160,77 @@ def execute(profile: str, name: str, shard: str = "", timeout: int = CELL_SECOND
     return published
 
 
-def refresh(names: list[str] | None = None) -> None:
-    """Run the notebooks with the values that stand in them and store their outputs in `notebooks/`."""
+def refresh(names: list[str]) -> None:
+    """Run the notebooks with their own parameters and store the outputs in `notebooks/`."""
     for name in names or notebook_names():
         with _stage("smoke", name) as stage:
-            _run_staged(stage, name, {}, CELL_SECONDS)
+            _run_staged(stage, name, {})
             write_atomically(root() / "notebooks" / f"{name}.ipynb", (stage / f"{name}.ipynb").read_bytes())
         print(f"notebooks/{name}.ipynb is fresh.")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _stage(profile: str, name: str, shard: str = "") -> Iterator[Path]:
-    """An empty folder to run one notebook, or one shard of it, in, for one process at a time."""
-    folder = f"{name}.{'{}-of-{}'.format(*_share(shard))}" if shard else name
+    """An empty folder in which one process at a time runs one notebook or one shard of it."""
+    i, _, n = (shard or "0/1").partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise CompanionError(f"Invalid shard {shard}: use i/n, such as 0/4.")
     os.environ["COMPANION_SHARD"] = shard
-    stage = root() / ".build" / profile / folder
-    with locked(stage.with_name(f"{folder}.lock"), blocking=False) as owner:
+    stage = build_dir() / profile / (f"{name}.{i}-of-{n}" if shard else name)
+    with locked(stage.with_name(f"{stage.name}.lock"), blocking=False) as owner:
         if not owner:
-            raise CompanionError(f"{folder} of profile {profile} is running in this checkout already: wait for it.")
+            raise CompanionError(f"{stage.name} of profile {profile} is running in this checkout: wait for it.")
         shutil.rmtree(stage, ignore_errors=True)
         for part in ("runs", "figures"):
             (stage / part).mkdir(parents=True)
         yield stage
 
 
-def _share(shard: str) -> tuple[int, int]:
-    """The (i, n) of "i/n", counted from 0."""
-    i, _, n = shard.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise CompanionError(f"The shard {shard!r} is none: the first of four is 0/4, the last 3/4.")
-    return int(i), int(n)
-
-
-def _run_staged(stage: Path, name: str, parameters: dict, timeout: int) -> float:
+def _run_staged(stage: Path, name: str, parameters: dict) -> float:
     """Run a notebook in its stage; returns the seconds that its cells took."""
-    # jsonschema would compile 38 grammars of internet addresses for over a second; a missing package it does without.
+    # jsonschema would compile 38 grammars of internet addresses for over a second; it works without this package.
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import DeadKernelError
 
     source, partial = root() / "notebooks" / f"{name}.ipynb", stage / f"{name}.ipynb"
     os.environ |= {"COMPANION_STAGE": str(stage), "COMPANION_QUIET": "bar" if sys.stderr.isatty() else "lines"}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
+    _prepend("PYTHONPATH", root())
+    _prepend("JUPYTER_PATH", _own_kernel())
     options = {"kernel_name": "python3", "cwd": str(root()), "progress_bar": False, "stderr_file": sys.stderr}
     options["extra_arguments"] = ["--IPKernelApp.log_level=ERROR"]  # it warns of unencrypted loopback each time
     try:
-        done = papermill.execute_notebook(source, partial, parameters, execution_timeout=timeout, **options)
-    except papermill.PapermillExecutionError as error:
-        cell, what = error.exec_count, f"{error.ename}: {error.evalue}"
-        if os.strerror(errno.ENOSPC) in what:
-            what += ": free some space and start again (finished trials are kept)"
-        if error.ename != "CompanionError":
-            print("\n".join(error.traceback[-3:]), file=sys.stderr)
-    except CellTimeoutError:
-        cell, what = _last_cell(partial), f"it took longer than {timeout} s"
-    except DeadKernelError:
-        cell, what = _last_cell(partial), "the kernel died, most likely for lack of memory"
-    except OSError as error:
-        if not no_room(error):
-            raise
-        raise CompanionError(
-            f"No room on the disk for {partial}: free some space and start again (finished trials are kept)."
-        ) from None
-    else:
+        done = papermill.execute_notebook(source, partial, parameters, **options)
         write_atomically(partial, _cleaned(partial).encode())
         return sum(cell.metadata["papermill"]["duration"] or 0.0 for cell in done.cells)
-    (stage / "failed").write_text(f"failed in cell [{cell}]: {what}")  # for `make status`
-    raise CompanionError(f"notebooks/{name}.ipynb failed in cell [{cell}]: {what}\nAs far as it ran: {partial}")
+    except papermill.PapermillExecutionError as error:
+        cell, reason = error.exec_count, f"{error.ename}: {error.evalue}"
+        if os.strerror(errno.ENOSPC) in reason:
+            reason += f": {KEPT}"
+        if error.ename != "CompanionError":
+            print("\n".join(error.traceback[-3:]), file=sys.stderr)
+    except DeadKernelError:
+        cell, reason = _last_cell(partial), "the kernel died, most likely for lack of memory"
+    except OSError as error:
+        if provenance.disk_full(error):
+            raise CompanionError(f"No room on the disk for {partial}: {KEPT}.") from None
+        raise
+    (stage / "failed").write_text(f"failed in cell [{cell}]: {reason}", encoding="utf-8")  # for `make status`
+    raise CompanionError(f"notebooks/{name}.ipynb failed in cell [{cell}]: {reason}\nAs far as it ran: {partial}")
+
+
+def _prepend(variable: str, folder: Path) -> None:
+    """Put a folder at the front of a search path in the environment."""
+    others = [entry for entry in os.environ.get(variable, "").split(os.pathsep) if entry and entry != str(folder)]
+    os.environ[variable] = os.pathsep.join([str(folder), *others])
+
+
+def _own_kernel() -> Path:
+    """A search path of Jupyter whose kernel `python3` is this interpreter, whatever else has that name."""
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "Python 3", "language": "python"}
+    write_atomically(build_dir() / "jupyter" / "kernels" / "python3" / "kernel.json", json.dumps(spec).encode())
+    return build_dir() / "jupyter"
 
 
 def _last_cell(partial: Path) -> int | str:
@@ -250,7 +243,7 @@ def _last_cell(partial: Path) -> int | str:
 
 
 def _cleaned(path: Path) -> str:
-    """A notebook without what differs from run to run: times, and progress and warnings on stderr."""
+    """A notebook without the parts that differ from run to run: times, and progress and warnings on stderr."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
@@ -266,7 +259,7 @@ def _cleaned(path: Path) -> str:
 
 
 def _joined(outputs: list) -> list:
-    """Outputs with consecutive prints in one piece: in how many they arrive depends on time."""
+    """Outputs with consecutive prints in one piece: the number of pieces depends on time."""
     joined: list = []
     for output in outputs:
         if joined and output.output_type == joined[-1].output_type == "stream" and output.name == joined[-1].name:
@@ -277,16 +270,13 @@ def _joined(outputs: list) -> list:
 
 
 def _publish(stage: Path, target: Path, prefix: str) -> None:
-    """Rename a stage's files into place; files of an earlier run with this prefix that were not made again go."""
+    """Rename a stage's files into place; delete those of an earlier run with this prefix that were not made again."""
     made = {path.name for path in stage.iterdir()}
     for name in sorted(made):
         write_atomically(target / name, (stage / name).read_bytes())
     for path in target.glob(f"{prefix}*"):
         if path.name not in made and path.suffix not in (".yaml", ".ipynb"):
             path.unlink()
-
-
-HEADER = f"{'notebook, study':<30} {'done':>8} {'failed':>8} {'left':>8} {'spent':>9} {'still about':>12}"
 
 
 def duration(seconds: float) -> str:
@@ -297,71 +287,106 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def study_state(store: "Store") -> dict:
-    """Trials of a study `done`, `failed` and `left`, of those asked for since the batch began.
+def study_state(folder: Path, name: str) -> dict:
+    """The progress of a study: trials `done`, `failed` and `left`, of those requested since the batch began.
 
-    Without a batch these are the stored rows. `spent` is the computing time of the trials in seconds, `still` what is
-    left at their mean cost and with as many processes as the notebook asked for: None before the first has finished.
+    Without a batch these are the stored rows. `spent` is the computing time of the trials in seconds. `still` is an
+    estimate for the remaining ones, from their mean cost and the number of processes: None before the first has ended.
     """
-    import pyarrow.compute as pc
+    from lib.store import Store
 
-    asked = store.asked()
-    known = replace(store, version=asked["version"]).known()
-    if asked["keys"]:
-        known = known.filter(pc.is_in(known["key"], pc.cast(asked["keys"], "string")))
-    failed = pc.sum(pc.equal(known["status"], "failed")).as_py() or 0
-    seconds = f"{PREFIX}seconds"
-    spent = (pc.sum(known[seconds]).as_py() if seconds in known.column_names else None) or 0.0
-    left = max(len(asked["keys"]) - len(known), 0)
+    requested = Store(name, 0, folder).requested()
+    known = Store(name, requested["version"], folder).outcomes()
+    if keys := requested["keys"]:
+        known = {key: known[key] for key in keys if key in known}
+    failed = sum(status == "failed" for status, _ in known.values())
+    spent, left = sum(seconds for _, seconds in known.values()), max(len(keys) - len(known), 0)
     still = None if left else 0.0
-    if left and len(known):
-        still = left * spent / len(known) / min(left, asked["processes"])
+    if left and known:
+        still = left * spent / len(known) / min(left, requested["processes"])
     return {"done": len(known) - failed, "failed": failed, "left": left, "spent": spent, "still": still}
 
 
-def notebook_state(folder: Path, name: str, studies: dict[str, dict]) -> str:
-    """One of: not started, begun, failed (with its cell and why), published; `folder` is that of the profile's runs."""
-    stages = root() / ".build" / folder.name
-    for failed in sorted([*stages.glob(f"{name}/failed"), *stages.glob(f"{name}.*-of-*/failed")]):
-        return failed.read_text().partition("\n")[0][:80]
-    if any(state["left"] for state in studies.values()):
-        return "begun"
-    if (folder / f"{name}.ipynb").exists():
+def notebook_state(folder: Path, name: str, begun: bool, left: int) -> str:
+    """One of: not started, begun, failed (with its cell and reason), published."""
+    for failed in sorted((build_dir() / folder.name).glob(f"{name}*/failed")):
+        return failed.read_text(encoding="utf-8").partition("\n")[0][:80]
+    if not left and (folder / f"{name}.ipynb").exists():
         return "published"
-    return "begun" if studies else "not started"
+    return "begun" if begun else "not started"
 
 
 def overview(profile: str) -> str:
-    """What `make status` prints: notebooks of a profile and their studies."""
-    from lib.store import Store
-
-    folder = runs_dir() / profile
-    lines, total = [], 0.0
+    """The table of `make status`: the notebooks of a profile and their studies."""
+    folder, total = runs_dir() / profile, 0.0
+    lines = [f"{'notebook, study':<30} {'done':>8} {'failed':>8} {'left':>8} {'spent':>9} {'still about':>12}"]
     for name in check_profile(profile):
         names = {path.stem for path in folder.glob(f"{name}.*.parquet")}
         names |= {path.name for path in (folder / "trials").glob(f"{name}.*") if path.is_dir()}
-        studies = {study: study_state(Store(study, 0, folder)) for study in sorted(names)}
-        lines.append(f"{name:<30} {notebook_state(folder, name, studies)}")
-        for study, state in studies.items():
+        states = {study: study_state(folder, study) for study in sorted(names)}
+        left = sum(state["left"] for state in states.values())
+        lines.append(f"{name:<30} {notebook_state(folder, name, bool(states), left)}")
+        for study, state in states.items():
             still = "?" if state["still"] is None else duration(state["still"]) if state["left"] else ""
             total += state["still"] or 0.0
             counts = " ".join(f"{state[key]:>8}" for key in ("done", "failed", "left"))
             lines.append(f"  {study.removeprefix(f'{name}.'):<28} {counts} {duration(state['spent']):>9} {still:>12}")
-    ending = f"Studies that have begun need about {duration(total)} more." if total else ""
-    return "\n".join([HEADER, *lines, *filter(None, [ending])])
+    return "\n".join([*lines, *([f"Studies that have begun need about {duration(total)} more."] if total else [])])
+
+
+def figures(profile: str, options: list[str]) -> None:
+    """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
+
+    Args:
+        profile: folder of `runs`, whose files are checked first.
+        options: perhaps `shards=N`, then snakemake's own options.
+
+    Raises:
+        CompanionError: if a parameter cannot run, or another batch is running.
+    """
+    check_profile(profile)
+    shards, options = (options[0], options[1:]) if options and "=" in options[0].lstrip("-") else ("shards=1", options)
+    name, _, count = shards.partition("=")
+    if name != "shards" or not count.isdecimal() or not int(count):
+        raise CompanionError(f"Invalid setting {shards}: use shards=N with N of 1 or more, such as shards=4.")
+    build = build_dir()
+    build.mkdir(parents=True, exist_ok=True)
+    handle = (build / "lock").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
+        raise CompanionError(sentence) from None
+    os.set_inheritable(handle.fileno(), True)
+    # Requests and failures of an earlier batch say nothing about this one.
+    for path in (*(runs_dir() / profile / "trials").glob("*/requested"), *(build / profile).glob("*/failed")):
+        path.unlink()
+    os.environ["COMPANION_BATCH"] = _batch_id()
+    os.environ.pop("SNAKEMAKE_PROFILE", None)  # settings of the user's other projects
+    _prepend("PYTHONPATH", root())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    try:
+        (cache / "snakemake").mkdir(parents=True, exist_ok=True)
+    except OSError:  # the home folder is read-only
+        os.environ["XDG_CACHE_HOME"] = str(build / "cache")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile"), "--directory", str(build)]
+    command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}", shards]
+    # One notebook at a time, unless the options describe the machine or the cluster.
+    command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
+    os.execv(sys.executable, command)
 
 
 def _batch_id() -> str:
-    """Names this process on its machine and, on a cluster, in its job: one process cannot see those of another job."""
+    """Names this process on its machine and, on a cluster, in its job: one job cannot see the processes of another."""
     return f"{platform.node()}:{os.environ.get('SLURM_JOB_ID', '')}:{os.getpid()}"
 
 
 def _end_with_batch() -> None:
-    """End this process and its kernel when it is told to, or when the batch that started it here is gone.
+    """End this process and its kernel on SIGTERM, or when the batch that started it on this machine is gone.
 
     A job of a cluster outlives the batch that submitted it: its trials are stored, and the next batch finds them.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("This notebook was told to end: its finished trials are kept."))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("This notebook was terminated; its finished trials are kept."))
     place, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
     if place != _batch_id().rpartition(":")[0]:
         return
@@ -374,64 +399,20 @@ def _end_with_batch() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def figures(profile: str, options: list[str]) -> None:
-    """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
-
-    options: first settings of the batch, `shards=N` and `cell_seconds=N`, then snakemake's own options.
-    """
-    check_profile(profile)
-    settings, options = _settings(options, {"shards": 1, "cell_seconds": CELL_SECONDS})
-    lock = root() / ".build" / "lock"
-    lock.parent.mkdir(exist_ok=True)
-    handle = lock.open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sentence = "Another batch is running in this checkout: wait for it, or work in a second one."
-        raise CompanionError(sentence) from None
-    os.set_inheritable(handle.fileno(), True)
-    # What an earlier batch asked for and where it failed is no longer how far the profile is.
-    for path in (*(runs_dir() / profile / "trials").glob("*/asked"), *(root() / ".build" / profile).glob("*/failed")):
-        path.unlink()
-    os.environ["COMPANION_BATCH"] = _batch_id()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root()), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root() / "Snakefile"), "--directory", str(root())]
-    command += ["--nolock", "--rerun-incomplete", "--forceall"]
-    command += ["--config", f"profile={profile}", *(f"{name}={value}" for name, value in settings.items())]
-    # One notebook at a time, unless the options say what the machine or the cluster has.
-    command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
-    os.execv(sys.executable, command)
-
-
-def _settings(words: list[str], known: dict[str, int]) -> tuple[dict[str, int], list[str]]:
-    """The leading `name=value` words over their defaults, and the words after them."""
-    settings = dict(known)
-    for place, word in enumerate(words):
-        name, sign, value = word.partition("=")
-        if not sign or word.startswith("-"):
-            return settings, words[place:]
-        if name not in known:
-            raise unknown("setting of a batch:", name, known)
-        if not value.isdecimal() or not int(value):
-            raise CompanionError(f"{word}: {name} must be a whole number, 1 or more.")
-        settings[name] = int(value)
-    return settings, []
-
-
 def main(arguments: list[str]) -> None:
+    """Run one of the commands in the module's docstring."""
     match arguments:
         case ["figures", profile, *options]:
             figures(profile, options)
-        case ["execute", profile, name, *words]:
+        case ["execute", profile, name, *shard] if len(shard) < 2:
             _end_with_batch()
-            shard = words.pop(0).removeprefix("shard=") if words and words[0].startswith("shard=") else ""
-            execute(profile, name, shard, _settings(words, {"cell_seconds": CELL_SECONDS})[0]["cell_seconds"])
+            execute(profile, name, "".join(shard).removeprefix("shard="))
         case ["status", profile]:
             print(overview(profile))
-        case ["refresh", *names]:
-            refresh(names)
         case ["check", profile]:
             print(*check_profile(profile))
+        case ["refresh", *names]:
+            refresh(names)
         case _:
             raise CompanionError(__doc__)
 

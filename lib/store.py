@@ -1,52 +1,56 @@
-"""The rows of finished trials on disk: identity, one file a trial, compaction, locks. `study.py` fills it.
+"""The rows of finished trials on disk: their identity, one file for each trial, compaction, locks.
 
-Finished trials lie in `runs/<profile>/trials/<study>/<key>.json`, compacted ones in `rows.parquet` beside them,
-published ones in `runs/<profile>/<study>.parquet`; what is known is the union of the three.
+A finished trial is in `runs/<profile>/trials/<study>/<key>.json`. Many of them are compacted into `rows.parquet`
+beside them. Published rows are in `runs/<profile>/<study>.parquet`. The known rows are the union of the three.
 """
 
-import contextlib
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lib.provenance import PREFIX, CompanionError, locked, write_atomically
 
-
-def _canonical_value(value: object) -> object:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, dict):
-        return canonical(value)
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_canonical_value(entry) for entry in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+# pandas is imported by whoever has data frames: `make status` reads a store without it.
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def _is_null(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+LOOSE = 200  # so many rows may be files of their own: 100,000 single files take seconds to read
+
+
+def plain(value: object) -> object:
+    """A value as JSON and parquet hold it: tensors and arrays as lists, numpy scalars as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def canonical(spec: dict) -> dict:
     """A spec as it is hashed: nulls dropped, integral floats as ints, keys sorted; so a DataFrame changes nothing."""
-    return {name: _canonical_value(spec[name]) for name in sorted(spec) if not _is_null(spec[name])}
 
+    def simple(value: object) -> object:
+        value = plain(value)
+        if isinstance(value, dict):
+            return canonical(value)
+        if isinstance(value, list | tuple):
+            return [simple(entry) for entry in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
-def plain(value: object) -> object:
-    """A result as JSON and parquet hold it: tensors and arrays as lists, numpy scalars as Python's."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    def null(value: object) -> bool:
+        return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
+
+    return {name: simple(spec[name]) for name in sorted(spec) if not null(spec[name])}
 
 
 def _table(records: list[dict]) -> pa.Table:
@@ -55,12 +59,18 @@ def _table(records: list[dict]) -> pa.Table:
 
 
 def _union(tables: Iterable[pa.Table]) -> pa.Table:
-    """All rows of all tables; of rows with one key the first stays."""
+    """All rows of all tables, in order; of the rows with one key the first stays."""
     tables = [table for table in tables if table.num_rows]
     if not tables:
         return pa.table({name: pa.array([], pa.string()) for name in ("key", "status", "reason", "spec")})
     union = pa.concat_tables(tables, promote_options="permissive")
-    return union.take(np.flatnonzero(~union["key"].to_pandas().duplicated().to_numpy()))
+    _, first = np.unique(union["key"].to_pylist(), return_index=True)
+    return union.take(np.sort(first))
+
+
+def _read(path: Path) -> list[pa.Table]:
+    """The table of a file, or none; `pq.read_table` would import pandas."""
+    return [pq.ParquetFile(path).read()] if path.exists() else []
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -90,10 +100,12 @@ class Store:
 
     @property
     def trials(self) -> Path:
+        """The folder of loose and compacted rows and of weights."""
         return self.folder / "trials" / self.name
 
     @property
     def published(self) -> Path:
+        """The published rows, from which figures and claims can be remade."""
         return self.folder / f"{self.name}.parquet"
 
     def key(self, spec: dict) -> str:
@@ -101,8 +113,8 @@ class Store:
         text = json.dumps([self.name, self.version, spec], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def lock(self, key: str, blocking: bool) -> contextlib.AbstractContextManager[bool]:
-        """The lock of one trial: who holds it computes that trial."""
+    def lock(self, key: str, blocking: bool) -> AbstractContextManager[bool]:
+        """The lock of one trial; its owner computes that trial."""
         return locked(self.trials / f"{key}.lock", blocking)
 
     def has(self, key: str) -> bool:
@@ -121,102 +133,85 @@ class Store:
         record |= {name: plain(value) for name, value in row.items()}
         write_atomically(self.trials / f"{key}.json", json.dumps(record).encode())
 
-    def ask(self, keys: list[str], processes: int) -> None:
-        """Remember which trials a notebook wants, and how many processes compute them: `status.py` reads it."""
-        with locked(self.trials / "asked.lock"):
-            before = self.asked()
+    def request(self, keys: list[str], processes: int) -> None:
+        """Remember which trials a notebook requests, and how many processes compute them, for `make status`."""
+        with locked(self.trials / "requested.lock"):
+            before = self.requested()
             if before["version"] == self.version:
                 keys = [*before["keys"], *keys]
             record = {"version": self.version, "processes": processes, "keys": [*dict.fromkeys(keys)]}
             if record != before:
-                write_atomically(self.trials / "asked", json.dumps(record).encode())
+                write_atomically(self.trials / "requested", json.dumps(record).encode())
 
-    def asked(self) -> dict:
-        """What `ask` was told since the batch began: version, processes, keys."""
+    def requested(self) -> dict:
+        """Version, processes and keys of the trials that were requested since the batch began."""
         try:
-            return json.loads((self.trials / "asked").read_text())
+            return json.loads((self.trials / "requested").read_bytes())
         except (OSError, ValueError):
             return {"version": None, "processes": 1, "keys": []}
 
     def known(self) -> pa.Table:
-        """Every known row: the union of published, loose and compacted trials; what is published counts first.
-
-        A store may be older than what was published since, by somebody else; but a published failure gives way to a row
-        of the store, where it may have been tried again.
-        """
+        """Every known row: the union of published, loose and compacted rows, in this order of precedence."""
         # Loose files are listed before the compacted file is read, so that a compaction in between hides nothing.
-        stored, published = [_table(self._loose()), self._compacted()], self._published()
-        if not published.num_rows:
-            return _union(stored)
-        failed = pc.equal(published["status"], "failed")
-        return _union([published.filter(pc.invert(failed)), *stored, published.filter(failed)])
+        loose = _table(self._loose())
+        return _union([*self._published(), loose, *self._compacted()])
 
-    def compact(self) -> None:
-        """Move the loose rows into one parquet file, under a lock: 100,000 single files take seconds to read."""
+    def outcomes(self) -> dict[str, tuple[str, float]]:
+        """The status of every known trial and the seconds that it took, by key; read without pandas."""
+        columns, loose = ["key", "status", f"{PREFIX}seconds"], self._loose()
+        tables = [table.select(columns).to_pylist() for table in (*self._compacted(), *self._published())]
+        rows = (*loose, *(row for table in tables for row in table))
+        return {row["key"]: (row["status"], row[f"{PREFIX}seconds"]) for row in rows}
+
+    def compact(self, above: int = LOOSE) -> None:
+        """Move the loose rows into one parquet file, under a lock, if they are more than `above`."""
+        if sum(1 for _ in self.trials.glob("*.json")) <= above:
+            return
         with locked(self.trials / "compaction.lock"):
             loose = self._loose()
-            compacted = self.trials / "rows.parquet"
-            write_atomically(compacted, _parquet(_union([_table(loose), self._compacted()])))
+            compacted = _parquet(_union([_table(loose), *self._compacted()]))
+            write_atomically(self.trials / "rows.parquet", compacted)
             for record in loose:
                 (self.trials / f"{record['key']}.json").unlink(missing_ok=True)
-            for leftover in self.trials.glob(".*.tmp"):  # of a process killed while it wrote
-                with contextlib.suppress(FileNotFoundError):  # aged by the file system's clock, which its writer shares
-                    if compacted.stat().st_mtime - leftover.stat().st_mtime > 3600:
-                        leftover.unlink()
-
-    def count_loose(self) -> int:
-        return sum(1 for _ in self.trials.glob("*.json"))
 
     def publish(self, rows: pd.DataFrame, folder: Path) -> None:
-        """Write rows as `folder/<study>.parquet`, from which figures and claims can be remade.
-
-        Columns stand in the order of `study.Study.rows`, also those that a notebook added: published rows that are read
-        and published again are the same bytes.
-        """
-        fixed = ["status", "reason", "key", "spec"]
-        names = list(rows)
-        spec, results = names[: names.index("status")], sorted(set(names[names.index("status") :]) - set(fixed))
-        results.sort(key=lambda name: name.startswith(PREFIX))
-        rows = rows[[*spec, *fixed[:2], *results, *fixed[2:]]]
+        """Write rows, as `Study.rows` returns them, to `folder/<study>.parquet`; the same rows give the same bytes."""
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
         write_atomically(folder / self.published.name, _parquet(table))
 
-    def _set_aside(self, path: Path, why: str) -> None:
+    def _set_aside(self, path: Path, problem: str) -> None:
         aside = self.trials / "set_aside"
         aside.mkdir(exist_ok=True)
         path.replace(aside / path.name)
-        print(f"{path.name} in the store of {self.name} is {why}: set aside in {aside}.", file=sys.stderr)
+        print(f"{path.name} in the store of {self.name} is {problem}; it was moved to {aside}.", file=sys.stderr)
 
     def _loose(self) -> list[dict]:
         records = []
         for path in sorted(self.trials.glob("*.json")):
             try:
-                record = json.loads(path.read_text())
+                record = json.loads(path.read_bytes())
                 if record["version"] != self.version:
                     continue
-                trusted = record["key"] == path.stem == self.key(json.loads(record["spec"])) and "status" in record
+                if not record["key"] == path.stem == self.key(json.loads(record["spec"])):
+                    raise ValueError(f"{path} holds another trial.")
+                records.append(record | {"status": record["status"]})
             except FileNotFoundError:  # compacted by another process since it was listed
                 continue
             except (ValueError, KeyError, TypeError):
-                self._set_aside(path, "not a whole row")
-                continue
-            if trusted:
-                records.append(record)
-            else:
-                self._set_aside(path, "a row of another trial")
+                self._set_aside(path, "not a whole row of its trial")
         return records
 
-    def _compacted(self) -> pa.Table:
+    def _compacted(self) -> list[pa.Table]:
         path = self.trials / "rows.parquet"
         try:
-            return pq.read_table(path) if path.exists() else _table([])
+            return _read(path)
         except (pa.ArrowInvalid, OSError):
             self._set_aside(path, "not a whole parquet file")
-            return _table([])
+            return []
 
-    def _published(self) -> pa.Table:
+    def _published(self) -> list[pa.Table]:
         try:
-            return pq.read_table(self.published) if self.published.exists() else _table([])
+            return _read(self.published)
         except (pa.ArrowInvalid, OSError):
-            sentence = f"{self.published} is not a whole parquet file: restore it from git or delete it."
-            raise CompanionError(sentence) from None
+            remedy = "restore it from git or delete it"
+            raise CompanionError(f"{self.published} is not a whole parquet file: {remedy}.") from None

@@ -1,37 +1,73 @@
-"""One torch thread: two that share a busy core are many times slower. And no test leaves its style to the next."""
+"""One torch thread a process; markers; checkouts of their own; patience with the output of notebooks."""
+
+import os
+import shutil
+import subprocess
 
 import matplotlib
 import pytest
 import torch
 
-from tests import toy_house
+from lib import run
+from tests import toy_checkout
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # several that share busy cores are many times slower
+NIGHTLY = os.environ.get("NIGHTLY") == "1"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("nightly") and not NIGHTLY:
+            item.add_marker(pytest.mark.skip(reason="long: NIGHTLY=1 runs it"))
+        if hasattr(item, "output_timeout"):  # a cell of a notebook
+            item.output_timeout = 600  # nbval waits 5 s for its output, which a busy machine exceeds
+            item.parent.skip_compare += ("stderr",)  # no stored notebook holds it
 
 
 @pytest.fixture(autouse=True)
-def matplotlib_settings_of_its_own():
+def settings_of_its_own(monkeypatch):
+    """No test leaves its style to the next, or shares settings with the notebooks that are checked beside it."""
+    for variable in ("RUNS_DIR", "FIGURES_DIR", "COMPANION_QUIET", "COMPANION_WORKERS"):
+        monkeypatch.delenv(variable, raising=False)
     with matplotlib.rc_context():
         yield
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
-    """A small checkout with one notebook, whose profile writes into it."""
-    toy_house.build(tmp_path)
-    for module in ("lib.run", "lib.run", "lib.parameters", "lib.provenance"):
-        monkeypatch.setattr(f"{module}.root", lambda: tmp_path)
-    for variable in ("RUNS_DIR", "FIGURES_DIR"):
-        monkeypatch.setenv(variable, "")
-    for variable in ("STAGE", "BATCH", "QUIET", "SHARD"):
-        monkeypatch.setenv(f"COMPANION_{variable}", "")
-    monkeypatch.setenv("PYTHONPATH", "")  # restored afterwards: executing a notebook puts the root on it
-    return tmp_path
+def checkout(tmp_path, monkeypatch):
+    """A small checkout with one notebook, in which this process works."""
+    return toy_checkout.enter(toy_checkout.build(tmp_path / "checkout"), monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def executed_once(tmp_path_factory):
+    folder = toy_checkout.build(tmp_path_factory.mktemp("executed") / "checkout")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        toy_checkout.enter(folder, monkeypatch)
+        run.execute("smoke", "00_toy")
+    return folder
+
+
+@pytest.fixture
+def executed(executed_once, tmp_path, monkeypatch):
+    """As `checkout`, with the notebook executed and published."""
+    return toy_checkout.enter(shutil.copytree(executed_once, tmp_path / "executed", symlinks=True), monkeypatch)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 8 MiB; only root may mount one."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]).returncode:
+        pytest.skip("only root can mount a tiny disk here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say which share of the published rows `test_recompute` stands for."""
+    """Say how many of the published rows `test_recompute` recomputed."""
     passed = terminalreporter.getreports("passed")
-    told = [value for report in passed for name, value in report.user_properties if name == "recomputed"]
-    if told:
-        terminalreporter.write_line("Rows computed again: " + "; ".join(told))
+    counts = [value for report in passed for name, value in report.user_properties if name == "recomputed"]
+    if counts:
+        terminalreporter.write_line("Rows computed again: " + "; ".join(counts))

@@ -1,12 +1,16 @@
-"""Every notebook has the same skeleton, and its parameters are those of the smoke profile."""
+"""Every notebook has the same skeleton, fits its profiles, and runs with parameters that a reader may choose."""
 
 import re
+import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
 
-from lib import parameters
+from lib import parameters, run
+from lib.claims import rules_of
 from lib.provenance import root
+from tests import toy_checkout
 
 NAMES = parameters.notebook_names()
 VERDICTS = "What this shows, and what it does not"
@@ -55,7 +59,7 @@ def test_it_is_an_argument_more_than_a_program(notebook):
     assert words / (words + code_words) >= 0.4
 
 
-def test_its_sections_come_in_the_order_of_the_house(notebook):
+def test_its_sections_come_in_the_common_order(notebook):
     text = "\n".join(source(notebook[1].cells, "markdown"))
     headings = re.findall(r"^#+ (.*)", text, re.M)
     assert headings[0].startswith(f"{notebook[0][:2]} · ")
@@ -64,20 +68,18 @@ def test_its_sections_come_in_the_order_of_the_house(notebook):
 
 
 def test_sections_named_by_rules_exist(notebook):
-    cells = notebook[1].cells
-    headings = re.findall(r"^#+ (.*)", "\n".join(source(cells, "markdown")), re.M)
-    rules = "\n".join(s for s in source(cells, "code") if "claims.Rule(" in s)
-    for claim, section in re.findall(r'claims\.Rule\(\s*"([^"]+)",\s*"([^"]+)"', rules):
-        assert section in headings, f"{claim} names the section {section!r}, which the notebook does not have"
+    headings = re.findall(r"^#+ (.*)", "\n".join(source(notebook[1].cells, "markdown")), re.M)
+    rules = rules_of(notebook[0])
+    assert rules and not [f"{rule.id}: {rule.section}" for rule in rules if rule.section not in headings]
 
 
 def test_no_output_or_source_holds_a_path_of_a_machine(notebook):
     assert not re.search(r"/(root|tmp|home|Users|work)/", (root() / "notebooks" / f"{notebook[0]}.ipynb").read_text())
 
 
-def test_its_figures_have_alternative_text_and_carry_its_number(notebook):
-    calls = re.findall(r"figures\.save\(\w+, run\.figures, f?\"(\w\w)_", "\n".join(source(notebook[1].cells, "code")))
-    assert calls and set(calls) == {notebook[0][:2]}
+def test_its_figures_carry_its_number(notebook):
+    slugs = re.findall(r"run\.(?:save|animate)\([^\"]*\"(\w\w)_", "\n".join(source(notebook[1].cells, "code")))
+    assert slugs and set(slugs) == {notebook[0][:2]}
 
 
 def test_published_copies_hold_the_notebook_as_it_is(notebook):
@@ -88,3 +90,36 @@ def test_published_copies_hold_the_notebook_as_it_is(notebook):
             cells = nbformat.read(path, as_version=4).cells
             copied = [(c.cell_type, c.source) for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
             assert copied == own, f"{path.relative_to(root())} is older than its notebook: make figures PROFILE=..."
+
+
+# Profiles with parameters that no published profile has, as a reader may choose them.
+EXPLORED = pytest.mark.parametrize(
+    "explored", sorted((root() / "tests" / "explored").glob("*")), ids=lambda path: path.name
+)
+
+
+def enter_with(folder: Path, explored: Path, monkeypatch) -> None:
+    """Work in a checkout whose only profile is this one."""
+    for name in ("lib", "tests", "notebooks", "pyproject.toml"):
+        (folder / name).symlink_to(root() / name)
+    shutil.copytree(explored, folder / "runs" / explored.name)
+    toy_checkout.enter(folder, monkeypatch)
+
+
+@EXPLORED
+def test_many_parameters_of_an_explored_profile_are_its_own(explored, tmp_path, monkeypatch):
+    enter_with(tmp_path, explored, monkeypatch)
+    for name in parameters.check_profile(explored.name):
+        values, usual = parameters.profile_parameters(explored.name, name), parameters.default_parameters(name)
+        assert sum(values[key] != usual[key] for key in usual) > len(usual) / 3, name
+    assert parameters.check_profile(explored.name) == parameters.notebook_names()
+
+
+@pytest.mark.nightly
+@EXPLORED
+def test_notebooks_run_to_their_end_with_other_parameters(explored, tmp_path, monkeypatch):
+    enter_with(tmp_path, explored, monkeypatch)
+    for name in parameters.notebook_names():
+        run.execute(explored.name, name)
+        assert (tmp_path / "runs" / explored.name / f"{name}.claims.json").exists()
+    assert list((tmp_path / "figures" / explored.name).glob("04_*.png"))

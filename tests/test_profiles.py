@@ -1,4 +1,4 @@
-"""The profiles for GPUs name networks, layers and data sets that exist, at the size and memory that they plan with."""
+"""The profiles for GPUs name networks, layers and data sets that exist, at the size that they plan with."""
 
 import re
 from functools import cache
@@ -6,20 +6,15 @@ from functools import cache
 import pytest
 import torch
 
-from lib import baselines as dense_networks
-from lib import data, models
-from lib import training as throughput
+from lib import baselines, data, models, spaces, spline
 from lib.latent import trials as latent_trials
 from lib.parameters import DATASETS, notebook_names, profile_parameters, split_name
 from lib.provenance import root
-from lib.spaces import measures as spaces
-from lib.spaces import trials as spaces_imagenet
 from lib.spaces import trials as spaces_trials
-from lib.spline import measures, selection
+from lib.spline import selection
 from lib.truncation import sweep
 
 PROFILES = ("gpu", "paper")
-DEVICE_GIB = 120  # of the 139 of an H200
 # Parameters with 10 classes. The papers' specifications and torchvision's tables of models (with another last layer);
 # by hand from the layer tables: alexnet, preresnet101 (tests/test_models.py), vit_tiny: 12 x (12 x 192^2 + 13 x 192),
 # patches 192 x 49, one token, 65 positions, a norm, a head.
@@ -55,13 +50,13 @@ def split(names: list[str]) -> list[tuple[str, str]]:
     return [tuple(name.split("/")) for name in names]
 
 
-def baselines(profile: str) -> list[dict]:
-    return dense_networks.baseline_specs(parameters(profile, "00"))
+def dense_specs(profile: str) -> list[dict]:
+    return baselines.baseline_specs(parameters(profile, "00"))
 
 
 def named(profile: str) -> set[tuple[str, str]]:
     """(network, data set) of every file of a profile."""
-    found = {(spec["network"], spec["dataset"]) for spec in baselines(profile)}
+    found = {(spec["network"], spec["dataset"]) for spec in dense_specs(profile)}
     for number in ("01", "02"):
         found |= set(split(parameters(profile, number)["public"]))
     three, four = parameters(profile, "03"), parameters(profile, "04")
@@ -74,13 +69,13 @@ NETWORKS = sorted({network for network, _ in ALL})
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_file_tells_its_cost_and_whether_it_has_run(profile):
+def test_every_file_says_its_cost_and_whether_it_has_run(profile):
     for name in notebook_names():
         first = (root() / "runs" / profile / f"{name}.yaml").read_text().splitlines()[0]
         assert first.startswith("# ") and first.endswith(".")
-        told = re.search(r"about ([\d.]+) (minutes on one H200|H200-hours)", first)
-        assert told, first
-        assert profile == "paper" or (told[2].startswith("minutes") and float(told[1]) <= 30)
+        cost = re.search(r"about ([\d.]+) (minutes on one H200|H200-hours)", first)
+        assert cost, first
+        assert profile == "paper" or (cost[2].startswith("minutes") and float(cost[1]) <= 30)
         assert ("not run yet" in first) != (root() / "runs" / profile / f"{name}.claims.json").exists(), name
 
 
@@ -94,16 +89,10 @@ def test_every_network_has_its_known_number_of_parameters(network):
 def test_every_network_takes_one_batch(network):
     base, variant = split_name(network)
     reduced = {"form": "imagenet", "size": 64} if variant in ("224", "pretrained") else {"form": variant or None}
-    model = models.build(base, classes=100, **reduced)
     side = reduced.get("size", 32)
-    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    if models.count_parameters(model) > 3e7:
-        with torch.no_grad():
-            assert model(images).shape == (2, 100)
-        return
-    loss = throughput.Backward(model.train())(images, torch.tensor([3, 97]))
-    assert 0 < loss < 60
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with torch.device("meta"):
+        model = models.build(base, classes=100, **reduced)
+        assert model(torch.zeros(2, 3, side, side)).shape == (2, 100)
 
 
 @pytest.mark.parametrize("dataset", sorted({dataset for _, dataset in ALL}))
@@ -119,28 +108,15 @@ def test_every_data_set_has_the_shape_that_networks_are_built_for(dataset):
         assert len(loaded.test.labels.unique()) == entry["classes"]
 
 
-def test_the_memory_estimates_are_in_order_and_fit_the_device():
-    needs = {}
-    for profile in PROFILES:
-        for spec in baselines(profile):
-            if spec["source"] == "trained":
-                key = spec["network"], spec["batch_size"]
-                needs[key] = dense_networks.training_mb(spec) / 1024
-    assert all(1 < need < DEVICE_GIB for need in needs.values()), needs
-    gpu = [needs[name, 256] for name in ("linear", "resnet8", "resnet20", "resnet18", "resnet50")]
-    assert gpu == sorted(gpu) and gpu[-1] > 2 * gpu[0]
-    assert needs["resnet50-pretrained", 128] > 2 * needs["resnet50", 128] > 4 * needs["resnet50-imagenet", 256] / 3
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_notebooks_find_their_networks_among_the_baselines(profile):
-    known, one, two = baselines(profile), parameters(profile, "01"), parameters(profile, "02")
+    known, one, two = dense_specs(profile), parameters(profile, "01"), parameters(profile, "02")
     for names, seeds in ((one["trained"], one["trials"]), (two["trained"], two["seeds"])):
         for name in names:
-            found = [dense_networks.find_baseline(name, known, seed) for seed in range(seeds)]
+            found = [baselines.find_baseline(name, known, seed) for seed in range(seeds)]
             assert {spec["source"] for spec in found} == {"trained"}, name
     for name in (*one["public"], *two["public"]):
-        assert dense_networks.find_baseline(name, known)["source"] == "public", name
+        assert baselines.find_baseline(name, known)["source"] == "public", name
     assert all(step % 2 for step in two["steps"].values()) and two["part_step"] % 2
 
 
@@ -151,30 +127,21 @@ def test_numbers_that_belong_together_fit(profile):
     assert four["epochs"] % 4 == 0
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_claims_that_a_profile_is_sized_for_exist(profile):
-    for name in notebook_names():
-        source = (root() / "notebooks" / f"{name}.ipynb").read_text()
-        for claim in profile_parameters(profile, name)["decides"]:
-            assert f'\\"{claim}\\"' in source, claim
-
-
 @pytest.mark.parametrize("network", sorted({n.split("/")[0] for p in PROFILES for n in parameters(p, "02")["trained"]}))
 def test_the_layers_of_paper_2_are_swept_in_every_network(network):
-    spec = {"network": network, "dataset": "cifar10"}
+    spec, (base, variant) = {"network": network, "dataset": "cifar10"}, split_name(network)
     with torch.device("meta"):
-        names = sweep.layer_names(dense_networks.untrained(spec))
-    assert len(names) > 3
-    base, variant = split_name(network)
-    model, last = models.build(base, form="imagenet" if variant else None), names[-1].removeprefix("network.")
-    layer, kernel = sweep.LayerSweep(model, last), sweep.kernel(model.get_submodule(last))
-    assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel]).shape == (2, 2, 10)
+        names = sweep.layer_names(baselines.untrained(spec))
+        assert len(names) > 3
+        model, last = models.build(base, form="imagenet" if variant else None), names[-1].removeprefix("network.")
+        layer, kernel = sweep.LayerSweep(model, last), sweep.kernel(model.get_submodule(last))
+        assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel], 2).shape == (2, 2, 10)
 
 
 @pytest.mark.parametrize("network", sorted({n.split("/")[0] for p in PROFILES for n in parameters(p, "01")["trained"]}))
 def test_the_hidden_layers_of_paper_1_exist(network):
     with torch.device("meta"):
-        model = dense_networks.untrained({"network": network, "dataset": "cifar10"})
+        model = baselines.untrained({"network": network, "dataset": "cifar10"})
     found = latent_trials.hidden_layers(model, 4)
     assert len(found) == 4 and models.head_name(model) not in found
 
@@ -186,7 +153,7 @@ def test_the_regimes_of_paper_3_can_be_reached():
         groups = spaces_trials.prunable({"source": three["source"], "network": network, "dataset": dataset})
         for share in (*three["shares"], *three["levels"]):
             assert 0 < spaces.uniform_ratio(groups, spaces.Regime(share)) < 1
-    assert len(spaces_imagenet.imagenet_groups()) == 37
+    assert len(spaces_trials.imagenet_groups()) == 37
 
 
 OF_PAPER_4 = {name.split("/")[0] for profile in PROFILES for name in parameters(profile, "04")["networks"]}
@@ -195,7 +162,7 @@ OF_PAPER_4 = {name.split("/")[0] for profile in PROFILES for name in parameters(
 @pytest.mark.parametrize("network", sorted(OF_PAPER_4))
 def test_the_nodes_and_codes_of_paper_4_are_found(network):
     model = models.build(network, classes=100)
-    found = len(selection.layers(model)), len(measures.coded_layers(model))
+    found = len(selection.layers(model)), len(spline.coded_layers(model))
     if network.startswith("alexnet"):
         assert found == (5 + 2, 5)  # its wide linear layers are pruned and not coded
     else:

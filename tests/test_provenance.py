@@ -1,16 +1,53 @@
-"""The root is found from anywhere, folders follow their variables, files appear whole, rows say how they were made."""
+"""The root is found from anywhere, files appear whole, locks end with their owner, rows say how they were made."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
 from lib import provenance
-from lib.provenance import CompanionError
+from lib.provenance import CompanionError, locked
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Another checkout, in which this process works."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    provenance.root.cache_clear()
+    yield tmp_path
+    provenance.root.cache_clear()
 
 
 def test_the_root_is_found_from_a_folder_below_it(monkeypatch):
     monkeypatch.chdir(provenance.root() / "notebooks")
     provenance.root.cache_clear()
     assert (provenance.root() / "pyproject.toml").is_file()
+
+
+def test_a_checkout_whose_lib_is_not_the_imported_one_is_refused(elsewhere):
+    with pytest.raises(CompanionError, match=f"You are in {elsewhere}, but Python imports lib from .*PYTHONPATH="):
+        provenance.root()
+
+
+def test_the_commit_of_a_repository_around_the_checkout_does_not_count(tmp_path, monkeypatch):
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    checkout = tmp_path / "outer" / "checkout"
+    checkout.mkdir(parents=True)
+    commits = {}
+    for place in (tmp_path / "outer", checkout):
+        for command in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "first")):
+            subprocess.run((*git, *command), cwd=place, check=True)
+        monkeypatch.setattr(provenance, "root", lambda: checkout)
+        provenance.git_commit.cache_clear()
+        commits[place.name] = provenance.git_commit()
+    provenance.git_commit.cache_clear()
+    assert commits["outer"] == "none" and len(commits["checkout"]) == 12
 
 
 def test_folders_follow_their_variables(monkeypatch, tmp_path):
@@ -23,6 +60,11 @@ def test_folders_follow_their_variables(monkeypatch, tmp_path):
         assert folder().parent == provenance.root()
         monkeypatch.setenv(variable, str(tmp_path))
         assert folder() == tmp_path
+    monkeypatch.setenv("RUNS_DIR", "tests/runs")
+    monkeypatch.chdir(tmp_path)
+    assert provenance.runs_dir() == provenance.root() / "tests/runs", (
+        "a relative folder moved with the working directory"
+    )
 
 
 def test_a_data_dir_that_does_not_exist_is_one_sentence(monkeypatch, tmp_path):
@@ -60,16 +102,6 @@ def test_the_table_adds_seconds_and_names_every_device():
     assert table["device"] == "x, y" and table["peak memory (MiB)"] == 30
 
 
-def test_notes_become_columns_of_the_innermost_block_alone():
-    provenance.note("nowhere", 1)
-    with provenance.made() as outer:
-        provenance.note("strategy", "graph")
-        with provenance.made() as inner:
-            provenance.note("micro_batches", 2)
-    assert outer["made_strategy"] == "graph" and "made_micro_batches" not in outer and "made_nowhere" not in outer
-    assert inner["made_micro_batches"] == 2 and "made_strategy" not in inner
-
-
 def test_an_interrupted_command_says_how_to_go_on(capsys):
     def interrupted(_):
         raise KeyboardInterrupt
@@ -77,3 +109,45 @@ def test_an_interrupted_command_says_how_to_go_on(capsys):
     with pytest.raises(SystemExit) as ended:
         provenance.command(interrupted)
     assert ended.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_lock_excludes_others_and_leaves_no_file(tmp_path):
+    path = tmp_path / "a.lock"
+    with locked(path) as first, locked(path, blocking=False) as second:
+        assert first and not second
+    assert not path.exists()
+    with locked(path, blocking=False) as again:
+        assert again
+
+
+def test_the_lock_of_a_killed_process_is_free_though_its_file_stays(tmp_path):
+    path = tmp_path / "a.lock"
+    code = "from pathlib import Path; from lib.provenance import locked\n"
+    code += f"with locked(Path({str(path)!r})): print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=provenance.root(),
+        env=os.environ | {"PYTHONPATH": str(provenance.root())},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as owner:
+        owner.stdout.readline()
+        with locked(path, blocking=False) as mine:
+            assert not mine
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    assert path.exists()
+    with locked(path, blocking=False) as mine:
+        assert mine
+    assert not path.exists()
+
+
+def test_a_file_larger_than_allowed_is_a_sentence_and_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CompanionError, match="No room on the disk"):
+            provenance.write_atomically(tmp_path / "row.json", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -1,22 +1,20 @@
 """Committed rows are what this checkout's code computes, and the other results are what it makes of these rows.
 
-Two rows of every published study are computed again, drawn by their keys.
+A row of every published study is computed again, drawn by its key; with NIGHTLY=1 two rows.
 
-Keys are hashes, so the two smallest among the eligible rows are a random draw that follows from the rows alone.
-Eligible is what takes at most `RECOMPUTE` seconds (4; "all" for every row) by the rows' own measurement, together with
-the networks and features that it rests on; nothing of this checkout's store is used, and nothing is fetched.
+Keys are hashes, so the smallest among the eligible rows are a random draw that follows from the rows alone. A row
+is eligible if it took at most `RECOMPUTE` seconds (2; with NIGHTLY=1 60; "all" for every row), together with the
+networks and features that it rests on. Nothing of this checkout's store is used, and nothing is fetched.
 
-Tolerance: on a processor that computes like the one that made the rows (`REFERENCE`) every result is the same to the
-last bit. On others a training drifts apart, so the comparison is statistical: half of a row's numbers differ by at most
-`DRIFT` of their size.
+On a processor that computes like the one that made the rows (`REFERENCE`), every result is the same to the last bit. On
+others a training drifts apart, so the comparison is statistical: half of a row's numbers differ by at most `DRIFT` of
+their size.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +24,7 @@ import pytest
 import torch
 
 from lib import baselines as dense_networks
-from lib import models, provenance, summary
+from lib import models, provenance, run, summary
 from lib import models as weights
 from lib.latent import trials as latent_trials
 from lib.parameters import DATASETS
@@ -40,11 +38,13 @@ from lib.study import Study
 from lib.training import fit
 from lib.truncation import recovery
 from lib.truncation import trials as truncation_trials
+from tests import toy_checkout
+from tests.conftest import NIGHTLY
 
 REFERENCE = "bb75ec93eec993a8"  # `arithmetic` of the processor that made the published rows
 DRIFT = 0.02
-ASKED = os.environ.get("RECOMPUTE", "4")
-LIMIT = float("inf") if ASKED == "all" else float(ASKED)
+ROWS = 2 if NIGHTLY else 1
+LIMIT = float(os.environ.get("RECOMPUTE", "60" if NIGHTLY else "2").replace("all", "inf"))
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "tiny-imagenet": "tiny-imagenet-200"}
 SHAPE_ONLY = ("00_baselines.costs", "03_pruning_spaces.latencies")  # a data set is named but not read
 FILES = sorted(file for profile in summary.PUBLISHED for file in (root() / "runs" / profile).glob("*.parquet"))
@@ -52,7 +52,7 @@ FILES = sorted(file for profile in summary.PUBLISHED for file in (root() / "runs
 
 @cache
 def studies(folder: Path) -> dict[str, Study]:
-    """Every study of the house by name, in a store of its own."""
+    """Every study by name, in a store of its own."""
     alone = (dense_networks.baselines, dense_networks.samples, dense_networks.costs, truncation_trials.latencies)
     alone += (spaces_trials.latencies, spaces_imagenet.streamed)
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
@@ -67,7 +67,7 @@ def studies(folder: Path) -> dict[str, Study]:
 
 
 def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
-    """The trials, by study and spec, whose weights this trial takes."""
+    """The trials, by study and spec, whose weights this trial uses."""
     if name in ("01_latent_kl.heads", "01_latent_kl.projections"):
         features = dense_networks.dense_spec(spec) | ({"images": spec["images"]} if spec.get("images") else {})
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
@@ -96,7 +96,7 @@ def cost(study: Study, spec: dict, folder: Path) -> float:
 
 
 def absent(name: str, spec: dict) -> str:
-    """What a trial would have to fetch, or nothing."""
+    """The data that a trial would have to fetch, or nothing."""
     dataset = spec.get("dataset")
     if name in SHAPE_ONLY or dataset in (None, "digits", "digits16"):
         return ""
@@ -159,7 +159,7 @@ def drift(row: dict, stored: pd.Series) -> float:
     return float(np.median(np.abs(numbers[:, 0] - numbers[:, 1]) / size)) if len(numbers) else 0.0
 
 
-def test_a_result_that_differs_is_seen_and_one_that_drifts_a_little_is_told_from_one_that_does_not_fit():
+def test_a_different_result_is_seen_and_a_small_drift_is_distinguished_from_another_result():
     row = {"loss": 0.5, "curve": [1.0, float("nan"), 3.0], "removed": 7, "none": None, "name": "a", "wrong": [1, 2]}
     stored = pd.Series(row | {"curve": np.array([1.0, np.nan, 3.0]), "none": float("nan"), "other": 1})
     assert not differences(row, stored) and drift(row, stored) == 0
@@ -176,7 +176,7 @@ def test_every_published_study_is_known_here():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_two_rows_of_a_published_study_are_computed_again(file, place, record_property):
+def test_rows_of_a_published_study_are_computed_again(file, place, record_property):
     study = studies(place)[file.stem]
     stored = pd.read_parquet(file)
     stored = stored[stored["status"] == "done"].set_index("key").sort_index()
@@ -188,11 +188,11 @@ def test_two_rows_of_a_published_study_are_computed_again(file, place, record_pr
     missing = {key: absent(study.name, spec) for key, spec in specs.items()}
     cheap = [key for key, spec in specs.items() if cost(study, spec, file.parent) <= LIMIT]
     eligible = [key for key in cheap if not missing[key]]
-    record_property("recomputed", f"{study.name} {len(eligible[:2])} of {len(eligible)} eligible of {len(stored)}")
+    record_property("recomputed", f"{study.name} {len(eligible[:ROWS])} of {len(eligible)} eligible of {len(stored)}")
     if not eligible:
         why = f"none of {len(stored)} rows takes at most {LIMIT:g} s with what it rests on (RECOMPUTE=all)"
         pytest.skip(f"{next(missing[key] for key in cheap)} is not here" if cheap else why)
-    for key in eligible[:2]:
+    for key in eligible[:ROWS]:
         row = study.trial(specs[key], provenance.default_device(), study.store.trials / f"{key}.safetensors")
         row = {name: value for name, value in row.items() if not name.startswith(PREFIX)}
         if arithmetic() == REFERENCE:
@@ -200,20 +200,24 @@ def test_two_rows_of_a_published_study_are_computed_again(file, place, record_pr
         assert drift(row, stored.loc[key]) <= DRIFT, f"{study.name} {specs[key]}"
 
 
-@pytest.mark.parametrize("notebook", [file.stem for file in sorted((root() / "runs/laptop").glob("*.ipynb"))])
-def test_results_are_remade_byte_for_byte_where_neither_data_nor_weights_are(notebook, tmp_path):
-    if notebook != "00_baselines" and ASKED != "all":
-        pytest.skip("takes about half a minute (RECOMPUTE=all)")
+NOTEBOOKS = [file.stem for file in sorted((root() / "runs/laptop").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize(
+    "notebook", [NOTEBOOKS[0], *(pytest.param(n, marks=pytest.mark.nightly) for n in NOTEBOOKS[1:])]
+)
+def test_results_are_remade_byte_for_byte_where_neither_data_nor_weights_are(notebook, tmp_path, monkeypatch):
     if arithmetic() != REFERENCE:
         pytest.skip("this processor adds in another order than the one that made the published results")
-    for folder in ("lib", "notebooks", "runs/laptop", "runs/smoke"):
-        shutil.copytree(root() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "trials"))
-    shutil.copy(root() / "pyproject.toml", tmp_path)
+    for folder in ("notebooks", "runs/laptop", "runs/smoke"):
+        shutil.copytree(root() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("trials"))
+    for name in ("lib", "pyproject.toml"):
+        (tmp_path / name).symlink_to(root() / name)
     (tmp_path / "empty").mkdir()
-    own = {"PYTHONPATH": str(tmp_path), "DATA_DIR": str(tmp_path / "empty"), "RUNS_DIR": "", "FIGURES_DIR": ""}
-    command = [sys.executable, "-m", "lib.run", "execute", "laptop", notebook]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
     files = [*(root() / "runs/laptop").glob(f"{notebook}.*"), *(root() / "figures/laptop").glob(f"{notebook[:2]}_*")]
-    changed = [one.name for one in files if (tmp_path / one.relative_to(root())).read_bytes() != one.read_bytes()]
+    expected = {path.relative_to(root()): path.read_bytes() for path in files}
+    toy_checkout.enter(tmp_path, monkeypatch)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "empty"))
+    run.execute("laptop", notebook)
+    changed = [str(name) for name, content in expected.items() if (tmp_path / name).read_bytes() != content]
     assert not changed, "run `make figures PROFILE=laptop`"

@@ -14,7 +14,18 @@ import pytest
 import yaml
 
 from lib.provenance import root
-from tests.toy_house import executions, finished, hold, populate, processes_of, results, start_batch, wait_for, waiting
+from tests import toy_checkout
+from tests.toy_checkout import (
+    executions,
+    finished,
+    hold,
+    processes_of,
+    results,
+    start_batch,
+    wait_for,
+    waiting,
+    write_yaml,
+)
 
 if os.environ.get("SLURM_TEST") != "1":
     pytest.skip("SLURM_TEST=1 installs and starts a Slurm of one node for these tests", allow_module_level=True)
@@ -53,7 +64,7 @@ def free_port() -> int:
 
 
 def install() -> None:
-    """Debian's packages; what stands in the way of them is one sentence, never a test that passes silently."""
+    """Install Debian's packages; an obstacle is one sentence, never a test that passes silently."""
     if shutil.which("slurmctld") and shutil.which("slurmd") and shutil.which("munged"):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -136,52 +147,53 @@ def configuration(folder: Path) -> Path:
     return folder / "slurm"
 
 
-def test_a_population_in_shards_of_slurm_equals_the_local_one_and_a_cancelled_job_loses_nothing(cluster, house):
-    populate(house)
-    local = start_batch(house)
-    finished(local, house)
-    expected = results(house)
-    assert [len(table) for table in expected] == [40, 5] and len(executions(house)) == 90
-    for path in (house / "runs/smoke/trials", *(house / "runs/smoke").glob("*.parquet")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_shards_on_slurm_equal_the_local_rows_and_a_cancelled_job_loses_nothing(cluster, checkout, tmp_path_factory):
+    local = toy_checkout.build(tmp_path_factory.mktemp("local") / "checkout")
+    for place in (checkout, local):
+        write_yaml(place, n=40, rate=0.1)
+    finished(start_batch(local), local)
+    expected = results(local)
+    assert [len(table) for table in expected] == [2, 40] and len(executions(local)) == 84
 
-    profile = configuration(house)
-    all_here = hold(house / "runs/smoke/trials", 12)
-    batch = start_batch(house, "shards=3", "--workflow-profile", str(profile))
-    ready = wait_for(lambda: len(waiting(house)) == 3 or batch.poll() is not None, 600)
-    assert ready and batch.poll() is None, (house / "batch.log").read_text()
-    before, running = executions(house), jobs("RUNNING")
+    profile = configuration(checkout)
+    all_here = hold(checkout / "runs/smoke/trials", 12)
+    batch = start_batch(checkout, "shards=3", "--workflow-profile", profile.name)
+    ready = wait_for(lambda: len(waiting(checkout)) == 3 or batch.poll() is not None, 600)
+    assert ready and batch.poll() is None, (checkout / "batch.log").read_text()
+    before, running = executions(checkout), jobs("RUNNING")
     assert len(running) == 3, slurm("squeue", "--states=all")
     slurm("scancel", running[0])
     assert wait_for(lambda: running[0] not in jobs("RUNNING,COMPLETING"), 60), slurm("squeue", "--states=all")
     all_here.unlink()
-    finished(batch, house)
+    finished(batch, checkout)
 
-    for found, table in zip(results(house), expected, strict=True):
+    for found, table in zip(results(checkout), expected, strict=True):
         pd.testing.assert_frame_equal(found, table)
-    assert len(executions(house)) > len(before)
-    ended = sorted(int(line.split()[1]) for line in executions(house, "end"))
-    assert ended == sorted([*range(40), *(x * x for x in range(35, 40))]), "a trial was lost or computed twice"
-    assert len(executions(house, "start")) <= len(ended) + 1, "more was begun again than the cancelled job had in hand"
+    assert len(executions(checkout)) > len(before)
+    ended = sorted(int(line.split()[1]) for line in executions(checkout, "end"))
+    assert ended == [*range(40), 38**2, 39**2], "a trial was lost or computed twice"
+    assert len(executions(checkout, "start")) <= len(ended) + 1, (
+        "more was begun again than the cancelled job was running"
+    )
     assert "CANCELLED" in slurm("squeue", "--states=all", "--noheader", "--format=%T")
-    assert len({line.split()[2] for line in executions(house)}) >= 3, "one process did all the work"
-    assert wait_for(lambda: not processes_of(house), 60), processes_of(house)
+    assert len({line.split()[2] for line in executions(checkout)}) >= 3, "one process did all the work"
+    assert wait_for(lambda: not processes_of(checkout), 60), processes_of(checkout)
 
 
-def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds_their_trials(cluster, house):
-    populate(house)
-    profile = configuration(house)
-    held = hold(house / "runs/smoke/trials", 12)
-    batch = start_batch(house, "shards=2", "--workflow-profile", str(profile))
-    assert wait_for(lambda: len(executions(house)) >= 4 or batch.poll() is not None, 600) and batch.poll() is None
+def test_the_end_of_the_batch_leaves_its_jobs_to_finish_and_the_next_batch_finds_their_trials(cluster, checkout):
+    write_yaml(checkout, n=40, rate=0.1)
+    profile = configuration(checkout)
+    held = hold(checkout / "runs/smoke/trials", 12)
+    batch = start_batch(checkout, "shards=2", "--workflow-profile", profile.name)
+    assert wait_for(lambda: len(executions(checkout)) >= 4 or batch.poll() is not None, 600) and batch.poll() is None
     batch.send_signal(signal.SIGKILL)
     batch.wait()
     time.sleep(3)  # what ended with the batch would have ended by now
-    before = len(executions(house))
+    before = len(executions(checkout))
     held.unlink()
-    assert wait_for(lambda: len(executions(house)) > before, 60), "the jobs ended with the batch that submitted them"
-    again = start_batch(house, "shards=2", "--workflow-profile", str(profile))
-    finished(again, house)
-    assert [len(table) for table in results(house)] == [40, 5]
-    assert len(executions(house, "end")) == 45
-    assert wait_for(lambda: not processes_of(house), 60), processes_of(house)
+    assert wait_for(lambda: len(executions(checkout)) > before, 60), "the jobs ended with the batch that submitted them"
+    again = start_batch(checkout, "shards=2", "--workflow-profile", profile.name)
+    finished(again, checkout)
+    assert [len(table) for table in results(checkout)] == [2, 40]
+    assert len(executions(checkout, "end")) == 42
+    assert wait_for(lambda: not processes_of(checkout), 60), processes_of(checkout)

@@ -9,6 +9,7 @@ from lib.provenance import CompanionError
 from lib.store import Store, canonical
 from lib.study import Study
 from tests import toy_trials
+from tests.toy_checkout import kill_at, killed, without_measurements
 
 
 def test_identity_ignores_nulls_order_and_floats_that_are_integers():
@@ -35,41 +36,72 @@ def test_an_integer_survives_a_dataframe_that_made_it_a_float(tmp_path):
 
 def test_what_is_known_is_the_union_of_loose_compacted_and_published(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
-    study.publish(study.run([{"x": 1}]), tmp_path)
+    study.store.publish(study.run([{"x": 1}]), tmp_path)
     for path in study.store.trials.glob("*.json"):
         path.unlink()
     study.run([{"x": 2}])
-    study.store.compact()
-    assert study.store.count_loose() == 0 and study.store.has(study.store.key({"x": 2}))
+    study.store.compact(0)
+    assert len(list(study.store.trials.glob("*.json"))) == 0 and study.store.has(study.store.key({"x": 2}))
     study.run([{"x": 3}])
     assert not study.missing([{"x": x} for x in (1, 2, 3)])
     assert study.rows([{"x": x} for x in (3, 2, 1)])["square"].tolist() == [9, 4, 1]
 
 
-def test_published_rows_count_before_stored_ones_unless_they_failed(tmp_path):
+def test_published_rows_count_before_stored_ones(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     specs = [{"x": 1}, {"x": 2}]
-    published = study.run(specs).assign(square=[100, 200], status=["done", "failed"])
-    study.publish(published, tmp_path)
-    assert study.rows(specs)["square"].tolist() == [100, 4]
+    study.store.publish(study.run(specs).assign(square=[100, 200]), tmp_path)
+    assert study.rows(specs)["square"].tolist() == [100, 200]
 
 
-def test_published_rows_read_and_published_again_are_the_same_bytes_with_a_notebooks_own_columns(tmp_path):
+def test_published_rows_read_and_published_again_are_the_same_bytes(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
-    specs = [{"x": 1}, {"x": 2}]
-    study.publish(study.run(specs).assign(case="a", made_up=1.0), tmp_path)
+    specs = [{"x": 1, "y": None}, {"x": 2, "y": 0.5}]
+    study.store.publish(study.run(specs), tmp_path)
     first = study.store.published.read_bytes()
     for path in study.store.trials.glob("*.json"):
         path.unlink()
-    study.publish(study.run(specs).assign(case="a"), tmp_path)
+    study.store.publish(study.run(specs), tmp_path)
     assert study.store.published.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("method", "file", "half"),
+    [
+        ("write_bytes", ".json", True),
+        ("replace", ".json", False),
+        ("replace", "parquet", False),
+        ("unlink", ".json", False),
+    ],
+    ids=["a row half written", "a row not renamed", "compacted, not renamed", "compacted, loose rows still there"],
+)
+def test_killed_while_it_stores_nothing_is_lost_and_the_rest_runs_once(tmp_path, monkeypatch, method, file, half):
+    """Rows 0 to 2 are stored; then a process is killed that stores row 3 and compacts."""
+    study = Study("00_t.logged", toy_trials.logged, 1, tmp_path)
+    specs = [{"x": x} for x in range(4)]
+    study.run(specs[:3])
+    expected = Study("00_t.logged", toy_trials.logged, 1, tmp_path / "whole").run(specs)
+
+    def store() -> None:
+        study.run(specs)
+        study.store.compact(0)
+
+    with monkeypatch.context() as deadly:
+        kill_at(method, file, deadly, half=half)
+        assert killed(store)
+    stored = 3 if "json" in file and method != "unlink" else 4
+    assert len(study.store.known()) == stored and not list(study.store.trials.glob("set_aside"))
+    pd.testing.assert_frame_equal(without_measurements(study.run(specs)), without_measurements(expected))
+    assert (tmp_path / "trials" / "log").read_text().count("end") == 4 + (4 - stored)
+    study.store.compact(0)
+    assert len(list(study.store.trials.glob("*.json"))) == 0 and len(study.store.known()) == 4
 
 
 def test_many_loose_rows_are_compacted_and_nothing_changes(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     specs = [{"x": x} for x in range(250)]
     rows = study.run(specs)
-    assert study.store.count_loose() == 0
+    assert len(list(study.store.trials.glob("*.json"))) == 0
     pd.testing.assert_frame_equal(study.rows(specs), rows)
     pd.testing.assert_frame_equal(study.run(specs), rows)
 
@@ -77,10 +109,10 @@ def test_many_loose_rows_are_compacted_and_nothing_changes(tmp_path):
 def test_publishing_the_same_rows_gives_the_same_bytes_whatever_else_is_known(tmp_path):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     specs = [{"x": 1}, {"x": 2}]
-    study.publish(study.run(specs), tmp_path / "a")
+    study.store.publish(study.run(specs), tmp_path / "a")
     Study("00_t.square", toy_trials.unlucky, 1, tmp_path).run([{"x": 13, "other": "z"}])
-    study.store.compact()
-    study.publish(study.run(specs), tmp_path / "b")
+    study.store.compact(0)
+    study.store.publish(study.run(specs), tmp_path / "b")
     a, b = ((tmp_path / folder / "00_t.square.parquet").read_bytes() for folder in "ab")
     assert a == b
 
@@ -104,16 +136,16 @@ def test_a_row_moved_to_another_trials_name_is_not_trusted(tmp_path, capsys):
     source, target = (study.store.trials / f"{study.store.key({'x': x})}.json" for x in (1, 2))
     source.rename(target)
     assert study.run([{"x": 2}])["square"].tolist() == [4]
-    assert "a row of another trial" in capsys.readouterr().err
+    assert "not a whole row of its trial" in capsys.readouterr().err
 
 
 def test_a_damaged_compacted_file_is_set_aside_and_a_damaged_published_one_is_a_sentence(tmp_path, capsys):
     study = Study("00_t.square", toy_trials.square, 1, tmp_path)
     study.run([{"x": 1}])
-    study.store.compact()
+    study.store.compact(0)
     (study.store.trials / "rows.parquet").write_bytes(b"PAR1 no more")
     assert study.run([{"x": 1}])["square"].tolist() == [1]
-    assert "set aside" in capsys.readouterr().err
+    assert "moved to" in capsys.readouterr().err
     study.store.published.write_bytes(b"PAR1 no more")
     with pytest.raises(CompanionError, match="restore it from git"):
         study.run([{"x": 1}])

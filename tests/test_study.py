@@ -1,24 +1,24 @@
-"""A study finds what is finished, computes what is missing, and loses nothing."""
+"""A study finds its finished trials, computes the missing ones, and loses nothing; worker processes end with it."""
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from lib import study as studies
 from lib.provenance import PREFIX, CompanionError, root
-from lib.study import Study
+from lib.study import Study, generator, seed_from, side_by_side
 from tests import toy_trials
-from tests.toy_house import hold, wait_for
-
-
-def results(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[[name for name in rows if not name.startswith(PREFIX)]]
+from tests.toy_checkout import fill, hold, wait_for, without_measurements
 
 
 def alive(pid: int) -> bool:
@@ -28,15 +28,23 @@ def alive(pid: int) -> bool:
         return False
 
 
-def start_batch(folder: Path, log: Path, n: int, seconds: float = 0.1) -> subprocess.Popen:
-    """Another process that runs n logged trials with two workers."""
+def start_trials(folder: Path, n: int, seconds: float, workers: int) -> subprocess.Popen:
+    """Another process that runs n logged trials."""
     code = (
         "from pathlib import Path; from lib.study import Study; from tests.toy_trials import logged\n"
         "if __name__ == '__main__':\n"
-        f"    specs = [dict(x=x, log={str(log)!r}, seconds={seconds}) for x in range({n})]\n"
-        f"    Study('00_t.logged', logged, 1, Path({str(folder)!r})).run(specs, workers=2)\n"
+        f"    specs = [dict(x=x, seconds={seconds}) for x in range({n})]\n"
+        f"    Study('00_t.logged', logged, 1, Path({str(folder)!r})).run(specs, workers={workers})\n"
     )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=root(), stderr=subprocess.DEVNULL)
+    environment = os.environ | {"PYTHONPATH": str(root())}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=root(), env=environment, stderr=subprocess.DEVNULL)
+
+
+def logged(folder: Path, kind: str) -> list[list[str]]:
+    """x and process of every line of the log that says `start` or `end`."""
+    log = folder / "trials" / "log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [line.split()[1:] for line in lines if line.startswith(kind)]
 
 
 def test_rows_come_back_in_the_order_asked_with_results_and_provenance(tmp_path):
@@ -53,38 +61,26 @@ def test_asking_for_nothing_gives_an_empty_table(tmp_path):
 
 
 def test_asking_again_computes_nothing(tmp_path):
-    log = tmp_path / "log"
     study = Study("00_t.logged", toy_trials.logged, 1, tmp_path)
-    specs = [{"x": x, "log": str(log), "seconds": 0.0} for x in range(3)]
+    specs = [{"x": x} for x in range(3)]
     first = study.run(specs)
-    lines = log.read_text()
     pd.testing.assert_frame_equal(first, study.run(specs))
-    assert log.read_text() == lines
+    assert len(logged(tmp_path, "end")) == 3
 
 
 def test_a_raised_version_computes_again(tmp_path):
-    log = tmp_path / "log"
-    specs = [{"x": 1, "log": str(log), "seconds": 0.0}]
     for version in (1, 2):
-        Study("00_t.logged", toy_trials.logged, version, tmp_path).run(specs)
-    assert log.read_text().count("end 1") == 2
+        Study("00_t.logged", toy_trials.logged, version, tmp_path).run([{"x": 1}])
+    assert len(logged(tmp_path, "end")) == 2
 
 
-def test_one_process_and_two_give_the_same_rows(tmp_path):
-    specs = [{"x": x} for x in range(20)]
-    one = Study("00_t.square", toy_trials.square, 1, tmp_path / "one").run(specs)
-    two = Study("00_t.square", toy_trials.square, 1, tmp_path / "two").run(specs, workers=2)
-    pd.testing.assert_frame_equal(results(one), results(two))
-
-
-def test_the_union_of_shards_is_the_whole(tmp_path):
-    specs = [{"x": x} for x in range(11)]
-    whole = Study("00_t.square", toy_trials.square, 1, tmp_path / "whole").run(specs)
-    study = Study("00_t.square", toy_trials.square, 1, tmp_path / "shards")
-    parts = [study.run(specs, shard=(i, 3)) for i in range(3)]
-    assert [len(part) for part in parts] == [4, 4, 3]
-    assert not study.missing(specs)
-    pd.testing.assert_frame_equal(results(study.rows(specs)), results(whole))
+def test_a_shard_begins_with_its_own_share_and_leaves_nothing(tmp_path, monkeypatch):
+    specs = [{"x": x} for x in range(7)]
+    whole = Study("00_t.logged", toy_trials.logged, 1, tmp_path / "whole").run(specs)
+    monkeypatch.setenv("COMPANION_SHARD", "1/3")
+    rows = Study("00_t.logged", toy_trials.logged, 1, tmp_path).run(specs)
+    assert [x for x, _ in logged(tmp_path, "start")] == list("1425036")
+    pd.testing.assert_frame_equal(without_measurements(rows), without_measurements(whole))
 
 
 def test_a_failing_trial_is_a_row_with_its_reason(tmp_path, capsys):
@@ -95,29 +91,35 @@ def test_a_failing_trial_is_a_row_with_its_reason(tmp_path, capsys):
     assert "1 of 2 trials failed" in capsys.readouterr().err
 
 
-def test_a_study_of_which_nothing_is_left_stops_with_the_reasons(tmp_path):
+def test_a_study_whose_trials_all_fail_stops_with_the_reasons(tmp_path):
     study = Study("00_t.unlucky", toy_trials.unlucky, 1, tmp_path)
-    with pytest.raises(CompanionError, match=r"^00_t\.unlucky: 2 of 2 trials failed: 2 x ArithmeticError[^\n]*\.$"):
+    with pytest.raises(CompanionError, match=r"^00_t\.unlucky: 2 of 2 trials failed: 2 x Arithm[^\n]* start again\.$"):
         study.run([{"x": 13, "y": 0}, {"x": 13, "y": 1}])
 
 
-def test_failed_trials_run_again_only_when_asked(tmp_path, monkeypatch):
-    study = Study("00_t.unlucky", toy_trials.unlucky, 1, tmp_path)
-    specs = [{"x": 12}, {"x": 13}]
-    study.run(specs)
-    study.store.compact()
-    mended = Study("00_t.unlucky", toy_trials.square, 1, tmp_path)
-    assert mended.run(specs)["status"].tolist() == ["done", "failed"]
-    assert mended.run(specs, retry_failed=True)["status"].tolist() == ["done", "done"]
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_user_must_mend_stops_the_run_with_its_sentence(tmp_path, workers):
-    specs = [{"x": 1}, {"x": 2}]
+def test_an_error_that_the_user_can_fix_stops_the_run_with_its_sentence_and_no_row(tmp_path, workers):
+    study = Study("00_t.data", toy_trials.needs_data, 1, tmp_path)
     with pytest.raises(CompanionError, match="fetch it"):
-        Study("00_t.data", toy_trials.needs_data, 1, tmp_path).run(specs, workers=workers)
-    with pytest.raises(CompanionError, match="lower batch_size or workers"):
-        Study("00_t.memory", toy_trials.out_of_memory, 1, tmp_path).run(specs, workers=workers)
+        study.run([{"x": 1}, {"x": 2}], workers=workers)
+    assert not len(study.store.known())
+
+
+@pytest.mark.parametrize(
+    ("trial", "spec", "sentence"),
+    [
+        (toy_trials.greedy, {"library": "numpy"}, "Out of memory in 00_t.trial .*: lower batch_size or workers"),
+        (toy_trials.greedy, {"library": "torch"}, "Out of memory in 00_t.trial .*: lower batch_size or workers"),
+        (toy_trials.out_of_memory, {"x": 1}, "Out of memory in 00_t.trial .*: lower batch_size or workers"),
+        (toy_trials.gpu_failure, {"x": 1}, "The GPU failed in 00_t.trial .*: start again"),
+        (toy_trials.disk_full, {"x": 1}, "No room on the disk in 00_t.trial .*: free some space"),
+    ],
+)
+def test_a_failure_of_the_machine_is_no_result_of_the_trial(tmp_path, trial, spec, sentence):
+    study = Study("00_t.trial", trial, 1, tmp_path)
+    with pytest.raises(CompanionError, match=sentence):
+        study.run([spec])
+    assert not len(study.store.known())
 
 
 def test_a_result_named_like_a_parameter_is_refused(tmp_path):
@@ -146,42 +148,49 @@ def test_rows_that_were_never_run_are_named(tmp_path):
         Study("00_t.square", toy_trials.square, 1, tmp_path).rows([{"x": 5}])
 
 
+def workers_of(folder: Path) -> set[int]:
+    return {int(pid) for _, pid in logged(folder, "start")}
+
+
+def test_of_two_processes_that_fill_one_store_one_is_killed_and_the_other_does_all_the_rest_once(tmp_path):
+    n = 20
+    held = hold(tmp_path / "trials", 4)
+    both = [start_trials(tmp_path, n, 0.01, workers) for workers in (2, 1)]
+    assert wait_for(lambda: len(logged(tmp_path, "start")) == 7, 120)  # 4 trials have ended, and each worker is held
+    both[0].send_signal(signal.SIGKILL)
+    both[0].wait()
+    assert wait_for(lambda: sum(map(alive, workers_of(tmp_path))) == 1, 60), "a worker outlived its parent"
+    held.unlink()
+    assert both[1].wait(120) == 0
+    study = Study("00_t.logged", toy_trials.logged, 1, tmp_path)
+    assert not study.missing([{"x": x, "seconds": 0.01} for x in range(n)])
+    assert sorted(int(x) for x, _ in logged(tmp_path, "end")) == list(range(n)), "a trial was lost or ran twice"
+    assert not list(study.store.trials.glob("*.lock")) and not any(map(alive, workers_of(tmp_path)))
+
+
+@pytest.mark.nightly
 def test_killed_at_random_moments_and_restarted_equals_the_uninterrupted_run(tmp_path):
-    n, log, folder = 24, tmp_path / "log", tmp_path / "killed"
-    study = Study("00_t.logged", toy_trials.logged, 1, folder)
-    specs = [{"x": x, "log": str(log), "seconds": 0.1} for x in range(n)]
-    stored: list[set] = []
-    rng = random.Random(0)
-    held = hold(tmp_path, first := 20)
+    n, rng, stored = 24, random.Random(0), set()
+    study = Study("00_t.logged", toy_trials.logged, 1, tmp_path)
+    specs = [{"x": x, "seconds": 0.1} for x in range(n)]
+    held = hold(tmp_path / "trials", first := 20)
     for _ in range(3):
-        batch = start_batch(folder, log, n)
-        enough = min(len(list(study.store.trials.glob("*.json"))) + 2, first)
+        batch = start_trials(tmp_path, n, 0.1, 2)
+        enough = min(len(stored) + 2, first)
         assert wait_for(lambda enough=enough: len(list(study.store.trials.glob("*.json"))) >= enough, 300)
         time.sleep(rng.uniform(0, 0.2))
         batch.send_signal(signal.SIGKILL)
         batch.wait()
-        workers = {int(line.split()[2]) for line in log.read_text().splitlines() if line.startswith("start")}
-        assert wait_for(lambda workers=workers: not any(map(alive, workers)), 60), "a worker outlived its parent"
-        stored.append({study.store.key(spec) for spec in specs} & {p.stem for p in study.store.trials.glob("*.json")})
-    assert 0 < len(stored[-1]) < n
+        assert wait_for(lambda: not any(map(alive, workers_of(tmp_path))), 60), "a worker outlived its parent"
+        stored = {path.stem for path in study.store.trials.glob("*.json")}
+    assert 0 < len(stored) < n
     held.unlink()
-    starts_before = log.read_text()
+    before = len(logged(tmp_path, "start"))
     rows = study.run(specs)
-    ran = {int(line.split()[1]) for line in log.read_text().removeprefix(starts_before).splitlines()}
-    assert {study.store.key(specs[x]) for x in ran}.isdisjoint(stored[-1]), "a finished trial ran twice"
+    ran = {study.store.key(specs[int(x)]) for x, _ in logged(tmp_path, "start")[before:]}
+    assert ran.isdisjoint(stored), "a finished trial ran twice"
     whole = Study("00_t.logged", toy_trials.logged, 1, tmp_path / "whole").run(specs)
-    pd.testing.assert_frame_equal(results(rows), results(whole))
-    assert not list(study.store.trials.glob("*.lock"))
-
-
-def test_two_processes_filling_one_store_at_once_lose_nothing_and_share_the_work(tmp_path):
-    n, log, folder = 30, tmp_path / "log", tmp_path / "both"
-    batches = [start_batch(folder, log, n, seconds=0.05) for _ in range(2)]
-    assert [batch.wait(120) for batch in batches] == [0, 0]
-    study = Study("00_t.logged", toy_trials.logged, 1, folder)
-    assert not study.missing([{"x": x, "log": str(log), "seconds": 0.05} for x in range(n)])
-    ends = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("end")]
-    assert sorted(map(int, ends)) == list(range(n)), "a trial was lost or ran twice"
+    pd.testing.assert_frame_equal(without_measurements(rows), without_measurements(whole))
 
 
 def test_running_trials_leaves_the_global_random_state_alone(tmp_path):
@@ -190,12 +199,81 @@ def test_running_trials_leaves_the_global_random_state_alone(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("free_gib", "workers"), [(100, 6), (10, 2), (1, 1)])
-def test_a_gpu_runs_as_many_trials_side_by_side_as_its_memory_holds(tmp_path, monkeypatch, capsys, free_gib, workers):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gib * 2**30, 2**37))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    study = Study("00_toy.memory", toy_trials.square, 1, tmp_path, memory=lambda spec: 1024.0 * spec["x"])
-    todo = [{"x": x} for x in (1, 2, 4)]  # the largest decides: 4 GiB
-    assert study._affordable(todo, 6, "cuda") == workers
-    assert f"about 4.0 GiB a trial, {free_gib}.0 GiB free, {workers} side by side" in capsys.readouterr().err
-    assert study._affordable(todo, 6, "cpu") == 6 and study._affordable([], 6, "cuda") == 6
+def test_a_trial_on_the_cpu_has_one_torch_thread_and_the_process_gets_its_own_back(tmp_path):
+    before = torch.get_num_threads()
+    rows = Study("00_t.threads", toy_trials.random_state, 1, tmp_path).run([{"x": 1}])
+    assert rows["threads"].tolist() == [1]
+    assert torch.get_num_threads() == before
+
+
+def test_one_process_and_two_give_the_same_rows(tmp_path):
+    specs = [{"x": x} for x in range(20)]
+    one = Study("00_t.square", toy_trials.square, 1, tmp_path / "one").run(specs)
+    two = Study("00_t.square", toy_trials.square, 1, tmp_path / "two").run(specs, workers=2)
+    pd.testing.assert_frame_equal(without_measurements(one), without_measurements(two))
+
+
+def test_a_killed_worker_stops_the_run_with_a_sentence_and_the_next_run_has_a_pool(tmp_path):
+    with pytest.raises(CompanionError, match="fewer workers"):
+        Study("00_t.killed", toy_trials.killed, 1, tmp_path).run([{"x": 1}, {"x": 2}], workers=2)
+    assert len(Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}, {"x": 2}], workers=2)) == 2
+
+
+def test_every_item_comes_back_once_with_what_it_gave_and_the_pool_serves_again():
+    items = [{"x": x} for x in range(7)]
+    for power in (2, 3):
+        found = list(side_by_side(partial(toy_trials.raised, power=power), items, 2, "00_t"))
+        assert sorted((item["x"], value) for item, value in found) == [(x, x**power) for x in range(7)]
+    assert len(active_children()) >= 1
+
+
+def test_workers_are_killed_when_the_caller_stops():
+    running = side_by_side(partial(toy_trials.raised, power=2), [{"x": x} for x in range(50)], 2, "00_t")
+    next(running)
+    children = active_children()
+    running.close()
+    deadline = time.monotonic() + 20
+    # The pool's own thread waits for them, too, and knows an instant later than the system that they are gone.
+    while any(child.is_alive() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert children and not any(child.is_alive() for child in children)
+
+
+def test_named_streams_differ_by_name_and_seed_and_repeat():
+    seeds = {seed_from(seed, name) for seed in (0, 1) for name in ("order", "augmentation")}
+    assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
+    first, second = (torch.rand(3, generator=generator(0, "order")) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_progress_is_silent_in_workers_and_a_bar_in_the_terminal_and_in_the_log_of_a_batch(monkeypatch, capsys):
+    monkeypatch.setattr(studies, "text_bar", partial(studies.text_bar, file=sys.stderr))
+    for kind in ("bar", "lines"):
+        monkeypatch.setenv("COMPANION_QUIET", kind)
+        bar = studies.shown(range(6), 6, "00_t.counted")
+        bar.delay = 0
+        assert list(bar) == list(range(6)) and studies.quiet()
+    monkeypatch.setattr(studies, "parent_process", lambda: object())
+    capsys.readouterr()
+    assert list(studies.shown(range(6), 6, "00_t.counted")) == list(range(6)) and not capsys.readouterr().err
+
+
+def test_a_clock_that_jumps_changes_no_measured_time(tmp_path, monkeypatch):
+    clock = iter(random.Random(0).uniform(-1e9, 4e9) for _ in range(10**6))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    rows = Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": x} for x in range(20)])
+    assert rows["made_seconds"].between(0, 60).all()
+
+
+def test_a_full_disk_stops_a_study_with_a_sentence_and_what_was_stored_stays_whole(tiny_disk):
+    folder = tiny_disk / "runs"
+    specs = [{"x": x} for x in range(200)]
+    study = Study("00_t.square", toy_trials.square, 1, folder)
+    filler = fill(tiny_disk, 64 * 1024)
+    with pytest.raises(CompanionError, match="No room on the disk for .*: free some space and start again"):
+        study.run(specs)
+    stored = study.store.known()
+    assert 0 < len(stored) < 200
+    assert not list(study.store.trials.glob(".*.tmp")) and not list(study.store.trials.glob("*.lock"))
+    filler.unlink()
+    assert len(study.run(specs)) == 200

@@ -17,11 +17,12 @@ def square(spec: dict, device: str, weights: Path) -> dict:
 
 
 def logged(spec: dict, device: str, weights: Path) -> dict:
-    """Appends to a log when it starts and when it ends; takes a while in between, and as long as it is held."""
-    log = Path(spec["log"])
+    """Logs beside the studies of its store when it starts and when it ends, and waits while it is held."""
+    log = weights.parent.with_name("log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         file.write(f"start {spec['x']} {os.getpid()}\n")
-    time.sleep(spec.get("seconds", 0.1))
+    time.sleep(spec.get("seconds", 0.0))
     while held(log.with_name("hold"), spec["x"]):
         time.sleep(0.05)
     with log.open("a") as file:
@@ -30,7 +31,7 @@ def logged(spec: dict, device: str, weights: Path) -> dict:
 
 
 def held(hold: Path, x: int) -> bool:
-    """Whether a file beside the log keeps this trial waiting: it names the first x that does not end."""
+    """Whether a file beside the log holds this trial: it names the first x that must not end."""
     try:
         return x >= int(hold.read_text())
     except FileNotFoundError:
@@ -51,6 +52,10 @@ def out_of_memory(spec: dict, device: str, weights: Path) -> dict:
     raise torch.OutOfMemoryError("tried to allocate 1 TiB")
 
 
+def gpu_failure(spec: dict, device: str, weights: Path) -> dict:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
 def killed(spec: dict, device: str, weights: Path) -> dict:
     os.kill(os.getpid(), 9)
     return {}
@@ -64,12 +69,6 @@ def with_weights(spec: dict, device: str, weights: Path) -> dict:
 
 def random_state(spec: dict, device: str, weights: Path) -> dict:
     return {"threads": torch.get_num_threads()}
-
-
-def counted(spec: dict, device: str, weights: Path) -> dict:
-    """As `logged`, into a file beside the studies of a store."""
-    log = weights.parent.with_name("log")
-    return logged(spec | {"log": str(log)}, device, weights)
 
 
 def greedy(spec: dict, device: str, weights: Path) -> dict:

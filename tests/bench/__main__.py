@@ -4,11 +4,11 @@ import sys
 import torch
 
 from lib import provenance
-from tests.bench import batch, channels, house, latent, partition, throughput, truncation
+from tests.bench import batch, channels, latent, partition, store, truncation
 
 BENCHMARKS = {
     benchmark.__name__: benchmark
-    for module in (house, batch, latent, truncation, channels, partition, throughput)
+    for module in (store, batch, latent, truncation, channels, partition)
     for benchmark in module.BENCHMARKS
 }
 

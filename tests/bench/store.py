@@ -1,4 +1,4 @@
-"""How fast the house itself is: its store, and its trainings side by side on a CPU."""
+"""How fast the store is, and trainings side by side on a CPU."""
 
 import tempfile
 import time
