@@ -153,7 +153,7 @@ def test_the_regimes_of_paper_3_can_be_reached():
         groups = spaces_trials.prunable({"source": three["source"], "network": network, "dataset": dataset})
         for share in (*three["shares"], *three["levels"]):
             assert 0 < spaces.uniform_ratio(groups, spaces.Regime(share)) < 1
-    assert len(spaces_trials.groups()) == 37
+    assert len(spaces_trials.imagenet_groups()) == 37
 
 
 OF_PAPER_4 = {name.split("/")[0] for profile in PROFILES for name in parameters(profile, "04")["networks"]}
