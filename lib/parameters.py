@@ -381,7 +381,7 @@ def _spline(values: dict) -> Iterator[Check]:
     yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"
     yield 4 in values["tuned_levels"], "tuned_levels must hold 4, at which P4.9 and P4.10 are read"
     yield max(values["levels"], default=0) >= 8, "levels must hold one of 8 or more, where P4.7 is read"
-    yield max(values["levels"], default=0) < values["toy_width"], "levels must lie below toy_width"
+    yield max(values["levels"], default=0) < values["toy_width"], "levels must be below toy_width"
     yield from _among(values, "criteria", SCORES)
     needed = [name for name in ("merged", "magnitude", "random") if name not in values["criteria"]]
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"

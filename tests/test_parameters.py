@@ -233,7 +233,7 @@ CASES = [
     ("04_spline_early_bird", {"side": 18}, "side . side probes must not exceed test_images"),
     ("04_spline_early_bird", {"seeds": 1}, "its intervals need 2 or more"),
     ("04_spline_early_bird", {"tuned_levels": [10, 4]}, "tuned_levels must be some of levels"),
-    ("04_spline_early_bird", {"levels": [40, 8, 4]}, "levels must lie below toy_width"),
+    ("04_spline_early_bird", {"levels": [40, 8, 4]}, "levels must be below toy_width"),
     ("04_spline_early_bird", {"tuned_levels": [8]}, "tuned_levels must hold 4"),
     ("04_spline_early_bird", {"levels": [6, 4], "tuned_levels": [4]}, "levels must hold one of 8 or more"),
     ("00_baselines", {"decides": ["B0.9"]}, "Unknown claim in decides: 'B0.9'"),

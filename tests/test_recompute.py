@@ -23,15 +23,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import baselines as dense_networks
-from lib import models, provenance, run, summary
-from lib import models as weights
+from lib import baselines, data, models, provenance, run, summary
 from lib.latent import trials as latent_trials
 from lib.parameters import DATASETS
 from lib.provenance import PREFIX, root
-from lib.spaces import trials as spaces_imagenet
 from lib.spaces import trials as spaces_trials
-from lib.spline import toy as spline_toy
+from lib.spline import toy
 from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
@@ -53,28 +50,27 @@ FILES = sorted(file for profile in summary.PUBLISHED for file in (root() / "runs
 @cache
 def studies(folder: Path) -> dict[str, Study]:
     """Every study by name, in a store of its own."""
-    alone = (dense_networks.baselines, dense_networks.samples, dense_networks.costs, truncation_trials.latencies)
-    alone += (spaces_trials.latencies, spaces_imagenet.streamed)
+    alone = (baselines.baselines, baselines.samples, baselines.costs)
+    alone += (truncation_trials.latencies, spaces_trials.latencies, spaces_trials.streamed)
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
     resting += (truncation_trials.spectra, truncation_trials.truncations, truncation_trials.controlled)
     resting += (truncation_trials.formed, recovery.plans, recovery.recoveries)
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
-    toys = ("exact", "pruned", "scratch", "changed", "settling", "pictures")
-    made += [spline_toy.study(name, folder) for name in toys]
     made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
+    made += [toy.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling", "pictures")]
     return {study.name: study for study in made}
 
 
 def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
     """The trials, by study and spec, whose weights this trial uses."""
     if name in ("01_latent_kl.heads", "01_latent_kl.projections"):
-        features = dense_networks.dense_spec(spec) | ({"images": spec["images"]} if spec.get("images") else {})
+        features = baselines.dense_spec(spec) | ({"images": spec["images"]} if spec.get("images") else {})
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
     if name in ("04_spline_early_bird.tickets", "04_spline_early_bird.oneshots", "04_spline_early_bird.slices"):
         return [("04_spline_early_bird.searches", spline_trials.search_spec(spec))]
     if spec.get("source") == "trained" and not name.startswith(("00_", "04_")):
-        return [("00_baselines.networks", dense_networks.dense_spec(spec))]
+        return [("00_baselines.networks", baselines.dense_spec(spec))]
     return []
 
 
@@ -102,7 +98,7 @@ def absent(name: str, spec: dict) -> str:
         return ""
     if dataset not in FOLDERS or not (provenance.data_dir() / FOLDERS[dataset]).is_dir():
         return f"the data set {dataset}"
-    checkpoint = weights.PUBLIC.get((spec.get("network"), dataset))
+    checkpoint = models.PUBLIC.get((spec.get("network"), dataset))
     if spec.get("source") == "public" and not (provenance.data_dir() / checkpoint[0]).is_file():
         return f"the public weights of {spec['network']} on {dataset}"
     return ""
@@ -113,9 +109,9 @@ def arithmetic() -> str:
     """A digest of two training steps of a ResNet-20: equal where floating-point sums are taken in the same order."""
     stream = torch.Generator().manual_seed(0)
     draw = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=stream), torch.arange(32) % 10
-    split = dense_networks.data.Split(*draw)
+    split = data.Split(*draw)
     entry = DATASETS["cifar10"] | {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    dataset = dense_networks.data.Data("noise", split, split, split, **entry)
+    dataset = data.Data("noise", split, split, split, **entry)
     model = models.build("resnet20", seed=0)
     fit(model, dataset, epochs=1, seed=0, batch_size=16)
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
