@@ -6,7 +6,8 @@ Checkpoints of other authors are checked before they are used.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
@@ -294,6 +295,17 @@ def architecture(name: str) -> str:
 def head_name(model: nn.Module) -> str:
     """The name of a classifier's last linear layer, such as `fc` or `classifier.6`."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+
+
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that collects the inputs of a layer, one tensor per forward pass, while the context is open."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def count_parameters(model: nn.Module) -> int:

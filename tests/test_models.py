@@ -428,3 +428,14 @@ def test_missing_checkpoint_is_fetched_from_its_authors_and_a_damaged_one_is_nam
 def test_unknown_checkpoint_names_the_known_ones():
     with pytest.raises(CompanionError, match="known are resnet20 on cifar10"):
         models.public("resnet110", "cifar10")
+
+
+def test_the_inputs_of_a_layer_are_collected_and_no_hook_stays():
+    model, images = models.build("resnet8", shortcut="B").eval(), torch.randn(2, 3, 32, 32)
+    sides = {"conv1": 32, "layer2.0.conv1": 32, "layer2.0.downsample.0": 32, "layer2.0.conv2": 16, "layer3.0.conv2": 8}
+    for name, side in sides.items():
+        with models.inputs_of(model.get_submodule(name)) as seen, torch.no_grad():
+            model(images)
+            model(images[:1])
+        assert [one.shape[2:] for one in seen] == [(side, side)] * 2 and [len(one) for one in seen] == [2, 1]
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -262,7 +262,7 @@ def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
 
 
 def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
-    """One row a change of equal AP2 (the pruning itself, and draws of its controls), with its PD and loss gap.
+    """One row per change of equal AP2 (the pruning itself, and draws of its controls), with its PD and loss gap.
 
     Raises:
         ValueError: if AP2 within a block differs by more than single precision explains.

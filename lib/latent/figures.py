@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from lib import figures
 from lib.latent.analysis import KEY, block_means
@@ -19,17 +18,6 @@ from lib.masks import METHODS
 LOWEST_PD, LOWEST, LOWEST_GAP = 1e-2, 1e-4, 1e-5  # points; nats; nats
 CONTROL = {"color": figures.NULL["color"], "lw": 1.2}  # the dense control: a head fine-tuned with nothing removed
 CONTROLS = {"pruning": "o", "random direction": "x", "random signs": "+", "permuted places": "^"}
-
-
-def shades(fractions: Sequence[float]) -> dict[float, tuple]:
-    """One colour a fraction, dark to light."""
-    return dict(zip(fractions, plt.cm.viridis(np.linspace(0, 0.88, len(fractions))), strict=True))
-
-
-def legend(figure: Figure, entries: dict[str, dict], title: str | None = None) -> None:
-    """A legend beside a figure, of text and line style."""
-    handles = [Line2D([], [], label=text, **({"color": "k"} | style)) for text, style in entries.items()]
-    figure.legend(handles=handles, loc="outside right", title=title)
 
 
 def method_styles(**style: object) -> dict[str, dict]:
@@ -66,7 +54,9 @@ def panels(rows: pd.DataFrame, control: pd.DataFrame, measure: str, by: str, lab
     """
     along = "fraction" if by == "method" else "method"
     fractions, cases = sorted(set(rows["fraction"])), list(dict.fromkeys(rows["case"]))
-    colours = shades(fractions) if along == "fraction" else {method: figures.COLOURS[method] for method in METHODS}
+    colours = (
+        figures.shades(fractions) if along == "fraction" else {method: figures.COLOURS[method] for method in METHODS}
+    )
     values = fractions if by == "fraction" else list(METHODS)
     figure, axes = case_grid(cases, [v if by == "method" else f"{v:.0%} removed" for v in values], sharey="row")
     means = [_over_trials(frame, [measure, "pd"]) for frame in (rows, control)]
@@ -80,7 +70,7 @@ def panels(rows: pd.DataFrame, control: pd.DataFrame, measure: str, by: str, lab
     figure.supylabel(f"{label}, and PD (points)")
     texts = {value if along == "method" else f"{value:.0%}": {"color": colour} for value, colour in colours.items()}
     texts |= {"dense control": CONTROL, label: {}, "PD (points)": {"ls": "--"}}
-    legend(figure, texts, f"mean and range,\nn = {rows['trial'].nunique()}")
+    figures.legend(figure, texts, f"mean and range,\nn = {rows['trial'].nunique()}")
     return figure, pd.concat(means)
 
 
@@ -111,7 +101,7 @@ def groups(ablation: pd.DataFrame, trials: int) -> Figure:
     figure.supxlabel("number of groups")
     figure.supylabel("t-AP3 at epoch 0 (nats)")
     lines = {"as stored": {"marker": "o", "ms": 3}, "shuffled": {"ls": "--"}, "t-AP3 = 2": figures.NULL}
-    legend(figure, method_styles() | lines, f"mean of n = {trials}")
+    figures.legend(figure, method_styles() | lines, f"mean of n = {trials}")
     return figure
 
 
@@ -122,7 +112,7 @@ def released_code(modes: pd.DataFrame, trials: int) -> Figure:
     """
     columns = [(method, measure) for measure in ("ap2", "t_ap3") for method in ("highest", "random")]
     titles = [f"{method}:\n{'AP2' if measure == 'ap2' else 't-AP3 (nats)'}" for method, measure in columns]
-    cases, colours = list(dict.fromkeys(modes["case"])), shades(sorted(set(modes["fraction"])))
+    cases, colours = list(dict.fromkeys(modes["case"])), figures.shades(sorted(set(modes["fraction"])))
     figure, axes = case_grid(cases, titles)
     for place, (method, measure) in enumerate(columns):
         for (case, fraction, mode), one in modes[modes["method"] == method].groupby(["case", "fraction", "mode"]):
@@ -134,12 +124,12 @@ def released_code(modes: pd.DataFrame, trials: int) -> Figure:
     plt.setp(axes[:, 1::2], yticklabels=[])
     figure.supxlabel("epoch of fine-tuning")
     texts = {f"{fraction:.0%}": {"color": colour} for fraction, colour in colours.items()}
-    legend(figure, texts | {"as defined": {}, "released code": {"ls": "--"}}, f"mean of n = {trials}")
+    figures.legend(figure, texts | {"as defined": {}, "released code": {"ls": "--"}}, f"mean of n = {trials}")
     return figure
 
 
 def bounds(edges: pd.DataFrame) -> Figure:
-    """Training-loss gap of each configuration and trial against two bounds: a row a bound, a panel a case.
+    """Training-loss gap of each configuration and trial against two bounds: one row per bound, one panel per case.
 
     `edges` are rows of the first and the last epoch, as `analysis.with_bounds` returns them.
     """
@@ -161,7 +151,7 @@ def bounds(edges: pd.DataFrame) -> Figure:
     figure.supylabel("training-loss gap (nats)")
     texts = {f"epoch {epoch}": mark | {"ls": ""} for epoch, mark in marks.items()} | {"gap = bound": figures.NULL}
     n = edges.groupby(["case", "epoch"]).size().max()
-    legend(figure, method_styles(marker="s", ls="") | texts, f"n = {n} a case\nand epoch")
+    figures.legend(figure, method_styles(marker="s", ls="") | texts, f"n = {n} a case\nand epoch")
     return figure
 
 
@@ -184,7 +174,9 @@ def controls(other: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     texts = {name: {"marker": marker, "ls": ""} for name, marker in CONTROLS.items()}
     texts |= {"if length decided": figures.NULL}
     n = other["trial"].nunique()
-    legend(figure, method_styles(marker="s", ls="") | texts, f"mean of n = {n},\n{numbers['block'].nunique()} blocks")
+    figures.legend(
+        figure, method_styles(marker="s", ls="") | texts, f"mean of n = {n},\n{numbers['block'].nunique()} blocks"
+    )
     return figure, numbers
 
 
@@ -207,7 +199,7 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
     axes[0, 0].set_ylabel("PD (points)")
     figure.supxlabel("weights removed (%)")
     texts = {"epoch 0": {"ls": "--"}, "dense control": figures.NULL}
-    legend(figure, method_styles(marker="o") | texts, f"mean and range,\nn = {ending['trial'].nunique()}")
+    figures.legend(figure, method_styles(marker="o") | texts, f"mean and range,\nn = {ending['trial'].nunique()}")
     return figure, numbers
 
 
@@ -227,7 +219,7 @@ def layers(shown: pd.DataFrame) -> Figure:
         axis.set(yscale="log", xlabel="AP2 over the layer's squared norm", title=f"{title} removed, n = {n}")
     axes[0].set_ylabel("PD after the head is tuned (points)")
     texts = {f"{case}\n{name}": {"marker": shape, "ls": ""} for (case, name), shape in shapes.items()}
-    legend(figure, method_styles(marker="s", ls="") | texts, f"n = {shown['trial'].nunique()} trial a point")
+    figures.legend(figure, method_styles(marker="s", ls="") | texts, f"n = {shown['trial'].nunique()} trial a point")
     return figure
 
 

@@ -1,7 +1,7 @@
 """How far pruning moves a layer: AP2, AP3 and other divergences, what they bound, controls, released code's defects.
 
-Every function raises ValueError for arguments outside its domain: unequal shapes, values that are not finite, negative
-distances, covariances that are not positive definite. Divergences are in nats.
+All measures and bounds raise ValueError for arguments outside their domain: unequal shapes, values that are not finite,
+negative distances, covariances that are not positive definite. Divergences are in nats.
 """
 
 import math
@@ -34,12 +34,12 @@ def ap2(weight: Tensor, pruned: Tensor) -> float:
 def group_means(vector: Tensor, groups: int = 100) -> Tensor:
     """Means, float64, of consecutive groups of a flattened tensor: the location of the Student-t projection.
 
-    A group has d // groups of the d entries, so there may be more groups than wished for and a shorter last one
+    A group has d // groups of the d entries, so there may be more groups than requested and a shorter last one
     (d = 20,480: 101 groups). For d < groups each entry is a group; there the released code stops.
 
     Source: paper 1, section 5.3, and the released code's slices.
     """
-    flat = vector.flatten().double()
+    flat = _finite(vector.flatten().double())
     _check_positive(groups=groups, weights=len(flat))
     size = max(len(flat) // groups, 1)
     full = len(flat) - len(flat) % size
@@ -68,11 +68,11 @@ def kl_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance
     delta = _delta(mean_p, mean_q)
     p, q = _covariances(delta, covariance_p, covariance_q)
     if p.dim() == 1:
-        return 0.5 * (p / q - 1 - (p / q).log() + delta**2 / q).sum().item()
+        return 0.5 * (p / q - 1 - (p / q).log() + delta**2 / q).sum().clamp(min=0).item()
     factor_p, factor_q = _cholesky(p), _cholesky(q)
     log_ratio = 2 * (factor_q.diagonal().log() - factor_p.diagonal().log()).sum()
     whitened = torch.linalg.solve_triangular(factor_q, torch.column_stack([factor_p, delta]), upper=False)
-    return 0.5 * (log_ratio + whitened.square().sum() - len(delta)).item()
+    return 0.5 * (log_ratio + whitened.square().sum() - len(delta)).clamp(min=0).item()
 
 
 def kl_gaussian_printed(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance_q: Values) -> float:
@@ -311,9 +311,17 @@ def fisher_covariance(diagonal: Tensor, damping: float = 1e-3) -> Tensor:
 
 
 def _delta(weight: Tensor, pruned: Tensor) -> Tensor:
+    if not (isinstance(weight, Tensor) and isinstance(pruned, Tensor)):
+        raise ValueError(f"Measures compare tensors, not a {type(weight).__name__}: pass layer.weight.")
     if weight.shape != pruned.shape:
         raise ValueError(f"Both tensors must have one shape, not {tuple(weight.shape)} and {tuple(pruned.shape)}.")
-    return (weight.double() - pruned.double()).flatten()
+    return _finite((weight.double() - pruned.double()).flatten())
+
+
+def _finite(vector: Tensor) -> Tensor:
+    if not vector.isfinite().all():
+        raise ValueError("Weights must be finite: drop the rows of diverged or failed runs.")
+    return vector
 
 
 def _check_positive(**values: float) -> None:

@@ -120,12 +120,8 @@ def finetune_head(
     Source: paper 1, section 5 (20 epochs, last layer only). Fixed inputs leave out augmentation, dropout and drifting
     batch statistics.
     """
-    epochs, lr, stream, kept = (
-        spec["tuning_epochs"],
-        spec["tuning_lr"],
-        generator(spec["trial"], "order"),
-        mask.to(weight),
-    )
+    epochs, lr = spec["tuning_epochs"], spec["tuning_lr"]
+    stream, kept = generator(spec["trial"], "order"), mask.to(weight)
     weight, bias = weight.detach() * kept, bias.detach().clone()
     weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     record = [(weight.clone(), bias.clone())]
@@ -145,15 +141,10 @@ def finetune_head(
 
 def head_inputs(model: nn.Module, split: Split, dataset: Data, device: str = "cpu") -> Tensor:
     """The inputs (images, features) of a network's head in evaluation mode, float32."""
-    seen: list[Tensor] = []
-    head = model.get_submodule(models.head_name(model))
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float().flatten(1)))
-    try:
+    with models.inputs_of(model.get_submodule(models.head_name(model))) as seen:
         for _ in training.logits(model, split, dataset, 100, device):
             pass
-    finally:
-        hook.remove()
-    return torch.cat(seen).clone()
+    return torch.cat([inputs.float().flatten(1) for inputs in seen]).clone()
 
 
 def cache_features(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
@@ -236,7 +227,7 @@ def structured_mask(weight: Tensor, spec: dict) -> Tensor:
 def project_head(spec: dict, device: str, weights: Path, *, folder: Path, dense_folder: Path) -> dict:
     """The trial of `projections`: one pruned head at prune time, seen by other projections and beside its controls.
 
-    The spec holds a dense network, `method`, `fraction`, `trial`, `groups` (wished numbers of groups) and `draws` of
+    The spec holds a dense network, `method`, `fraction`, `trial`, `groups` (requested numbers of groups) and `draws` of
     each control.
 
     Returns:

@@ -13,17 +13,15 @@ from lib import stats
 from lib.truncation.cuts import CUTS, matrix_shape
 
 ALLOWED = 1.0  # points of accuracy that a harmless truncation may cost
-REACH = {
-    "tolerance": "largest_error",
-    "tolerated_norm": "largest_norm",
-}  # the loss at rank 1, the most that a cut loses
+# The loss at rank 1, the most that a cut loses.
+REACH = {"tolerance": "largest_error", "tolerated_norm": "largest_norm"}
 UNIT = ["case", "seed", "layer"]
 LAYER = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth", "n"]
 LISTS = "method cut rank target draw relative_error norm_loss effective_norm_loss wrong wrong_even lost gained loss kl"
 CHANNEL, SPATIAL = ("OUT", "IN"), ("KH", "KW")
 
 
-def named(rows: pd.DataFrame) -> pd.DataFrame:
+def finished(rows: pd.DataFrame) -> pd.DataFrame:
     """Finished rows with a column `case` (network and data set) and a `seed`, 0 for public checkpoints."""
     rows = rows[rows["status"] == "done"]
     seed = rows.get("seed", pd.Series(0, rows.index)).fillna(0).astype(int)
@@ -31,21 +29,20 @@ def named(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a kernel of single-layer rows (`trials.truncate_layer`).
+    """One row per kernel of single-layer rows (`trials.truncate_layer`).
 
     Adds `shape` as text, `place` (order of the layer among those of its case and seed, from 0), `depth` (the same from
     0 to 1), and against the dense kernel `drop` (points of accuracy; on images in even and odd places `drop_even`,
     `drop_odd`) and `rise` (loss, nats).
     """
-    rows = named(rows)
+    rows = finished(rows)
     rows["shape"] = ["x".join(map(str, shape)) for shape in rows["shape"]]
     rows["place"] = rows.groupby(["case", "seed"]).cumcount()
     last = rows.groupby(["case", "seed"])["place"].transform("max").clip(lower=1)
     rows["depth"] = rows["place"] / last
     table = rows[[*LAYER, *LISTS.split()]].explode(LISTS.split(), ignore_index=True).infer_objects()
-    more = table[["wrong", "wrong_even", "loss"]] - table.groupby(UNIT)[["wrong", "wrong_even", "loss"]].transform(
-        "first"
-    )
+    counted = ["wrong", "wrong_even", "loss"]
+    more = table[counted] - table.groupby(UNIT)[counted].transform("first")
     even = -(-table["n"] // 2)
     table["drop"] = 100 * more["wrong"] / table["n"]
     table["drop_even"] = 100 * more["wrong_even"] / even
@@ -53,24 +50,24 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(rise=more["loss"])
 
 
-def first_crossing(error: Sequence[float], drop: Sequence[float], allowed: float = ALLOWED) -> tuple[float, bool]:
-    """The relative error at which the accuracy first drops by `allowed` points, and whether it never does.
+def first_crossing(error: Sequence[float], drop: Sequence[float]) -> tuple[float, bool]:
+    """The relative error at which the accuracy first drops by ALLOWED points, and whether it never does.
 
     Errors and drops are those of one layer and cut, in any order. Between two ranks the drop is taken as linear, from 0
     at no error. A pair that never drops so far is censored at its largest error.
     """
     order = np.argsort(error, kind="stable")
     errors, drops = np.append(0, np.asarray(error)[order]), np.append(0, np.asarray(drop)[order])
-    beyond = np.flatnonzero(drops > allowed)
+    beyond = np.flatnonzero(drops > ALLOWED)
     if not len(beyond):
         return float(errors[-1]), True
     k = beyond[0]
-    share = (allowed - drops[k - 1]) / (drops[k] - drops[k - 1])
+    share = (ALLOWED - drops[k - 1]) / (drops[k] - drops[k - 1])
     return float(errors[k - 1] + share * (errors[k] - errors[k - 1])), False
 
 
 def tolerances(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer and cut of `points`: `tolerance` (relative error) and `censored` of `first_crossing`.
+    """One row per layer and cut of `points`: `tolerance` (relative error) and `censored` of `first_crossing`.
 
     A censored tolerance is a lower bound. Adds the same as a loss of norm `tolerated_norm`, the loss at rank 1 by both
     readings, `largest_error` and `largest_norm`, and whether the layer is `idle`: zeroing its kernel is harmless.
@@ -88,7 +85,7 @@ def tolerances(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lowest_ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer and cut of `points`: the lowest rank above which every rank is harmless; no row if none is."""
+    """One row per layer and cut of `points`: the lowest rank above which every rank is harmless; no row if none is."""
     key = ["case", "network", "dataset", "seed", "layer", "cut"]
     cut = table[table["method"] == "cut"].sort_values("rank", ascending=False)
     harmless = (cut["drop"] <= ALLOWED).groupby([cut[name] for name in key], sort=False).cummin()
@@ -117,11 +114,11 @@ def tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.
     return good.astype(float).where(table[REACH[column]] >= least)
 
 
-def tolerating_several(table: pd.DataFrame, least: float = 0.5, cuts: int = 2) -> pd.DataFrame:
-    """One row a layer, in `several` whether at least `cuts` of its cuts are `tolerating`; NaN where fewer could be."""
-    good = tolerating(table, least=least).mask(table["shape"].str.endswith("x1x1"))
+def tolerating_several(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per layer, in `several` whether at least two of its cuts are `tolerating`; NaN where fewer could be."""
+    good = tolerating(table).mask(table["shape"].str.endswith("x1x1"))
     counts = good.groupby([table[name] for name in UNIT], sort=False).agg(["sum", "count"])
-    several = (counts["sum"] >= cuts).astype(float).where(counts["count"] >= cuts)
+    several = (counts["sum"] >= 2).astype(float).where(counts["count"] >= 2)
     return several.rename("several").reset_index()
 
 
@@ -131,10 +128,10 @@ def concordance(table: pd.DataFrame, predictor: str, *strata: str, resamples: in
     Of two layers in one stratum the order of tolerances is known if the smaller one is not censored. Over the known
     pairs whose predictors differ, the value is the share in which the predictor has the same order minus the share in
     which it has the reverse one: Harrell's concordance C (1982) as 2 C - 1, in [-1, 1], which for tolerances without
-    ties or bounds is Kendall's tau. Unrelated predictors give 0 in the mean, even if the bounds depend on them.
+    ties or bounds is Kendall's tau. Unrelated predictors give 0 on average, even if the bounds depend on them.
 
     Args:
-        table: of `tolerances`, one row a layer and cut.
+        table: of `tolerances`, one row per layer and cut.
         predictor: a column.
         strata: columns; pairs are taken within them. One of them must be "cut".
         resamples: number of draws.
@@ -169,14 +166,13 @@ def concordance(table: pd.DataFrame, predictor: str, *strata: str, resamples: in
     draws = stats.resampled(
         lambda rows: statistic(same, np.bincount(rows, minlength=count)), count, seed=random, resamples=resamples
     )
-    low, high = stats.percentile_interval(draws)
     firsts = table.iloc[np.unique(layer, return_index=True)[1]]
     groups = _numbered(firsts, [name for name in strata if name != "cut"])
     exchanged = np.vectorize(lambda order: statistic(order.astype(int), once), signature="(n)->()")
     p = stats.permutation_p(exchanged, same, groups, seed=random, draws=resamples - 1)
     known = signs(same) != 0
     taking_part = len(np.unique(layer[np.append(less[known], more[known])]))
-    return {"value": value, "low": low, "high": high, "n": taking_part, "p": p}
+    return stats.percentile_estimate(value, draws, taking_part) | {"p": p}
 
 
 def _known_pairs(table: pd.DataFrame, strata: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -203,8 +199,7 @@ def over_layers(table: pd.DataFrame, statistic: str | Callable[[pd.DataFrame], f
     draws = stats.resampled(
         lambda drawn: statistic(table.iloc[np.concatenate([groups[k] for k in drawn])]), len(groups), seed=0
     )
-    low, high = stats.percentile_interval(draws)
-    return {"value": float(statistic(table)), "low": low, "high": high, "n": len(groups)}
+    return stats.percentile_estimate(statistic(table), draws, len(groups))
 
 
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
@@ -213,7 +208,7 @@ def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
 
 
 def at_equal_error(table: pd.DataFrame, first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
-    """Mean drop of graded truncations on two groups of cuts, at the errors that both reach: one row a layer and error.
+    """Mean drop of graded truncations on two groups of cuts at the errors that both reach, by layer and error.
 
     Columns `first`, `second`, `difference` = second - first.
     """
@@ -246,7 +241,7 @@ def _drop_at_share(one: pd.DataFrame, share: float) -> float:
 
 
 def beside_controls(table: pd.DataFrame, error: float, controls: Sequence[str]) -> pd.DataFrame:
-    """Drops at one relative error, a row a layer: truncations (mean over cuts) in `graded`, and every control.
+    """Drops at one relative error, one row per layer: truncations (mean over cuts) in `graded`, and every control.
 
     A control that is itself made on cuts has the truncations on its own cuts beside it, in `graded: NAME`.
     """
@@ -262,7 +257,7 @@ def beside_controls(table: pd.DataFrame, error: float, controls: Sequence[str]) 
 
 
 def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFrame:
-    """Drop of each control minus that of the truncations on its cuts (`beside_controls`), a row a control.
+    """Drop of each control minus that of the truncations on its cuts (`beside_controls`), one row per control.
 
     Columns as `over_layers`, `p` (`stats.sign_flip_p` over layers) and `p_holm`, corrected over the controls. With no
     effect of the correlations every expected value is 0.
@@ -285,7 +280,7 @@ def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
 
 
 def best_form(table: pd.DataFrame) -> pd.DataFrame:
-    """Drops of the best candidates at equal parameters, a row a layer and budget of `trials.formed`.
+    """Drops of the best candidates at equal parameters, one row per layer and budget of `trials.formed`.
 
     Columns: `cut` (the best single cut), `other form` (the best of Tucker, Tucker-2 and all tensor trains), `as cp`
     (the best cut graded to the error of the best CP fit), `CP` (the fit of least error). The best: `cross_fitted`.
@@ -299,7 +294,10 @@ def best_form(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def train_cuts(order: str) -> list[str]:
-    """The three cuts that a tensor train in an order of modes ("OUT KH KW IN") truncates: its ends, its middle."""
+    """The three cuts that a tensor train in an order of modes ("OUT KH KW IN") makes, one at each bond.
+
+    They are its first mode, its first two modes and its last mode, each against the rest.
+    """
     first, second, third, last = order.split()
     middle = next(cut for cut in CUTS if set(cut.split(".")) in ({first, second}, {third, last}))
     return [first, middle, last]
@@ -344,13 +342,11 @@ def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[in
     for row, a, b in zip(scores, first, second, strict=True):
         row[list(b)] += 100
         row[list(a)] -= 100
-    low, high = stats.percentile_interval(
-        stats.resampled(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=0)
-    )
-    return {"value": float(scores.mean()), "low": low, "high": high, "n": len(first)}
+    found = stats.bootstrap_estimate(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=0)
+    return found | {"n": len(first)}
 
 
-def weakest(found: Sequence[dict]) -> dict:
+def smallest_of_all(found: Sequence[dict]) -> dict:
     """The least of several statistics that must all exceed a threshold: least value, least low, least high, least n.
 
     That its lower end exceeds the threshold has at most the error of one of them (intersection-union test).

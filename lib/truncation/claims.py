@@ -2,7 +2,7 @@
 
 from lib.claims import Rule
 
-OFTEN = "0; a layer that is idle counts against"
+OFTEN = "0; idle layers count as not tolerating"
 
 RULES = (
     Rule(
@@ -68,7 +68,7 @@ RULES = (
     Rule(
         id="P2.5c",
         section="Is it the correlations?",
-        claim="Truncation hurts less than a change of the same error that knows no correlation: noise.",
+        claim="Truncation hurts less than noise of the same relative error.",
         statistic="drop of noise minus drop of truncation, at .5",
         unit="points",
         relation=">",

@@ -29,12 +29,16 @@ CUTS = {
 def sides(cut: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The modes on both sides of a cut, the named side first."""
     if cut not in CUTS:
-        raise ValueError(f"Unknown cut {cut!r}: use one of {', '.join(CUTS)}.")
+        other = ".".join(mode for mode in MODES if mode not in cut.split("."))
+        remedy = f"{other}, the same cut" if other in CUTS else f"one of {', '.join(CUTS)}"
+        raise ValueError(f"Unknown cut {cut!r}: use {remedy}.")
     return CUTS[cut], tuple(mode for mode in range(4) if mode not in CUTS[cut])
 
 
 def checked(kernel: Tensor) -> Tensor:
     """The kernel, detached and in float64."""
+    if not isinstance(kernel, Tensor):
+        raise ValueError(f"A kernel is a tensor, not a {type(kernel).__name__}: pass layer.weight.")
     if kernel.dim() != 4 or not kernel.numel():
         raise ValueError(
             f"A kernel has the modes OUT, IN, KH, KW, not the shape {tuple(kernel.shape)}: view a linear layer's "
@@ -186,8 +190,7 @@ def projected_at_random(kernel: Tensor, cut: str, rank: int, generator: torch.Ge
 def perturbed(kernel: Tensor, error: float, generator: torch.Generator) -> Tensor:
     """Control N3: the kernel plus Gaussian noise of exactly this relative error; its norm loss is near or below 0."""
     source = checked(kernel)
-    noise = normal(source.shape, generator).to(source)
-    return (source + noise * (error * source.norm() / noise.norm())).to(kernel)
+    return (source + gaussian_like(source, generator, error)).to(kernel)
 
 
 def shrunk(kernel: Tensor, error: float) -> Tensor:
@@ -209,11 +212,11 @@ def smallest_kept(kernel: Tensor, cut: str, rank: int) -> Tensor:
     return fold((svd.left[:, -rank:] * svd.values[-rank:]) @ svd.right[-rank:], cut, kernel.shape).to(kernel)
 
 
-def gaussian_like(kernel: Tensor, generator: torch.Generator) -> Tensor:
-    """A Gaussian kernel of the shape and norm of `kernel`: the random kernel whose spectra are Marchenko-Pastur."""
+def gaussian_like(kernel: Tensor, generator: torch.Generator, factor: float = 1.0) -> Tensor:
+    """A Gaussian kernel of the shape of `kernel` and `factor` times its norm: its spectra are Marchenko-Pastur."""
     source = checked(kernel)
     noise = normal(source.shape, generator).to(source)
-    return (noise * (source.norm() / noise.norm())).to(kernel)
+    return (noise * (factor * source.norm() / noise.norm())).to(kernel)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:

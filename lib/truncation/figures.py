@@ -15,18 +15,13 @@ from lib.truncation.cuts import CUTS
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light
 BLUE, ORANGE, RED, GREY, PURPLE, BROWN, RUST, KHAKI, SLATE, CYAN = PALETTE
-# One colour and marker a form in every figure: channel cuts are circles, pixel cuts squares, pair cuts triangles.
+# One colour and marker per form in every figure: channel cuts are circles, pixel cuts squares, pair cuts triangles.
 LOOKS = {
     **{"OUT": (BLUE, "o"), "IN": (CYAN, "o"), "KH": (RED, "s"), "KW": (ORANGE, "s")},
     **{"OUT.IN": (PURPLE, "^"), "OUT.KH": (SLATE, "^"), "OUT.KW": (KHAKI, "^")},
     **{"OUT+IN": (BROWN, "D"), "OUT+KW": (RUST, "D"), "KH+KW": (GREY, "D")},
-    **{
-        "tucker2": (BROWN, "P"),
-        "tucker": (RUST, "P"),
-        "tt": (GREY, "X"),
-        "cp": ("black", "v"),
-        "dense": ("black", "+"),
-    },
+    **{"tucker2": (BROWN, "P"), "tucker": (RUST, "P"), "tt": (GREY, "X")},
+    **{"cp": ("black", "v"), "dense": ("black", "+")},
 }
 ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
 ARMS |= {"batch norm": (PURPLE, "s")}
@@ -118,7 +113,7 @@ def spectra(rows: pd.DataFrame, layers: int = 4) -> Drawn:
 
 
 def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
-    """Change of accuracy against norm loss, one layer truncated at a time, a panel a cut; points of one network.
+    """Change of accuracy against norm loss, one layer truncated at a time, one panel per cut; points of one network.
 
     The axis of accuracy is linear up to two points and logarithmic beyond.
     """
@@ -144,7 +139,7 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
 
 
 def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
-    """Median tolerance over trainings: layers downwards, cuts sideways, a panel a case."""
+    """Median tolerance over trainings: layers downwards, cuts sideways, one panel per case."""
     figure, panels = _panels(tolerated["case"], 2.2, 2.6, 4.8)
     for axis, case in panels:
         one = tolerated[tolerated["case"] == case]
@@ -161,7 +156,7 @@ def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
 
 
 def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
-    """Mean tolerance over trainings against the layer, a line a cut, a panel a case; hollow: a lower bound."""
+    """Mean tolerance over trainings against the layer, one line per cut, one panel per case; hollow: a lower bound."""
     figure, panels = _panels(tolerated["case"], 1.5, 2.9, 3.4, sharey=True)
     for axis, case in panels:
         here = tolerated[tolerated["case"] == case]
@@ -223,7 +218,7 @@ def controls(points: pd.DataFrame, names: dict[str, str]) -> Drawn:
 
 
 def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
-    """Tolerance against how far a kernel's entropy is below that of a random one, a panel a cut, coloured by depth.
+    """Tolerance against how far a kernel's entropy is below that of a random one, one panel per cut, coloured by depth.
 
     Hollow points are lower bounds.
     """
@@ -286,10 +281,10 @@ def all_layers(table: pd.DataFrame) -> Drawn:
 
 
 def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
-    """Accuracy by epoch of retraining, a line an arm, a panel a truncation, mean over trainings; dotted: `few` epochs.
+    """Accuracy by epoch of retraining, mean over trainings: one line per arm, one panel per truncation.
 
     The rows hold `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
-    Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0.
+    Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0. `few` epochs are dotted.
     """
     truncated = rows[rows["arm"] != "untruncated"]
     figure, panels = _panels(zip(truncated["form_name"], truncated["target"], strict=True), 1.8, 1.95, 3.8, sharey=True)

@@ -26,8 +26,9 @@ Order = Sequence[str]
 class Stage(NamedTuple):
     """One small convolution of a factorised layer: `copies` of a convolution with `groups`, side by side.
 
-    The weight (groups * out, in, KH, KW) is that of one copy, shared by all. Channels are ordered by copy, then by
-    group. `vertical` and `horizontal` say whether this stage carries the layer's stride, padding and dilation there.
+    The weight (groups * out, in, KH, KW) is that of one copy. All copies share it: they apply the same filters to every
+    input channel before the stage of IN, and to every output channel after that of OUT. Channels are ordered by copy,
+    then by group. `vertical` and `horizontal` say whether this stage carries the layer's stride, padding and dilation.
     """
 
     weight: Tensor
@@ -57,7 +58,7 @@ class Train:
         return torch.einsum(",".join(terms) + "->oihw", *self.cores)
 
     def stages(self, groups: int) -> list[Stage]:
-        """One stage a site. Before IN each input channel has its own copy, after OUT each output channel has.
+        """One stage per site. Before IN each input channel has its own copy, after OUT each output channel has.
 
         Channels are ordered by group, then by copy, the ring's closing bond, and the bond.
         """
@@ -155,7 +156,7 @@ class CP:
         return _sum_of_terms(self.weights, self.factors).unflatten(1, [len(factor) for factor in self.factors[1:]])
 
     def stages(self, groups: int) -> list[Stage]:
-        """A stage a factor: IN, KH, KW, OUT."""
+        """One stage per factor: IN, KH, KW, OUT."""
         out, inputs, rows, columns = self.factors
         rank = len(self.weights)
         return [
@@ -272,10 +273,10 @@ def _ring(kernel: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) -> Tra
     return Train(tuple((mode,) for mode in modes), tuple(cores))
 
 
-def _tucker(kernel: Tensor, ranks: tuple[int, ...], sweeps: int = 50, tolerance: float = 1e-4) -> Tucker:
+def _tucker(kernel: Tensor, ranks: tuple[int, ...]) -> Tucker:
     """Tucker form by higher-order orthogonal iteration, from the sequential HOSVD, largest mode first.
 
-    It ends when the kept norm grows by less than `tolerance` of it in a sweep, or after `sweeps`.
+    It ends when a sweep increases the kept norm by a share below 1e-4, or after 50 sweeps.
     """
     by_size = sorted(range(4), key=lambda mode: -kernel.shape[mode])
     core, factors = kernel, [None] * 4
@@ -285,7 +286,7 @@ def _tucker(kernel: Tensor, ranks: tuple[int, ...], sweeps: int = 50, tolerance:
             factors[mode] = torch.eye(ranks[mode]).to(kernel) if whole else _basis(_rows(core, mode), ranks[mode])
             core = _contracted(core, factors[mode], mode)
     free = [mode for mode in by_size if core.shape[mode] < kernel.shape[mode]]
-    for _ in range(sweeps if len(free) > 1 else 0):
+    for _ in range(50 if len(free) > 1 else 0):
         before, core = core.norm(), kernel
         for k, mode in enumerate(free):
             projected = core
@@ -293,7 +294,7 @@ def _tucker(kernel: Tensor, ranks: tuple[int, ...], sweeps: int = 50, tolerance:
                 projected = _contracted(projected, factors[later], later)
             factors[mode] = _basis(_rows(projected, mode), ranks[mode])
             core = _contracted(core, factors[mode], mode)
-        if core.norm() - before <= tolerance * before:
+        if core.norm() - before <= 1e-4 * before:
             break
     return Tucker(core, tuple(factors))
 
@@ -475,9 +476,10 @@ def break_even(shape: Sequence[int], form: str) -> float:
 
 
 def ranks_at(shape: Sequence[int], form: str, share: float, order: Order = ORDER) -> int | tuple[int, ...]:
-    """Ranks of a form at a share in [0, 1] of the largest ones, rounded down, each at least 1 and of use to the others.
+    """Ranks of a form at a share in [0, 1] of the largest ones, rounded down.
 
-    A ring has all bonds equal. One number for a form with one rank.
+    Each is at least 1 and no larger than the others can use. A ring has all bonds equal; a form with one rank has one
+    number.
     """
     largest = _largest(shape, form, order)
     ranks = _useful(shape, form, tuple(max(1, math.floor(share * top + 1e-9)) for top in largest), order)

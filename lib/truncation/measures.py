@@ -1,7 +1,7 @@
 """Paper 2's truncations of a convolution kernel, and the loss of each: norm, entropy, outputs.
 
-Kernels are those of `cuts`, and so are the errors that are raised; two kernels that are compared must have one shape,
-and the first must not be zero. The paper's formulas are unknown: these are the standard ones.
+Kernels and errors are as in `cuts`; two kernels that are compared must have one shape, and the first must not be zero.
+The paper's formulas are unknown: these are the standard ones.
 """
 
 import math
@@ -53,7 +53,7 @@ def norm_loss(kernel: Tensor, truncated: Tensor) -> float:
 
 
 def graded(kernel: Tensor, truncated: Tensor, error: float) -> Tensor:
-    """The kernel between the two whose `relative_error` is `error`: (1 - t) K + t K'.
+    """The kernel interpolated between the two, (1 - t) K + t K', so that its `relative_error` is `error`.
 
     It fills the gaps between ranks, of which a mode of length 3 has two.
 
@@ -152,11 +152,12 @@ def effective_norm_loss(kernel: Tensor, truncated: Tensor, usage: Tensor) -> flo
 
 
 def _pair(kernel: Tensor, truncated: Tensor) -> tuple[Tensor, Tensor]:
+    kernel, truncated = checked(kernel), checked(truncated)
     if kernel.shape != truncated.shape:
         raise ValueError(f"Kernels to compare have one shape, not {kernel.shape} and {truncated.shape}: fold first.")
     if not kernel.any():
         raise ValueError("The zero kernel has no norm to lose: leave it out.")
-    return checked(kernel), checked(truncated)
+    return kernel, truncated
 
 
 def _padding(conv: nn.Conv2d) -> list[tuple[int, int]]:

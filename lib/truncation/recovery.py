@@ -1,7 +1,7 @@
 """Paper 2 on whole networks: many layers truncated by a plan, and retrained in five ways.
 
-A plan is three lists of a spec, an entry a layer: `layers` (names), `forms` (one of `forms.RANKS`, or two single-mode
-cuts as "OUT+IN") and `ranks` (a list of numbers each).
+A plan is three lists of a spec, one entry per layer: `layers` (names), `forms` (one of `forms.RANKS`, or two
+single-mode cuts as "OUT+IN") and `ranks` (a list of numbers each).
 """
 
 import math
@@ -179,7 +179,7 @@ def _as_linear(conv: nn.Conv2d) -> nn.Linear:
 
 
 def truncate_network(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
-    """The trial of `plans`. The spec holds a dense network, a plan, `part`, `images`, and labels of the notebook's own.
+    """The trial of `plans`. The spec holds a dense network, a plan, `part`, `images`, and the notebook's own labels.
 
     Returns:
         `wrong` and `dense_wrong` images, `lost` and `gained` ones, `n`; `loss`, `dense_loss`; `parameters`,

@@ -1,7 +1,6 @@
 """One layer with many kernels: the values before it are computed once, several kernels run side by side."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -12,7 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lib.data import Data, Split, batches, normalise
 from lib.models import head_name
 
-TOGETHER = {"cpu": 1, "cuda": 16}  # kernels side by side: they fill a GPU, and leave the cache of a CPU core
+# Kernels side by side: together they fill a GPU, but on a CPU they would overflow the cache.
+TOGETHER = {"cpu": 1, "cuda": 16}
 
 
 def kernel(layer: nn.Module) -> Tensor:
@@ -33,17 +33,6 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name in named if name not in left_out and "downsample" not in name]
 
 
-@contextmanager
-def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that collects the inputs of a layer, one tensor a forward pass, while the context is open."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
 class LayerSweep:
     """A network in evaluation mode that computes its outputs for many kernels of one layer.
 
@@ -52,13 +41,18 @@ class LayerSweep:
     and channels come last in memory: both only save time.
 
     Raises:
-        ValueError: for a layer without a kernel, or one that a forward pass does not call exactly once.
+        ValueError: for a layer without a kernel, or one that a forward pass does not call exactly once; for a network
+            whose forward pass branches on its values, which has no one graph.
     """
 
     def __init__(self, model: nn.Module, layer: str):
-        self.graph = fx.symbolic_trace(deepcopy(model).eval()).to(memory_format=torch.channels_last)
+        try:
+            self.graph = fx.symbolic_trace(deepcopy(model).eval()).to(memory_format=torch.channels_last)
+        except fx.proxy.TraceError as error:
+            name = type(model).__name__
+            raise ValueError(f"The forward pass of {name} branches or loops on values: write it without.") from error
         self.layer = self.graph.get_submodule(layer)
-        kernel(self.layer)
+        self.shape = tuple(kernel(self.layer).shape)
         found = [node for node in self.graph.graph.nodes if node.op == "call_module" and node.target == layer]
         if len(found) != 1:
             raise ValueError(f"{layer} is called {len(found)} times in a forward pass: choose a layer called once.")
@@ -81,6 +75,10 @@ class LayerSweep:
             kernels: likewise, each (OUT, IN, KH, KW) of the layer's shape.
             together: number of kernels that run side by side, by default that of TOGETHER.
         """
+        shapes = {tuple(one.shape) for one in kernels}
+        if shapes != {self.shape}:
+            given = " and ".join(map(str, sorted(shapes))) or "an empty one"
+            raise ValueError(f"kernels is a list of tensors of shape {self.shape}, not {given}.")
         together = together or TOGETHER[images.device.type]
         interpreter = fx.Interpreter(self.graph)
         interpreter.args_iter = iter((images.contiguous(memory_format=torch.channels_last),))

@@ -67,7 +67,7 @@ def report_specs(dense: Iterable[dict], chosen: pd.DataFrame, **options) -> list
 
 
 def of_network(rows: pd.DataFrame, spec: dict) -> pd.DataFrame:
-    """The rows of `analysis.named` that belong to one dense network."""
+    """The rows of `analysis.finished` that belong to one dense network."""
     same = (rows["network"] == spec["network"]) & (rows["dataset"] == spec["dataset"])
     return rows[same & (rows["seed"] == spec.get("seed", 0))]
 
@@ -163,7 +163,7 @@ def layer_moment(model: nn.Module, name: str, dataset: Data) -> Tensor | None:
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         return None
     split = Split(dataset.train.images[:MOMENT_IMAGES], dataset.train.labels[:MOMENT_IMAGES])
-    with sweep.inputs_of(layer) as seen:
+    with models.inputs_of(layer) as seen:
         for _ in training.logits(model, split, dataset, device=str(layer.weight.device)):
             pass
     return measures.patch_moment(layer, torch.cat(seen).cpu()).to(layer.weight.device)
@@ -273,7 +273,7 @@ def truncate_layer(
     The spec holds a dense network, `layer`, `part`, `images`, `batch`, and the fields that `entries` reads.
 
     Returns:
-        Lists, an entry a kernel: `method`, `cut`, `rank`, `target` (the error or share aimed at), `draw`;
+        Lists, one entry per kernel: `method`, `cut`, `rank`, `target` (the error or share aimed at), `draw`;
         `relative_error`, `norm_loss`, `effective_norm_loss`; `wrong` images, of them in even places `wrong_even`;
         `lost` and `gained` against the dense kernel; `loss` and `kl` (nats). Also `n`, and the kernel's `shape`.
     """
@@ -306,7 +306,7 @@ def _map_and_usage(model: nn.Module, name: str, dataset: Data) -> tuple[int, Ten
     layer = model.get_submodule(name)
     if isinstance(layer, nn.Linear):
         return 1, torch.ones(1, 1, dtype=torch.float64)
-    with sweep.inputs_of(layer) as seen, torch.no_grad():
+    with models.inputs_of(layer) as seen, torch.no_grad():
         model(torch.zeros(1, dataset.channels, dataset.size, dataset.size, device=layer.weight.device))
     size = tuple(seen[0].shape[-2:])
     return size[0], measures.tap_usage(layer, size)

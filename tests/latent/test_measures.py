@@ -322,6 +322,8 @@ def test_permutation_leaves_fine_tuned_weights_where_they_are():
     "call",
     (
         lambda w: latent.ap2(w, w[0]),
+        lambda w: latent.ap2(w, w * math.nan),
+        lambda w: latent.group_means(w * math.inf),
         lambda w: latent.group_means(w, 0),
         lambda w: latent.group_means(w[:0]),
         lambda w: latent.performance_bound(-1.0, 1.0, 1.0, 1.0),
@@ -338,7 +340,20 @@ def test_bad_weights_are_refused_in_one_sentence(call):
         call(normal(3, 5, generator=seeded()))
 
 
+def test_a_layer_in_place_of_its_weight_is_refused_with_the_remedy():
+    layer = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"^[^\n]+pass layer\.weight\.$"):
+        latent.ap2(layer, layer)
+
+
 # Divergences
+
+
+@pytest.mark.parametrize("form", (lambda c: c, lambda c: torch.tensor([[c]])))
+def test_kl_of_nearly_equal_covariances_is_not_negative(form):
+    mean = torch.zeros(1, dtype=torch.float64)
+    assert 0 <= latent.kl_gaussian(mean, form(1.5), mean, form(1.5 * (1 + 1e-10))) < 1e-15
+
 
 # KL of two Student-t distributions (spec table): (d, df) -> values at r = 0.1, 1, 2, 3, 10, as printed.
 STUDENT_T_TABLE = {
@@ -671,6 +686,8 @@ def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
         lambda v: latent.kl_gaussian(v, torch.ones(2), v, 1.0),
         lambda v: latent.kl_gaussian(v, torch.eye(2), v, 1.0),
         lambda v: latent.kl_gaussian(v, 1.0, v[:2], 1.0),
+        lambda v: latent.kl_gaussian(v, 1.0, v * math.inf, 1.0),
+        lambda v: latent.mahalanobis(v, v * math.inf, 1.0),
         lambda v: latent.wasserstein_gaussian(v, torch.eye(3), v, -torch.eye(3)),
         lambda v: latent.precision_range(math.nan),
         lambda v: latent.kl_student_t(-1.0, 1, 4),

@@ -20,7 +20,7 @@ ENTRIES = [  # method, cut, rank, target, relative error, wrong, wrong in even p
 
 
 def row(layer="a", **change):
-    """A row as `truncation_trials.truncate_layer` returns it, with one entry a kernel."""
+    """A row as `truncation_trials.truncate_layer` returns it, with one entry per kernel."""
     names = "method cut rank target relative_error wrong wrong_even loss".split()
     lists = {name: [entry[k] for entry in ENTRIES] for k, name in enumerate(names)}
     lists |= {"norm_loss": [1 - math.sqrt(1 - e**2) for e in lists["relative_error"]], "draw": [0] * 5, "kl": [0.0] * 5}
@@ -140,7 +140,7 @@ def test_a_paired_difference_of_retrainings_that_disagree_is_less_certain():
 
 def test_the_weakest_of_several_must_exceed_alone():
     found = [{"value": 2, "low": 1, "high": 3, "n": 9}, {"value": 1.5, "low": 1.2, "high": 5, "n": 7}]
-    assert analysis.weakest(found) == {"value": 1.5, "low": 1, "high": 3, "n": 7}
+    assert analysis.smallest_of_all(found) == {"value": 1.5, "low": 1, "high": 3, "n": 7}
 
 
 def test_a_control_that_is_made_on_cuts_is_compared_with_truncations_on_these():

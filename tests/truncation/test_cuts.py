@@ -267,6 +267,7 @@ def test_a_random_kernel_keeps_the_norm_and_has_the_entropy_of_marchenko_pastur(
     (
         lambda k: unfold(k, "DEPTH"),
         lambda k: cut_svd(k, "IN.OUT"),
+        lambda k: cut_svd(torch.nn.Conv2d(3, 4, 3), "OUT"),
         lambda k: cut_svd(k[0], "OUT"),
         lambda k: cut_svd(k * math.nan, "OUT"),
         lambda k: cut_svd(k[:0], "OUT"),
@@ -285,3 +286,8 @@ def test_a_random_kernel_keeps_the_norm_and_has_the_entropy_of_marchenko_pastur(
 def test_bad_arguments_are_refused_in_one_sentence(call):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
         call(torch.ones(4, 3, 3, 3))
+
+
+def test_the_complement_of_a_cut_is_refused_with_the_name_that_it_has():
+    with pytest.raises(ValueError, match=r"'IN\.KW': use OUT\.KH, the same cut\.$"):
+        unfold(torch.ones(4, 3, 3, 3), "IN.KW")

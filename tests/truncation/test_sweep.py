@@ -13,7 +13,7 @@ from lib import data, models
 from lib.data import Split, normalise
 from lib.truncation import cuts, recovery, sweep, truncate
 
-# Network, its options, the shape of its images, and how many of its layers: every so many-th.
+# Network, its options, the shape of its images, and how many of its layers: every n-th.
 CASES = {
     "resnet8": ("resnet8", {"size": 8, "width": 0.5}, 1),
     "resnet8-B": ("resnet8", {"size": 8, "width": 0.5, "shortcut": "B"}, 1),
@@ -182,6 +182,26 @@ def test_a_layer_without_a_kernel_is_refused_in_one_sentence(layer):
         sweep.LayerSweep(models.build("resnet8"), layer)
 
 
+class Branching(nn.Sequential):
+    """A network that looks at its values before it goes on."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_a_network_that_branches_on_values_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match=r"^[^\n]*Branching[^\n]+\.$"):
+        sweep.LayerSweep(Branching(nn.Conv2d(1, 2, 3)), "0")
+
+
+@pytest.mark.parametrize("kernels", (lambda k: k, lambda k: [k, k[:1]], lambda k: [k.flatten(1)], lambda k: []))
+def test_kernels_of_another_shape_are_refused_in_one_sentence(kernels):
+    model = models.build("resnet8")
+    layer = sweep.LayerSweep(model, "conv1")
+    with pytest.raises(ValueError, match=r"^kernels is a list of tensors of shape \(16, 3, 3, 3\), not [^\n]+\.$"):
+        layer(torch.zeros(2, 3, 8, 8), kernels(sweep.kernel(model.conv1)))
+
+
 def test_kernels_are_views_of_the_weight_with_four_modes():
     conv, linear = nn.Conv2d(6, 4, (3, 5), groups=2), nn.Linear(7, 5)
     assert sweep.kernel(conv).shape == (4, 3, 3, 5) and not sweep.kernel(conv).requires_grad
@@ -194,17 +214,6 @@ def test_layers_are_named_in_order_without_the_head_and_projections():
     assert names == ["conv1", *[f"layer{stage}.0.conv{k}" for stage in (1, 2, 3) for k in (1, 2)]]
     assert sweep.layer_names(models.build("mlp", channels=1, size=8)) == ["1", "3"]
     assert len(sweep.layer_names(models.build("vgg16", width=0.125))) == 13
-
-
-def test_the_inputs_of_a_layer_are_collected_and_no_hook_stays():
-    model, images = models.build("resnet8", shortcut="B").eval(), gaussian(2, 3, 32, 32).float()
-    sides = {"conv1": 32, "layer2.0.conv1": 32, "layer2.0.downsample.0": 32, "layer2.0.conv2": 16, "layer3.0.conv2": 8}
-    for name, side in sides.items():
-        with sweep.inputs_of(model.get_submodule(name)) as seen, torch.no_grad():
-            model(images)
-            model(images[:1])
-        assert [one.shape[2:] for one in seen] == [(side, side)] * 2 and [len(one) for one in seen] == [2, 1]
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 NAMED = (  # network, form, pixels, layers: a large kernel, a 3x3, a 1x1 or linear one
