@@ -15,15 +15,7 @@ from lib.masks import magnitude_mask
 
 MODES = ("OUT", "IN", "KH", "KW")
 # A cut by the modes on its one side, positions in PyTorch's layout; complements are the same cut, so seven are all.
-CUTS = {
-    "OUT": (0,),
-    "IN": (1,),
-    "KH": (2,),
-    "KW": (3,),
-    "OUT.IN": (0, 1),
-    "OUT.KH": (0, 2),
-    "OUT.KW": (0, 3),
-}
+CUTS = {"OUT": (0,), "IN": (1,), "KH": (2,), "KW": (3,), "OUT.IN": (0, 1), "OUT.KH": (0, 2), "OUT.KW": (0, 3)}
 
 
 def sides(cut: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -120,9 +112,7 @@ def checked_rank(rank: int, shape: Sequence[int], cut: str) -> int:
     """The rank as an int, if a kernel of this shape can have it on the cut."""
     largest = min(matrix_shape(shape, cut))
     if rank not in range(1, largest + 1):
-        raise ValueError(
-            f"The {cut} cut of a {tuple(shape)} kernel has ranks 1 to {largest}, not {rank}: choose another."
-        )
+        raise ValueError(f"The {cut} cut of a {tuple(shape)} kernel has ranks 1 to {largest}, not {rank}.")
     return int(rank)
 
 

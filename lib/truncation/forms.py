@@ -239,9 +239,7 @@ def checked_ranks(shape: Sequence[int], form: str, rank: Ranks, order: Order = O
         raise ValueError(f"The form {form!r} needs {RANKS[form]} ranks, not {rank}: see forms.decompose.")
     most = limits(shape, form, ranks, order)
     if any(value not in range(1, top + 1) for value, top in zip(ranks, most, strict=True)):
-        raise ValueError(
-            f"The ranks {ranks} of {form!r} for a {tuple(shape)} kernel must lie between 1 and {most}: choose others."
-        )
+        raise ValueError(f"The ranks of {form!r} for a {tuple(shape)} kernel are 1 to at most {most}, not {ranks}.")
     return tuple(int(value) for value in ranks)
 
 

@@ -136,9 +136,7 @@ def tap_usage(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
         reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
         starts = torch.arange(-before, size[axis] + after - reach, conv.stride[axis])
         if not len(starts):
-            raise ValueError(
-                f"A map of {size} pixels is smaller than the kernel {conv.kernel_size}: enlarge the image."
-            )
+            raise ValueError(f"A map of {size} pixels is smaller than the kernel {conv.kernel_size}: enlarge it.")
         pixels = starts[:, None] + conv.dilation[axis] * torch.arange(conv.kernel_size[axis])
         real = (pixels >= 0) & (pixels < size[axis]) | (conv.padding_mode != "zeros")
         usage.append(real.double().mean(0))

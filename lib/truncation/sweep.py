@@ -18,9 +18,7 @@ TOGETHER = {"cpu": 1, "cuda": 16}
 def kernel(layer: nn.Module) -> Tensor:
     """The weight of a convolution as a kernel (OUT, IN, KH, KW), of a linear layer as (OUT, IN, 1, 1); detached."""
     if not isinstance(layer, nn.Conv2d | nn.Linear):
-        raise ValueError(
-            f"Only nn.Conv2d and nn.Linear have a kernel, not {type(layer).__name__}: choose such a layer."
-        )
+        raise ValueError(f"Only nn.Conv2d and nn.Linear have a kernel, not {type(layer).__name__}: choose one.")
     weight = layer.weight.detach()
     return weight[..., None, None] if isinstance(layer, nn.Linear) else weight
 
@@ -42,7 +40,7 @@ class LayerSweep:
 
     Raises:
         ValueError: for a layer without a kernel, or one that a forward pass does not call exactly once; for a network
-            whose forward pass branches on its values, which has no one graph.
+            whose forward pass branches on its values.
     """
 
     def __init__(self, model: nn.Module, layer: str):
