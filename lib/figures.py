@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image as Raster
 from PIL.PngImagePlugin import PngInfo
 
@@ -239,3 +240,15 @@ def latency(costs: pd.DataFrame, device: str) -> tuple[Figure, pd.DataFrame]:
     axis.margins(0.15, 0.12)
     figure.legend(loc="outside right", title="median of 20 passes")
     return figure, timing
+
+
+def shades(values: Sequence[float], low: float = 0, high: float = 0.88) -> dict[float, tuple]:
+    """One colour for each value, dark to light, from this part of the colour map."""
+    return dict(zip(values, plt.cm.viridis(np.linspace(low, high, len(values))), strict=True))
+
+
+def legend(figure: Figure, entries: dict[str, dict], title: str | None = None, columns: int = 0) -> None:
+    """A legend of text and line style: beside a figure, or below it in columns."""
+    handles = [Line2D([], [], label=text, **({"color": "k"} | style)) for text, style in entries.items()]
+    place = "outside lower center" if columns else "outside right"
+    figure.legend(handles=handles, loc=place, title=title, ncols=columns or 1)
