@@ -38,7 +38,7 @@ def plateau(step: Sequence[float], drop: int) -> int | None:
 
 
 def epochs_at_early_bird(matrix: np.ndarray) -> int:
-    """Trained epochs at the early-bird epoch of the released rule, or three quarters of all epochs if it never fires."""
+    """Trained epochs at the early-bird epoch of the released rule, or 3/4 of all epochs if it never fires."""
     found = measures.early_bird_epoch(matrix)
     return len(matrix) * 3 // 4 if found is None else found + 1
 
