@@ -68,12 +68,7 @@ def measure_costs(spec: dict, device: str, weights: Path) -> dict:
     Returns:
         Parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
     """
-    return costs_of(untrained(spec), spec["dataset"], device)
-
-
-def costs_of(model: nn.Module, dataset: str, device: str) -> dict:
-    """What `measure_costs` returns, of any network for images of this data set."""
-    entry = DATASETS[dataset]
+    entry, model = DATASETS[spec["dataset"]], untrained(spec)
     shape = (entry["channels"], entry["size"], entry["size"])
     row = {"parameters": models.count_parameters(model), "macs": models.count_macs(model, (1, *shape))}
     return row | {f"made_latency_{n}_ms": training.latency_ms(model, (n, *shape), device) for n in (1, 128)}

@@ -303,15 +303,10 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of convolutions and matrix products, for one input of `shape` (batch first)."""
-    return count_operations(model, shape) // 2  # torch counts a multiply-accumulate as two operations
-
-
-def count_operations(model: nn.Module, shape: tuple[int, ...], rules: dict[object, Callable] | None = None) -> int:
-    """Operations of a forward pass by torch's counter; `rules` are further functions that it shall count."""
     copy = deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=rules) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         copy(torch.zeros(shape, device="meta", dtype=next(copy.parameters()).dtype))
-    return int(counter.get_total_flops())
+    return counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two operations
 
 
 def _imagenet(name: str, classes: int, size: int = 224, width: float = 1.0) -> nn.Module:

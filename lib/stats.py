@@ -176,19 +176,12 @@ def permutation_p(
     return upper_p(statistic(y), statistic(exchanged))
 
 
-def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> dict:
+def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed) -> dict:
     """A statistic of all units with its percentile bootstrap interval, as `Ledger.enter` takes them.
 
-    Args:
-        statistic: as `resampled` takes it.
-        sizes: number of units of each kind, for example of trials and of configurations.
-        seed: of the resampling.
-        resamples: number of draws.
-
-    Returns:
-        `value`, `low`, `high`, and as `n` the units of the last kind.
+    The statistic and the sizes are those of `resampled`; `n` counts the units of the last kind.
     """
-    draws = resampled(statistic, *sizes, seed=seed, resamples=resamples)
+    draws = resampled(statistic, *sizes, seed=seed)
     return percentile_estimate(statistic(*map(np.arange, sizes)), draws, sizes[-1])
 
 
@@ -436,14 +429,7 @@ def mean_gain(values: Sequence[float]) -> dict[str, float]:
 
 
 def clustered_rank_correlation_gain(
-    a: Sequence[float],
-    b: Sequence[float],
-    y: Sequence[float],
-    strata: Sequence,
-    clusters: Sequence,
-    *,
-    seed: Seed,
-    resamples: int = 1000,
+    a: Sequence[float], b: Sequence[float], y: Sequence[float], strata: Sequence, clusters: Sequence, *, seed: Seed
 ) -> dict[str, float]:
     """How much more closely a measure follows y than another one does: the difference of two rank correlations.
 
@@ -455,7 +441,6 @@ def clustered_rank_correlation_gain(
         clusters: (n,) labels of the independent units, such as networks. Units are drawn anew with all their values,
             which keep their ranks.
         seed: of the resampling.
-        resamples: number of draws.
 
     Returns:
         `value`, `low`, `high`; `n`, the number of clusters; `p`, one-sided, of no gain.
@@ -469,7 +454,7 @@ def clustered_rank_correlation_gain(
         first, second = _pooled(drawn[:2], drawn[2])
         return first - second
 
-    draws = resampled(gain, len(members), seed=seed, resamples=resamples)
+    draws = resampled(gain, len(members), seed=seed)
     found = percentile_estimate(gain(np.arange(len(members))), draws, len(members))
     return found | {"p": upper_p(0, -draws)}
 
@@ -480,10 +465,10 @@ def share_estimate(good: Sequence[bool]) -> dict[str, float]:
     return {"value": float(np.mean(good)), "low": low, "high": high, "n": len(good)}
 
 
-def sign_flip_p(differences: Sequence[float], *, seed: Seed = 0, draws: int = 4095) -> float:
+def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of a mean of paired differences, whose signs are exchangeable if there is no effect.
 
-    All flips are counted up to 12 differences, `draws` random ones beyond. NaN without differences.
+    All flips are counted up to 12 differences, 4095 random ones beyond. NaN without differences.
     """
     values = np.asarray(differences, dtype=float)
     if not len(values):
@@ -491,9 +476,9 @@ def sign_flip_p(differences: Sequence[float], *, seed: Seed = 0, draws: int = 40
     if exact := len(values) <= 12:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
     else:
-        signs = np.random.default_rng(seed).choice((-1, 1), size=(draws, len(values)))
+        signs = np.random.default_rng(0).choice((-1, 1), size=(4095, len(values)))
     reached = np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)
-    return float(reached.mean() if exact else (1 + reached.sum()) / (1 + draws))
+    return float(reached.mean() if exact else (1 + reached.sum()) / 4096)
 
 
 def _labels(strata: Sequence, n: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from lib.provenance import CompanionError
 from lib.study import seed_from
 
 LARGEST_RANDOM = 0.95  # largest ratio that the random sampler draws
-REFINED = 0.05  # |log mCB - log optimum| of a refined space, at most
+REFINED = 0.05  # largest |log mCB - log optimum| of a refined space
 BUCKET_WIDTH, FEWEST_IN_BUCKET = 0.05, 8
 FIRST_DRAWS, MOST_DRAWS = 20_000, 20_000_000
 

@@ -5,14 +5,15 @@ the probes into the same regions of the input-space partition.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from lib import models
 from lib.provenance import CompanionError
 
 FORMS = ("raw", "normalised", "signed")
@@ -273,7 +274,10 @@ def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> int:
 
     Source: the precursor's `compute_flops.py`, as rules; it reproduces two published totals.
     """
-    return models.count_operations(model, (1, *shape), COUNTED)
+    copy = deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+        copy(torch.zeros((1, *shape), device="meta", dtype=next(copy.parameters()).dtype))
+    return int(counter.get_total_flops())
 
 
 def training_flops(forward: float, images: int, epochs: float) -> float:
