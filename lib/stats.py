@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 LEVEL = 0.95  # of every interval and band
+FOLDS = 10  # of every cross-validation
 Seed = int | np.random.Generator
 
 
@@ -32,13 +33,13 @@ def quantile(level: float = LEVEL) -> float:
     return float(scipy_stats.norm.ppf((1 + level) / 2))
 
 
-def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(correct: int, n: int) -> tuple[float, float]:
     """Wilson's interval of a proportion, for example of an accuracy on n test images."""
-    interval = scipy_stats.binomtest(int(correct), int(n)).proportion_ci(level, method="wilson")
+    interval = scipy_stats.binomtest(int(correct), int(n)).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's t interval of a mean, for example over seeds.
 
     Raises:
@@ -47,7 +48,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float,
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         raise ValueError("An interval of a mean needs at least two values: ask for more seeds, trials or networks.")
-    half = scipy_stats.sem(values) * scipy_stats.t.ppf((1 + level) / 2, len(values) - 1)
+    half = scipy_stats.sem(values) * scipy_stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -57,14 +58,9 @@ def mean_estimate(values: Sequence[float]) -> dict[str, float]:
     return {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 
 
-def dkw_half_width(n: int, level: float = LEVEL) -> float:
-    """Half-width of the band that holds a whole distribution function with this probability (Massart 1990)."""
-    return float(np.sqrt(np.log(2 / (1 - level)) / (2 * n)))
-
-
-def percentile_interval(draws: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """The interval that holds the middle share `level` of bootstrap draws; draws that are NaN are left out."""
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(draws: Sequence[float]) -> tuple[float, float]:
+    """The interval that holds the middle share LEVEL of bootstrap draws; draws that are NaN are left out."""
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -83,11 +79,7 @@ def resampled(statistic: Callable[..., float], *sizes: int, seed: Seed, resample
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float],
-    *samples: Sequence[float],
-    seed: Seed,
-    resamples: int = 2000,
-    level: float = LEVEL,
+    statistic: Callable[..., float], *samples: Sequence[float], seed: Seed, resamples: int = 2000
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of one sample, or of several paired ones.
 
@@ -97,7 +89,7 @@ def bootstrap_interval(
     draws = resampled(
         lambda rows: statistic(*(array[rows] for array in arrays)), len(arrays[0]), seed=seed, resamples=resamples
     )
-    return percentile_interval(draws, level)
+    return percentile_interval(draws)
 
 
 def upper_p(value: float, null: np.ndarray) -> float:
@@ -184,19 +176,12 @@ def permutation_p(
     return upper_p(statistic(y), statistic(exchanged))
 
 
-def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed, resamples: int = 1000) -> dict:
+def bootstrap_estimate(statistic: Callable[..., float], *sizes: int, seed: Seed) -> dict:
     """A statistic of all units with its percentile bootstrap interval, as `Ledger.enter` takes them.
 
-    Args:
-        statistic: as `resampled` takes it.
-        sizes: number of units of each kind, for example of trials and of configurations.
-        seed: of the resampling.
-        resamples: number of draws.
-
-    Returns:
-        `value`, `low`, `high`, and as `n` the units of the last kind.
+    The statistic and the sizes are those of `resampled`; `n` counts the units of the last kind.
     """
-    draws = resampled(statistic, *sizes, seed=seed, resamples=resamples)
+    draws = resampled(statistic, *sizes, seed=seed)
     return percentile_estimate(statistic(*map(np.arange, sizes)), draws, sizes[-1])
 
 
@@ -238,7 +223,10 @@ def percentile_estimate(value: float, draws: Sequence[float], n: int) -> dict[st
 
 
 def redrawn_rows(*sizes: int, seed: Seed, resamples: int) -> list[np.ndarray]:
-    """Indices (resamples, n) of n units for each size, drawn with replacement, for statistics of many rows at once."""
+    """Indices (resamples, n) of n units for each size, drawn with replacement, for statistics of many rows at once.
+
+    Unlike `redrawn`, all resamples of one size are drawn before those of the next.
+    """
     random = np.random.default_rng(seed)
     return [random.integers(n, size=(resamples, n)) for n in sizes]
 
@@ -266,9 +254,12 @@ def stratified_bootstrap(
     return found | {"low": float(found["low"] - bias), "high": float(found["high"] - bias)}
 
 
-def dkw_band(n: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper edge of the band around an empirical distribution function just above each of its n steps."""
-    height, half = np.arange(1, n + 1) / n, dkw_half_width(n, level)
+def dkw_band(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of the band around an empirical distribution function just above each of its n steps.
+
+    It holds the whole distribution function with probability LEVEL (Massart 1990).
+    """
+    height, half = np.arange(1, n + 1) / n, float(np.sqrt(np.log(2 / (1 - LEVEL)) / (2 * n)))
     return np.maximum(height - half, 0), np.minimum(height + half, 1)
 
 
@@ -298,7 +289,7 @@ def random_effects_mean(values: np.ndarray, variances: np.ndarray) -> dict[str, 
     return {"value": float(mean), "low": float(mean - half), "high": float(mean + half)}
 
 
-def weakest_rank_correlation(values: np.ndarray, *, seed: Seed, draws: int = 1999) -> dict:
+def weakest_rank_correlation(values: np.ndarray, *, seed: Seed) -> dict:
     """The smallest of Spearman's correlations between any two columns of values (units, measures).
 
     The interval holds all pairs together (Fisher's z, Bonferroni). The smallest of several correlations of unrelated
@@ -319,14 +310,14 @@ def weakest_rank_correlation(values: np.ndarray, *, seed: Seed, draws: int = 199
     found, random = correlations(ranks), np.random.default_rng(seed)
     z = np.arctanh(np.clip(found, -0.999, 0.999))
     half = quantile(1 - (1 - LEVEL) / len(found)) * np.sqrt((1 + found**2 / 2) / (n - 3))
-    null = correlations(random.permuted(np.tile(ranks, (draws, 1, 1)), axis=1)).min(axis=1)
+    null = correlations(random.permuted(np.tile(ranks, (1999, 1, 1)), axis=1)).min(axis=1)
     bounds = {"low": float(np.tanh(z - half).min()), "high": float(np.tanh(z + half).min())}
     null_range = (float(null.mean()), *percentile_interval(null))
     return {"value": float(found.min()), **bounds, "p": upper_p(found.min(), null), "n": n, "null": null_range}
 
 
 def standardised_difference(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 400, draws: int = 999
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 400
 ) -> dict[str, float]:
     """Difference of the means of two samples in pooled standard deviations, averaged over pairs of samples.
 
@@ -344,7 +335,7 @@ def standardised_difference(
     random, value, redrawn_values, null = np.random.default_rng(seed), 0.0, 0.0, 0.0
     for first, second in pairs:
         rows = redrawn_rows(len(first), len(second), seed=random, resamples=resamples)
-        mixed = random.permuted(np.tile(np.concatenate([first, second]), (draws, 1)), axis=1)
+        mixed = random.permuted(np.tile(np.concatenate([first, second]), (999, 1)), axis=1)
         value = value + difference(first, second) / len(pairs)
         redrawn_values = redrawn_values + difference(first[rows[0]], second[rows[1]]) / len(pairs)
         null = null + difference(mixed[:, : len(first)], mixed[:, len(first) :]) / len(pairs)
@@ -383,7 +374,7 @@ def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, res
 
 
 def cross_validated_gain(
-    samples: Sequence[tuple[np.ndarray, np.ndarray]], base: int, *, seed: Seed, folds: int = 10, resamples: int = 400
+    samples: Sequence[tuple[np.ndarray, np.ndarray]], base: int, *, seed: Seed, resamples: int = 400
 ) -> dict[str, float]:
     """Share of the cross-validated squared error that further columns of x remove, on top of the first `base` ones.
 
@@ -395,7 +386,7 @@ def cross_validated_gain(
 
     def errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
         total = np.zeros(len(times))
-        for held in range(folds):
+        for held in range(FOLDS):
             learnt = times * (fold != held)
             normal = np.einsum("bn,ni,nj->bij", learnt, x, x) + 1e-9 * np.eye(x.shape[1])
             slopes = np.linalg.solve(normal, np.einsum("bn,ni,n->bi", learnt, x, y)[..., None])[..., 0]
@@ -405,7 +396,7 @@ def cross_validated_gain(
     for x, y in samples:
         n = len(y)
         design = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
-        fold = random.permutation(n) % folds
+        fold = random.permutation(n) % FOLDS
         times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), resamples)])
         full = full + errors(design, y, fold, times)
         rest = rest + errors(design[:, : 1 + base], y, fold, times)
@@ -438,14 +429,7 @@ def mean_gain(values: Sequence[float]) -> dict[str, float]:
 
 
 def clustered_rank_correlation_gain(
-    a: Sequence[float],
-    b: Sequence[float],
-    y: Sequence[float],
-    strata: Sequence,
-    clusters: Sequence,
-    *,
-    seed: Seed,
-    resamples: int = 1000,
+    a: Sequence[float], b: Sequence[float], y: Sequence[float], strata: Sequence, clusters: Sequence, *, seed: Seed
 ) -> dict[str, float]:
     """How much more closely a measure follows y than another one does: the difference of two rank correlations.
 
@@ -457,7 +441,6 @@ def clustered_rank_correlation_gain(
         clusters: (n,) labels of the independent units, such as networks. Units are drawn anew with all their values,
             which keep their ranks.
         seed: of the resampling.
-        resamples: number of draws.
 
     Returns:
         `value`, `low`, `high`; `n`, the number of clusters; `p`, one-sided, of no gain.
@@ -471,10 +454,9 @@ def clustered_rank_correlation_gain(
         first, second = _pooled(drawn[:2], drawn[2])
         return first - second
 
-    draws = resampled(gain, len(members), seed=seed, resamples=resamples)
-    low, high = percentile_interval(draws)
-    value = float(gain(np.arange(len(members))))
-    return {"value": value, "low": low, "high": high, "n": len(members), "p": upper_p(0, -draws)}
+    draws = resampled(gain, len(members), seed=seed)
+    found = percentile_estimate(gain(np.arange(len(members))), draws, len(members))
+    return found | {"p": upper_p(0, -draws)}
 
 
 def share_estimate(good: Sequence[bool]) -> dict[str, float]:
@@ -511,6 +493,7 @@ def _centred_ranks(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Ranks (..., n) within strata minus their mean, ties averaged: half the sum of the signs of all differences."""
     if not values.size:
         return np.zeros(values.shape)
+    # `scipy.stats.rankdata` knows no strata; a call for each stratum of thousands of resamples is many times slower.
     labels = np.broadcast_to(labels, values.shape)
     order = np.lexsort((values, labels))
     values, labels = (np.take_along_axis(array, order, -1) for array in (values, labels))

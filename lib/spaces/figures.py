@@ -16,17 +16,13 @@ from lib.spaces.analysis import winning
 COLOURS = {"initial": figures.PALETTE[0], "designed": figures.PALETTE[1], "refined": figures.PALETTE[4]}
 MCB_TICKS = (0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 2, 2.8)
 EQUIVALENT = {"color": "#e3e3e3", "zorder": 0}  # the band of 10 % around mCB 1
+SHADES = (0.1, 0.8)  # part of the colour map for the kept shares
 SHARE_TICKS = {"ylim": (-0.02, 1.02), "yticks": [0, 0.25, 0.5, 0.75, 1]}  # of a distribution function
-
-
-def shades(shares: Sequence[float]) -> dict[float, tuple]:
-    """A colour for each regime."""
-    return dict(zip(shares, plt.cm.viridis(np.linspace(0.1, 0.8, len(shares))), strict=True))
 
 
 def shaded(tables: Sequence[pd.DataFrame]) -> list[tuple[float, tuple, pd.DataFrame]]:
     """Kept share, colour and table of each regime."""
-    colours = shades([table["kept"].iloc[0] for table in tables])
+    colours = figures.shades([table["kept"].iloc[0] for table in tables], *SHADES)
     return [(*pair, table) for pair, table in zip(colours.items(), tables, strict=True)]
 
 
@@ -85,13 +81,13 @@ def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figu
     return figure
 
 
-def edfs(tables: Sequence[pd.DataFrame], bins: int = 5) -> Figure:
-    """EDF of the drop of each regime with its band; dashed with kept parameters made uniform over bins (NDS)."""
+def edfs(tables: Sequence[pd.DataFrame]) -> Figure:
+    """EDF of the drop of each regime with its band; dashed with kept parameters made uniform over five bins (NDS)."""
     figure, axis = plt.subplots(figsize=(8, 3.6))
     for share, colour, one in shaded(tables):
         edf_step(axis, one["drop"], colour, f"{share:.0%} of MACs kept")
         x = np.sort(one["drop"])
-        weighted = measures.edf(one["drop"], measures.complexity_weights(one["kept_parameters"], bins))
+        weighted = measures.edf(one["drop"], measures.complexity_weights(one["kept_parameters"], 5))
         axis.step(x, weighted(np.nextafter(x, np.inf)), "--", where="post", color=colour)
     axis.set(xlabel="drop after fine-tuning (points)", ylabel="share of recipes below", **SHARE_TICKS)
     axis.set_title("random recipes; dashed: kept parameters made uniform")
@@ -175,7 +171,7 @@ def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
 def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
     """MCB of all recipes and winners by space and regime; the lowest point m* of each fit in the sampled range."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.6, 1])
-    frames, colours, labels = [], shades(list(best)), {}
+    frames, colours, labels = [], figures.shades(list(best), *SHADES), {}
     for share, place in best.items():
         for name in ("initial", "designed"):
             part = final[(final["space"] == name) & (final["kept"] == share)].reset_index(drop=True)
@@ -216,7 +212,7 @@ def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -
 def limits(kept: np.ndarray, values: np.ndarray, places: Sequence[dict]) -> Figure:
     """The limit of each regime by its kept share, and by the lowest point m* of its fit with 95 % interval."""
     figure, axes = _row(2, sharey=True)
-    for (share, colour), y, place in zip(shades(kept).items(), values, places, strict=True):
+    for (share, colour), y, place in zip(figures.shades(kept, *SHADES).items(), values, places, strict=True):
         axes[0].plot(100 * share, y, "o", ms=7, color=colour)
         style = {"fmt": "o", "color": colour, "capsize": 3, "label": f"{share:.0%}"}
         axes[1].errorbar(place["value"], y, xerr=_reach(place), **style)
@@ -318,7 +314,7 @@ def _parabola(axis: Axes, table: pd.DataFrame, scale: float) -> None:
 
 
 def _reach(place: dict) -> np.ndarray:
-    """The two arms (2, 1) of an interval around its value."""
+    """How far an interval reaches below and above its value, (2, 1)."""
     return np.abs([[place["value"] - place["low"]], [place["high"] - place["value"]]])
 
 

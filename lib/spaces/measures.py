@@ -15,6 +15,8 @@ from lib.provenance import CompanionError
 from lib.study import seed_from
 
 LARGEST_RANDOM = 0.95  # largest ratio that the random sampler draws
+REFINED = 0.05  # largest |log mCB - log optimum| of a refined space
+BUCKET_WIDTH, FEWEST_IN_BUCKET = 0.05, 8
 FIRST_DRAWS, MOST_DRAWS = 20_000, 20_000_000
 
 
@@ -99,13 +101,14 @@ def resolution(groups: Groups) -> np.ndarray:
 
 
 def coordinates(groups: Groups, widths: np.ndarray) -> pd.DataFrame:
-    """Coordinates of recipes (n, G): MACs, parameters, their kept shares, mCB, STD, smallest kept share, tilt.
+    """Coordinates of recipes (n, G) or (G,): MACs, parameters, their kept shares, mCB, STD, smallest kept share, tilt.
 
     `tilt` is the slope of the pruned share on `resolution`: above 0, layers with many pixels are pruned more.
     """
+    widths = np.atleast_2d(widths)
     macs, parameters = count(groups, widths)
     kept_macs, kept_parameters = kept_shares(groups, widths)
-    shares = np.asarray(widths) / groups.dense
+    shares = widths / groups.dense
     return pd.DataFrame(
         {
             "macs": macs,
@@ -193,29 +196,29 @@ def unique(widths: np.ndarray) -> np.ndarray:
     return widths[np.sort(np.unique(widths, axis=0, return_index=True)[1])]
 
 
-def refined(groups: Groups, widths: np.ndarray, optimum: float, tolerance: float = 0.05) -> np.ndarray:
-    """Which recipes are in the refined space |log mCB - log optimum| <= tolerance.
+def refined(groups: Groups, widths: np.ndarray, optimum: float) -> np.ndarray:
+    """Which recipes are in the refined space |log mCB - log optimum| <= 0.05.
 
     Their share is the mass of the refined space, known without training; above one half there is little to refine.
     """
-    return np.abs(np.log(mean_computation_budget(groups, widths) / optimum)) <= tolerance
+    return np.abs(np.log(mean_computation_budget(groups, widths) / optimum)) <= REFINED
 
 
-def parameter_buckets(kept_parameters: Sequence[float], width: float = 0.05, fewest: int = 8) -> np.ndarray:
-    """The centre of each recipe's parameter bucket: bins of `width` on the kept share, merged until they hold `fewest`.
+def parameter_buckets(kept_parameters: Sequence[float]) -> np.ndarray:
+    """The centre of each recipe's parameter bucket: bins of 0.05 on the kept share, merged until they hold 8 recipes.
 
     Source: the paper's definition is unknown; bins of complexity as in NDS, with this companion's width.
     """
-    places = np.floor(np.asarray(kept_parameters, dtype=float) / width + 1e-9).astype(int)
+    places = np.floor(np.asarray(kept_parameters, dtype=float) / BUCKET_WIDTH + 1e-9).astype(int)
     buckets: list[list[int]] = [[]]  # neighbouring bins that are merged
     for place in np.unique(places):
-        if np.isin(places, buckets[-1]).sum() >= fewest:
+        if np.isin(places, buckets[-1]).sum() >= FEWEST_IN_BUCKET:
             buckets.append([])
         buckets[-1].append(place)
-    if len(buckets) > 1 and np.isin(places, buckets[-1]).sum() < fewest:
+    if len(buckets) > 1 and np.isin(places, buckets[-1]).sum() < FEWEST_IN_BUCKET:
         last = buckets.pop()
         buckets[-1] += last
-    centres = {place: (bucket[0] + bucket[-1] + 1) / 2 * width for bucket in buckets for place in bucket}
+    centres = {place: (bucket[0] + bucket[-1] + 1) / 2 * BUCKET_WIDTH for bucket in buckets for place in bucket}
     return np.array([centres[place] for place in places])
 
 

@@ -14,6 +14,7 @@ from lib.study import seed_from
 
 LARGEST_RATIO = 15 / 16  # pruned share of a group; this companion's choice
 MCB_TOLERANCE = 0.05  # largest |log(mCB / target)| of a recipe that hits its target
+REACH = 0.6  # share of the logarithmic `tilted_range` that the designed sample uses
 REPAIRS = 8  # channels that may be added or removed after rounding
 STEPS, TILT_STEPS, SPREAD_STEPS = 32, 24, 14  # bisections
 LARGEST_TILT, LARGEST_SPREAD = 4.0, 1.0
@@ -60,13 +61,13 @@ def with_targets(
     return unique(widths[hit & regime.holds(groups, widths)])
 
 
-def designed(groups: Groups, regime: Regime, n: int, *, seed: int, reach: float = 0.6) -> tuple[np.ndarray, float]:
+def designed(groups: Groups, regime: Regime, n: int, *, seed: int) -> tuple[np.ndarray, float]:
     """The designed sample: different recipes (at most n, G), evenly spaced in log mCB and of one STD, and that STD.
 
-    `reach` is the share of the logarithmic `tilted_range` that is used; at its ends STDs cannot be matched. The STD is
-    the smallest one that the ends allow, plus 5 %.
+    Only the middle of the logarithmic `tilted_range` is used: at its ends STDs cannot be matched. The STD is the
+    smallest one that the ends allow, plus 5 %.
     """
-    low, high = (bound**reach for bound in tilted_range(groups, regime))
+    low, high = (bound**REACH for bound in tilted_range(groups, regime))
     ends = with_targets(groups, regime, [low, high], seed=seed, sigma=0.02)
     std = 1.05 * float(recipe_std(groups, ends).max())
     return with_targets(groups, regime, np.exp(np.linspace(np.log(low), np.log(high), n)), seed=seed, std=std), std

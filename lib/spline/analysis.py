@@ -37,8 +37,8 @@ def plateau(step: Sequence[float], drop: int) -> int | None:
     return flat[0] + 2 if flat else None
 
 
-def trained_at_bird(matrix: np.ndarray) -> int:
-    """Trained epochs at the early bird of the released rule, or three quarters of all epochs if it never fires."""
+def epochs_at_early_bird(matrix: np.ndarray) -> int:
+    """Trained epochs at the early-bird epoch of the released rule, or 3/4 of all epochs if it never fires."""
     found = measures.early_bird_epoch(matrix)
     return len(matrix) * 3 // 4 if found is None else found + 1
 
@@ -48,7 +48,7 @@ def settled(step: Sequence[float], drop: int) -> float:
     return float(np.mean(step[drop - 6 : drop - 1]))
 
 
-def early_birds(row: pd.Series) -> dict[str, float]:
+def early_bird_epochs(row: pd.Series) -> dict[str, float]:
     """Epochs, counted from 0, at which variants of the detector fire on a search; NaN for never."""
     rules = {f"< {t}": {"threshold": t} for t in (0.08, measures.THRESHOLD, 0.24)}
     rules |= {f"lookback {k}": {"lookback": k} for k in (1, 5)} | {"relative": {"threshold": 0.1, "relative": True}}
@@ -67,12 +67,12 @@ def paired(rows: pd.DataFrame, column: str, first: dict, second: dict, units: Se
     return (by_unit(first) - by_unit(second)).dropna()
 
 
-def long(rows: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-    """Rows whose cells hold lists, one row a list entry; keys are repeated."""
+def one_row_per_entry(rows: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """Rows whose cells hold lists, one row per list entry; keys are repeated."""
     return rows[[*columns, *keys]].explode(list(columns), ignore_index=True).infer_objects()
 
 
-def follows(share: Sequence[float], *sizes: Sequence[float]) -> float:
+def size_correlation(share: Sequence[float], *sizes: Sequence[float]) -> float:
     """The largest |Spearman's correlation| of the share pruned per layer with one of several sizes of the layers."""
     if np.ptp(share) == 0:
         return 0.0

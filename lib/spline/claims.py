@@ -153,7 +153,7 @@ RULES = (
         id="P4.9",
         section="How far can the X be pruned?",
         claim="Pruned by 80 % of its nodes (magnitude) and fine-tuned, the toy keeps its X-shaped boundary.",
-        statistic="share of seeds with at least four arms at K = 4",
+        statistic="share of seeds with at least four branches at K = 4",
         relation=">",
         threshold=0.5,
         null="what random nodes of equal number keep",

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from lib import stats
-from lib.figures import COLOURS, NULL, PALETTE
+from lib.figures import COLOURS, NULL, PALETTE, legend
 from lib.spline import analysis
 from lib.spline.measures import THRESHOLD
 
@@ -55,15 +54,8 @@ def _plain(axis: Axes, x: Sequence[float], title: str, y: Sequence[float] | None
     axis.spines[:].set_visible(True)
 
 
-def _legend(figure: Figure, entries: dict[str, dict], title: str | None = None, columns: int = 0) -> None:
-    """A legend of text and line style: beside a figure, or below it in columns."""
-    handles = [Line2D([], [], label=text, **({"color": "k"} | style)) for text, style in entries.items()]
-    place = "outside lower center" if columns else "outside right"
-    figure.legend(handles=handles, loc=place, title=title, ncols=columns or 1)
-
-
 def panel_numbers(pictures: dict[str, pd.Series], *kinds: str) -> pd.DataFrame:
-    """The numbers behind pictures of these kinds: one row a panel."""
+    """The numbers behind pictures of these kinds: one row per panel."""
     columns = ["title", "half", "regions"]
     return pd.concat([pd.DataFrame({c: pictures[k][c] for c in columns}).assign(kind=k) for k in kinds])
 
@@ -77,7 +69,7 @@ def lines(pictures: dict[str, pd.Series]) -> Drawn:
         for place in range(4):
             panel(figure.add_subplot(grid[line, 2 + place]), pictures[kind], place)
     names = ("layer 1", "layer 2", "layer 3", "decision boundary")
-    _legend(figure, {n: {"color": c} for n, c in zip(names, (*LAYERS, BOUNDARY), strict=True)}, columns=4)
+    legend(figure, {n: {"color": c} for n, c in zip(names, (*LAYERS, BOUNDARY), strict=True)}, columns=4)
     return figure, panel_numbers(pictures, "deep", "nodes", "weights")
 
 
@@ -107,23 +99,23 @@ def film_frames(row: pd.Series) -> Iterator[Figure]:
         yield figure
 
 
-def matrices(searches: pd.DataFrame, birds: Sequence[int], drop: int) -> Drawn:
-    """Code distances between all epochs, unscaled and scaled, with the early bird and the first fall of the rate."""
+def matrices(searches: pd.DataFrame, early_bird: Sequence[int], drop: int) -> Drawn:
+    """Code distances of all epochs, unscaled and scaled, with the early-bird epoch and the first drop of the rate."""
     figure, axes = plt.subplots(len(searches), 2, figsize=(9, 0.3 + 3.4 * len(searches)), squeeze=False)
     table = []
-    for pair, (_, row), bird in zip(axes, searches.iterrows(), birds, strict=True):
+    for pair, (_, row), ticket in zip(axes, searches.iterrows(), early_bird, strict=True):
         matrix = analysis.distances(row)
         epochs, scaled = len(matrix), {"share of bits": matrix, "scaled to [0, 1]": matrix / matrix.max()}
         for axis, (title, part) in zip(pair, scaled.items(), strict=True):
             image = axis.imshow(part, cmap="viridis_r", extent=(0.5, epochs + 0.5, epochs + 0.5, 0.5))
-            axis.plot(bird, bird, "o", color=PALETTE[2], markersize=7)
+            axis.plot(ticket, ticket, "o", color=PALETTE[2], markersize=7)
             axis.axvline(drop + 0.5, color="w", linestyle=":")
             axis.set(xlabel="epoch", ylabel="epoch")
             axis.set_title(f"{row['case']}, {title}", fontsize=10)
             axis.grid(False)
             figure.colorbar(image, ax=axis, shrink=0.75)
-        named = pd.DataFrame(matrix, np.arange(1, epochs + 1), [f"to {t + 1}" for t in range(epochs)])
-        table.append(named.rename_axis("epoch").assign(case=row["case"], bird=bird).reset_index())
+        labelled = pd.DataFrame(matrix, np.arange(1, epochs + 1), [f"to {t + 1}" for t in range(epochs)])
+        table.append(labelled.rename_axis("epoch").assign(case=row["case"], bird=ticket).reset_index())
     return figure, pd.concat(table)
 
 
@@ -150,7 +142,7 @@ def settling(searches: pd.DataFrame, drop: int) -> Drawn:
     figure.supxlabel("epoch")
     entries = {kind: {"color": PALETTE[place]} for kind, place in TRAININGS.items()}
     entries |= {"rate falls": NULL, "0.16": {"ls": "--", "lw": 0.9}}
-    _legend(figure, entries, f"n = {searches['seed'].nunique()} seeds,\n1 of the two small rates")
+    legend(figure, entries, f"n = {searches['seed'].nunique()} seeds,\n1 of the two small rates")
     return figure, pd.concat(curves)
 
 
@@ -192,7 +184,7 @@ def scores(before: pd.DataFrame, after: pd.DataFrame, tuned: Sequence[str], widt
         axis.invert_xaxis()
     axes[0].set_ylabel("test accuracy (%)")
     entries = {method: METHODS[method] for method in order} | {"dense": NULL}
-    _legend(figure, entries, f"n = {before['seed'].nunique()} seeds")
+    legend(figure, entries, f"n = {before['seed'].nunique()} seeds")
     parts = {"before": before, "after": after}
     table = pd.concat([part.rename(columns={when: "accuracy"}).assign(when=when) for when, part in parts.items()])
     return figure, table[["method", "level", "seed", "when", "accuracy"]]

@@ -34,17 +34,19 @@ class Codes:
 def coded_layers(model: nn.Module) -> list[str]:
     """Layers whose sign is the code: every BatchNorm; without any, every linear layer and convolution but the last.
 
-    Source: the released code; AlexNet's two wide linear layers do not enter.
+    In a network with BatchNorm, layers without one have no code, for example AlexNet's two wide linear layers.
+
+    Source: the released code.
     """
-    named = list(model.named_modules())
-    if norms := [name for name, module in named if isinstance(module, NORMS)]:
+    modules = list(model.named_modules())
+    if norms := [name for name, module in modules if isinstance(module, NORMS)]:
         return norms
-    return [name for name, module in named if isinstance(module, nn.Linear | nn.Conv2d)][:-1]
+    return [name for name, module in modules if isinstance(module, nn.Linear | nn.Conv2d)][:-1]
 
 
 @torch.inference_mode()
 def activation_codes(model: nn.Module, probes: Tensor, batch_size: int = 100) -> Codes:
-    """The code of a network in evaluation mode on normalised probes (n, ...); the network's own mode is restored.
+    """The code of `coded_layers` in evaluation mode on normalised probes (n, ...); the network's own mode is restored.
 
     Raises:
         ValueError: for probes that do not fit the network.
@@ -142,9 +144,14 @@ def mask_early_bird_epoch(scales: np.ndarray, ratio: float) -> int | None:
     The scales are (T, channels), the first row before any training. A mask keeps those strictly above the one at index
     int(channels * ratio). The newest of MASK_KEPT masks may differ from each other one in MASK_LIMIT of its entries.
 
+    Raises:
+        CompanionError: for scales that are not finite.
+
     Source: class `EarlyBird` of You et al. 2020.
     """
     scales = np.abs(np.asarray(scales))
+    if not np.isfinite(scales).all():
+        raise CompanionError("The scales of BatchNorm are not finite: the training diverged, lower lr.")
     masks = scales > np.sort(scales, axis=1)[:, [int(scales.shape[1] * ratio)]]
     for t in range(MASK_KEPT - 1, len(masks)):
         if (masks[t - MASK_KEPT + 1 : t] != masks[t]).mean(1).max() <= MASK_LIMIT:
@@ -178,10 +185,11 @@ def folded(layer: nn.Module, norm: nn.Module | None = None) -> tuple[Tensor, Ten
 def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float = 1.0) -> Tensor:
     """How little each pair of nodes of a layer adds to the other's spline: (K, K) float64, small is redundant.
 
-    The rows (K, inputs) and offsets (K,) have BatchNorm folded in. With c the cosine of two rows, the form is "raw",
-    1 - |c| + rho |b - b'|, as assumed for the paper; "normalised", with b / |w| and the sign of c: zero if and only if
-    the hyperplanes coincide; or "signed", 1 - c + rho |b / |w| - b' / |w'||: zero if and only if the nodes are positive
-    multiples of each other. A zero row has no hyperplane: its scores are infinite.
+    The rows (K, inputs) and offsets (K,) have BatchNorm folded in, see `folded`; a layer without bias has zeros. With
+    c the cosine of two rows, the form is "raw", 1 - |c| + rho |b - b'|, as assumed for the paper; "normalised", with
+    b / |w| and the sign of c: zero if and only if the hyperplanes coincide; or "signed", 1 - c + rho |b / |w| - b' /
+    |w'||: zero if and only if the nodes are positive multiples of each other. A zero row has no hyperplane: its scores
+    are infinite.
 
     Raises:
         ValueError: for another form or shapes that do not fit.
@@ -195,14 +203,14 @@ def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float
     if not (weights.isfinite().all() and biases.isfinite().all()):
         raise CompanionError("The weights of a layer are not finite: its training diverged, lower lr.")
     norms = weights.norm(dim=1)
-    there = norms > 0
-    lengths = torch.where(there, norms, 1.0)
+    has_line = norms > 0
+    lengths = torch.where(has_line, norms, 1.0)
     unit = weights / lengths[:, None]
     cosine = (unit @ unit.T).clamp_(-1, 1)
     offset = biases if form == "raw" else biases / lengths
     sign = torch.where(cosine < 0, -1.0, 1.0) if form == "normalised" else 1.0
     score = 1 - (cosine if form == "signed" else cosine.abs()) + rho * (offset[:, None] - sign * offset).abs()
-    return score.masked_fill_(~(there[:, None] & there), torch.inf)
+    return score.masked_fill_(~(has_line[:, None] & has_line), torch.inf)
 
 
 def reduced(weights: Tensor, dim: int) -> Tensor:

@@ -212,7 +212,7 @@ class Partition:
 
     @cached_property
     def boundary(self) -> np.ndarray:
-        """The decision boundary, where the largest output changes: (segments, 2, 2)."""
+        """The decision boundary, where the largest output changes: (segments, 2, 2); empty for a single output."""
         outputs = range(self.maps.shape[1])
         pairs = [level_set(self, i, j, visible=True) for i in outputs for j in range(i)]
         return np.concatenate([NO_SEGMENTS, *pairs])
@@ -250,7 +250,7 @@ def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Par
 
     Raises:
         CompanionError: for a layer that is not piecewise affine, naming it, and for weights that are not finite.
-        ValueError: for a window without area or a plane without two directions.
+        ValueError: for a window without area, a plane without two directions, or inputs that do not fit the network.
 
     Source: the construction of paper 4's figures is not published; this companion's.
     """
@@ -267,6 +267,11 @@ def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Par
         traced = fx.symbolic_trace(copy.deepcopy(network).double().eval())
     except (fx.proxy.TraceError, TypeError) as error:
         raise CompanionError(f"{type(network).__name__} cannot be followed layer by layer: {error}.") from None
+    try:
+        traced(inputs)
+    except RuntimeError:
+        sentence = f"The network does not take inputs of shape {tuple(origin.shape)}"
+        raise ValueError(f"{sentence}: give `plane`, three inputs of its shape.") from None
     walk = _Walk(traced)
     with torch.no_grad():
         leaves = walk.go(0, _State(cells, [], {walk.nodes[0]: inputs}))
@@ -469,8 +474,8 @@ def moved_length(before: np.ndarray, after: np.ndarray, tolerance: float) -> flo
     return float(weight[distance(points, after) > tolerance].sum())
 
 
-def arms(segments: np.ndarray, radius: float) -> int:
-    """How often segments cross the outline of the square of this half-side around 0: the arms of a shape."""
+def branches(segments: np.ndarray, radius: float) -> int:
+    """How often segments cross the outline of the square of this half-side around 0: the branches of a shape."""
     away = np.abs(segments).max(2)
     return int(((away[:, 0] > radius) != (away[:, 1] > radius)).sum())
 

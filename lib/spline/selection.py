@@ -20,7 +20,7 @@ Dropped = list[tuple[int, int, int]]  # (layer, node, twin) in order; twin is -1
 
 @dataclass(frozen=True)
 class Layer:
-    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row a node."""
+    """The nodes of a layer that one layer reads, BatchNorm folded in; all float64 on the CPU, one row per node."""
 
     name: str  # of the layer that writes the nodes
     reader: str  # name of the layer that reads them
@@ -91,7 +91,7 @@ def choose(
 
     Raises:
         CompanionError: for an unknown method or scope.
-        ValueError: for a ratio outside [0, 1).
+        ValueError: for a ratio outside [0, 1), and for "random" without a generator.
     """
     if method not in SCORES:
         raise unknown("score", method, SCORES)
@@ -102,6 +102,8 @@ def choose(
         scores = [measures.redundancy(row, layer.biases, form) for row, layer in zip(rows, found, strict=True)]
         return twins(found, scores, *quota, merging=method == "merged")
     if method == "random":
+        if generator is None:
+            raise ValueError('Method "random" needs a torch.Generator: pass generator.')
         ranks = [torch.rand(len(layer), generator=generator, dtype=torch.float64) for layer in found]
     elif method == "median":
         ranks = [torch.cdist(layer.weights, layer.weights).sum(1) for layer in found]

@@ -21,7 +21,7 @@ LR, BATCH = 0.01, 256
 METHODS = ("raw", "normalised", "signed", "merged", "data", "magnitude", "median", "random")
 TUNED = ("raw", "signed", "merged", "magnitude", "random")
 BOX = ((-2.0, 2.0), (-2.0, 2.0))  # the window of random networks
-OUTLINE = 4.0  # half-side of the square on which the arms of the boundary are counted
+OUTLINE = 4.0  # half-side of the square on which the branches of the boundary are counted
 SPARSITIES = (0.25, 0.5, 0.75)  # of weight pruning
 DRAWS = 20  # random masks for each sparsity
 DIAGONALS = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])  # of the square max(|x|, |y|) = c
@@ -281,7 +281,7 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
     networks are measured again) and `tuned_levels` (those that are).
 
     Returns:
-        Accuracy (%) of the dense network; for every method and level accuracy and arms of the boundary before
+        Accuracy (%) of the dense network; for every method and level accuracy and branches of the boundary before
         fine-tuning, for some also after; the same for rewound tickets; for weight pruning, by sparsity, the share of
         lines parallel to an axis for magnitude and for random masks, and lines that vanished without a zero row.
     """
@@ -292,11 +292,11 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
     tuned = [case for case in small if case[0] in TUNED and case[1] in spec["tuned_levels"]]
     row = {
         "dense": 100 * accuracy(dense, *test)[0],
-        "dense_arms": arms(dense),
+        "dense_arms": branches(dense),
         "method": list(methods),
         "level": list(levels),
         "before": [100 * accuracy(batch, *test)[0] for batch in small.values()],
-        "arms_before": [arms(batch) if case in tuned else None for case, batch in small.items()],
+        "arms_before": [branches(batch) if case in tuned else None for case, batch in small.items()],
     }
     for level in spec["tuned_levels"]:
         gone = small["signed", level][0][0][0].eq(0).all(1).nonzero().flatten().tolist()
@@ -305,7 +305,7 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
     together = stacked([small[case] for case in tuned])
     row["tuned_method"], row["tuned_level"] = map(list, zip(*tuned, strict=True))
     row["after"] = checkpoints(together, points, labels, test, spec["tuning"], generator(spec["seed"], "tuning"))
-    row["arms_after"] = [arms(together, k) for k in range(len(tuned))]
+    row["arms_after"] = [branches(together, k) for k in range(len(tuned))]
     return row | _turned(dense, spec["seed"])
 
 
@@ -328,13 +328,13 @@ def _turned(dense: Batch, seed: int) -> dict:
     return row
 
 
-def arms(batch: Batch, index: int = 0) -> int:
-    """How many arms the decision boundary stretches over the outline of the square of half-side 4."""
-    return partition.arms(partition.split(module(batch, index), WINDOW).boundary, OUTLINE)
+def branches(batch: Batch, index: int = 0) -> int:
+    """How many branches the decision boundary stretches over the outline of the square of half-side 4."""
+    return partition.branches(partition.split(module(batch, index), WINDOW).boundary, OUTLINE)
 
 
 def scratch(spec: dict, device: str, weights: Path) -> dict:
-    """The trial of small networks trained from their own initialisation, one a seed, side by side.
+    """The trial of small networks trained from their own initialisation, one per seed, side by side.
 
     The spec holds `seeds`, `level` (nodes), `checkpoints` (epochs, rising). The row has `accuracy` (%), a list over
     checkpoints of lists over seeds.

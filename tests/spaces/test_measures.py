@@ -50,6 +50,7 @@ def test_raw_mcb_of_the_dense_network_and_the_identity_of_shares(nets):
     assert np.allclose(table["mcb"] * table["kept_parameters"], table["kept_macs"], rtol=1e-15)
     raw = spaces.mean_computation_budget(groups, widths, normalised=False)
     assert (raw > 64).all() and (raw < 1024).all()
+    assert spaces.coordinates(groups, groups.dense)["mcb"].tolist() == [1]  # one recipe may be a vector
 
 
 def test_exchanging_identical_blocks_moves_no_coordinate(nets):

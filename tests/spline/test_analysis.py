@@ -30,23 +30,23 @@ def test_paired_differences_stay_within_their_unit():
 
 def test_long_rows_repeat_their_keys():
     rows = pd.DataFrame({"seed": [0, 1], "v": [[1, 2], [3]], "w": [["a", "b"], ["c"]]})
-    found = analysis.long(rows, ["v", "w"], ["seed"])
+    found = analysis.one_row_per_entry(rows, ["v", "w"], ["seed"])
     assert found.to_dict("list") == {"v": [1, 2, 3], "w": ["a", "b", "c"], "seed": [0, 0, 1]}
 
 
 def test_shares_follow_sizes_in_either_direction():
-    assert analysis.follows([0.1, 0.2, 0.3], [9, 5, 1], [1, 1, 1]) == pytest.approx(1)
-    assert analysis.follows([0.2, 0.2, 0.2], [9, 5, 1]) == 0
+    assert analysis.size_correlation([0.1, 0.2, 0.3], [9, 5, 1], [1, 1, 1]) == pytest.approx(1)
+    assert analysis.size_correlation([0.2, 0.2, 0.2], [9, 5, 1]) == 0
 
 
 def test_variants_of_the_detector_that_never_fire_are_nan():
     row = pd.Series(
         {f"distance_{p}": (np.ones((8, 8)) - np.eye(8)).ravel() for p in ("canvas", "images", "noise", "units")}
     )
-    assert all(np.isnan(value) for value in analysis.early_birds(row).values())
+    assert all(np.isnan(value) for value in analysis.early_bird_epochs(row).values())
 
 
 def test_a_detector_that_never_fires_leaves_three_quarters_of_the_training():
     moving = np.ones((8, 8)) - np.eye(8)
-    assert analysis.trained_at_bird(moving) == 6
-    assert analysis.trained_at_bird(moving / 100) == 4
+    assert analysis.epochs_at_early_bird(moving) == 6
+    assert analysis.epochs_at_early_bird(moving / 100) == 4

@@ -205,6 +205,8 @@ def test_the_mask_detector_follows_its_four_rules():
     one_of_ten = np.tile(np.arange(20.0), (6, 1))
     one_of_ten[5, [9, 10]] = one_of_ten[5, [10, 9]]  # two of twenty entries differ: exactly the limit
     assert measures.mask_early_bird_epoch(one_of_ten[1:], 0.5) == 4
+    with pytest.raises(CompanionError, match="diverged"):
+        measures.mask_early_bird_epoch(np.full((6, 4), np.nan), 0.5)
 
 
 def folded_bn(gamma: float) -> None:

@@ -327,6 +327,12 @@ def test_a_vision_transformer_is_refused():
         partition.split(models.build("vit_tiny"), BOX, random_plane((3, 32, 32)))
 
 
+def test_a_network_of_other_inputs_needs_a_plane():
+    for network in (mlp(3, 4, 1, rng=np.random.default_rng(0)), models.build("digits_cnn", channels=1, size=8)):
+        with pytest.raises(ValueError, match=r"shape \(2,\): give `plane`"):
+            partition.split(network, BOX)
+
+
 def test_weights_that_are_not_finite_and_planes_without_directions_are_refused():
     network = mlp(2, 4, 1, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="two directions"):
@@ -456,9 +462,9 @@ def test_a_bend_off_every_earlier_line_would_be_seen():
     assert partition.distance(bent + 0.01, earlier).max() > 1e-3
 
 
-def test_the_cross_has_four_arms():
+def test_the_cross_has_four_branches():
     boundary = partition.split(cross(AXES, [1, 1, -1, -1]), ((-5, 5), (-5, 5))).boundary
-    assert partition.arms(boundary, 4.0) == 4
+    assert partition.branches(boundary, 4.0) == 4
 
 
 def test_nothing_changes_if_nothing_is_pruned():

@@ -138,6 +138,8 @@ def test_ratios_methods_and_scopes_that_do_not_exist_are_refused():
         selection.remove(model, 0.5, "sigend")
     with pytest.raises(CompanionError, match="scope"):
         selection.remove(model, 0.5, "signed", "local")
+    with pytest.raises(ValueError, match="pass generator"):
+        selection.remove(model, 0.5, "random")
 
 
 def test_the_network_given_is_left_alone():
