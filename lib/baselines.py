@@ -154,7 +154,7 @@ def trained_like(network: str, dataset: str, known: Sequence[dict]) -> dict:
 def cost_specs(specs: list[dict]) -> list[dict]:
     """The trials of the study of costs: each architecture among some baselines once."""
     architectures = [{"dataset": spec["dataset"], "network": spec["network"]} | _options(spec) for spec in specs]
-    return [one for place, one in enumerate(architectures) if one not in architectures[:place]]
+    return [one for i, one in enumerate(architectures) if one not in architectures[:i]]
 
 
 def dense_spec(spec: dict) -> dict:

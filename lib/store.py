@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-LOOSE = 200  # so many rows may be files of their own: 100,000 single files take seconds to read
+LOOSE = 200  # more rows than this are compacted into one file: 100,000 single files take seconds to read
 
 
 def plain(value: object) -> object:

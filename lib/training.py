@@ -1,6 +1,6 @@
 """Fit, evaluate, schedules, BatchNorm re-estimation, latency; on CUDA a training step is recorded once and replayed.
 
-One mode a device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
+One mode for each device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
 """
 
 import time
