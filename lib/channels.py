@@ -97,7 +97,10 @@ def find(model: nn.Module, size: int = 32) -> Groups:
     copy = deepcopy(model).to("meta")
     graph, areas = _dependencies(copy, size)
     layers = {name: module for name, module in copy.named_modules() if isinstance(module, LAYERS)}
-    depthwise = {name for name, layer in layers.items() if _is_depthwise(name, layer)}
+    depthwise = {name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1}
+    for name in depthwise:
+        if (parts := layers[name].groups) != len(layers[name].weight):
+            raise ValueError(f"{name} is a convolution in {parts} groups: only ungrouped and depthwise can be pruned.")
     writers, readers, writes, reads = [], [], {}, {}
     for index, (written, read) in enumerate(_members(copy, graph, list(layers)), 1):
         writers.append(tuple(name for name in layers if name in written - depthwise))
@@ -285,13 +288,6 @@ class _ShortcutPruner(tp.BasePruningFunc):
         before = (gone[None] < layer.source[:, None]).sum(1)  # removed channels before each source
         layer.source = torch.where(torch.isin(layer.source, gone), -1, layer.source - before)
         return layer
-
-
-def _is_depthwise(name: str, layer: nn.Module) -> bool:
-    count = getattr(layer, "groups", 1)
-    if count not in (1, len(layer.weight)):
-        raise ValueError(f"{name} is a convolution in {count} groups: only ungrouped and depthwise ones can be pruned.")
-    return count > 1
 
 
 def _check_widths(groups: Groups, widths: np.ndarray) -> None:

@@ -180,7 +180,7 @@ class PreActBottleneck(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 in three stages, with `blocks` = n a stage (He et al. 2016, section 4.2)."""
+    """ResNet of depth 6n + 2 in three stages, with `blocks` = n in each stage (He et al. 2016, section 4.2)."""
 
     def __init__(self, blocks: int, classes: int, channels: int = 3, shortcut: str = "A", width: float = 1.0):
         super().__init__()
@@ -196,7 +196,7 @@ class CifarResNet(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n a stage."""
+    """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n in each stage."""
 
     def __init__(self, blocks: int, classes: int, channels: int = 3, width: float = 1.0):
         super().__init__()

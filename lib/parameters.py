@@ -74,14 +74,7 @@ RANGES = (
     ("above 0", lambda value: value > 0, "lr *_lr stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
 )
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
     "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"

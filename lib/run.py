@@ -78,16 +78,9 @@ class Run:
         torch.set_num_threads(1)
 
     def compute(self, study: "Study", specs: "list[dict] | pd.DataFrame", workers: int | None = None) -> "pd.DataFrame":
-        """The rows of some trials, computed where they are missing, and published at the end by `finish`.
+        """The rows of trials as `Study.run` returns them, computed where they are missing, and published by `finish`.
 
-        Args:
-            study: a study of this notebook, in `folder`.
-            specs: one dictionary for each trial.
-            workers: processes that run trials side by side; by default COMPANION_WORKERS, or else the notebook's
-                parameter `workers`.
-
-        Returns:
-            The rows in the order of the specs, as `Study.run` returns them.
+        The number of `workers` is by default COMPANION_WORKERS, or else the notebook's parameter.
         """
         specs = specs if isinstance(specs, list) else specs.to_dict("records")
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
@@ -110,10 +103,7 @@ class Run:
         return figures.animate(frames, self._figures, slug, alt)
 
     def finish(self, ledger: Ledger) -> "pd.DataFrame":
-        """Publish the rows of all computed studies and the claims; print how many claims are decided.
-
-        Returns:
-            The verdicts as a table.
+        """Publish the rows of all computed studies and the claims; return the table of verdicts.
 
         Raises:
             ValueError: unless every claim has exactly one primary entry.

@@ -86,13 +86,7 @@ def _keys(path: Path, mtime_ns: int, inode: int) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Store:
-    """The rows of one study and version in one folder of `runs`.
-
-    Args:
-        name: `NN_notebook.study`.
-        version: raised when what a trial means changes; older rows are then unknown.
-        folder: `runs/<profile>`.
-    """
+    """The rows of one study and version in one folder of `runs`; the arguments are those of `Study`."""
 
     name: str
     version: int

@@ -276,7 +276,7 @@ class Study:
     def _run_all(self, todo: list[dict], workers: int, device: str) -> Iterator[None]:
         if workers == 1 or len(todo) == 1:
             outcomes = ((spec, self.finish(spec, device)) for spec in todo)
-        elif "<" in self.trial.__qualname__:  # <lambda> or <locals>
+        elif "<" in getattr(self.trial, "__qualname__", ""):  # <lambda> or <locals>
             raise ValueError(f"{self.name}: workers import the trial: make it a function of a module, or use 1 worker.")
         else:
             outcomes = side_by_side(partial(self.finish, device=device), todo, workers, self.name)

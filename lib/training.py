@@ -133,7 +133,7 @@ def fit(
     `seed`. Data stay on the device, and the host waits for it once an epoch.
 
     Returns:
-        One dictionary an epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
+        One dictionary for each epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
 
     Raises:
         Diverged: with the epoch.

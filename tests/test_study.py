@@ -217,7 +217,7 @@ def test_a_trial_on_the_cpu_has_one_torch_thread_and_the_process_gets_its_own_ba
 def test_one_process_and_two_give_the_same_rows(tmp_path):
     specs = [{"x": x} for x in range(20)]
     one = Study("00_t.square", toy_trials.square, 1, tmp_path / "one").run(specs)
-    two = Study("00_t.square", toy_trials.square, 1, tmp_path / "two").run(specs, workers=2)
+    two = Study("00_t.square", partial(toy_trials.square), 1, tmp_path / "two").run(specs, workers=2)
     pd.testing.assert_frame_equal(without_measurements(one), without_measurements(two))
 
 
