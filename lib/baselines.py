@@ -44,7 +44,7 @@ def train_baseline(spec: dict, device: str, weights: Path) -> dict:
     "shuffled" trains on permuted labels, the null of a network that can learn nothing about the test set.
 
     Returns:
-        Test accuracy, loss, n and the wrong images; learning curves, one value an epoch.
+        Test accuracy, loss, n and the wrong images; learning curves, one value for each epoch.
     """
     model, dataset = _initial(spec, spec["network"], device)
     history, row = [], {}
@@ -106,7 +106,7 @@ def baseline_specs(parameters: dict) -> list[dict]:
     def trained(network: str, seeds: int, **changes: object) -> list[dict]:
         return [common | {"network": network, "seed": seed} | changes for seed in range(seeds)]
 
-    # A weak yardstick would flatter the networks: a linear classifier wants unshifted images and a rate of its own.
+    # A weak linear classifier would flatter the networks: it needs unshifted images and its own learning rate.
     linear, specs = {"augment": False, "lr": parameters["linear_lr"]}, []
     for network in parameters["networks"]:
         specs += trained(network, parameters["seeds"], **(linear if network == "linear" else {}))
@@ -154,7 +154,7 @@ def trained_like(network: str, dataset: str, known: Sequence[dict]) -> dict:
 def cost_specs(specs: list[dict]) -> list[dict]:
     """The trials of the study of costs: each architecture among some baselines once."""
     architectures = [{"dataset": spec["dataset"], "network": spec["network"]} | _options(spec) for spec in specs]
-    return [one for place, one in enumerate(architectures) if one not in architectures[:place]]
+    return [one for i, one in enumerate(architectures) if one not in architectures[:i]]
 
 
 def dense_spec(spec: dict) -> dict:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lib.models import PadShortcut, head_name
 
 LAYERS = (nn.Conv2d, nn.Linear)
-CRITERIA = ("l1", "l2", "bn", "random")
 BLOCK = 8192  # width vectors that are counted at a time, so that they stay in the processor's cache
 
 
@@ -31,7 +30,7 @@ class Groups:
         area: output pixels H * W of the layer that writes the group (1 for a linear layer).
         writers: names of the convolutions and linear layers that write each group.
         readers: names of those that read it.
-        macs: (G + 1, G + 1) coefficients of the products of widths; place 0 stands for the constant 1.
+        macs: (G + 1, G + 1) coefficients of the products of widths; index 0 stands for the constant 1.
         parameters: likewise.
     """
 
@@ -56,17 +55,17 @@ class Groups:
             owner = [group for group, writers in zip(self.names, self.writers, strict=True) if name in writers]
             hint = f"{name} is written together with {owner[0]}" if owner else f"known are {', '.join(self.names)}"
             raise ValueError(f"No channel group is called {name!r}: {hint}.")
-        places = [self.names.index(name) for name in names]
-        fold = np.zeros((len(self) + 1, len(places) + 1))  # all widths from the chosen ones
+        chosen = [self.names.index(name) for name in names]
+        fold = np.zeros((len(self) + 1, len(chosen) + 1))  # all widths from the chosen ones
         fold[:, 0] = [1, *self.dense]
-        for column, place in enumerate(places, 1):
-            fold[place + 1] = np.eye(len(places) + 1)[column]
+        for column, index in enumerate(chosen, 1):
+            fold[index + 1] = np.eye(len(chosen) + 1)[column]
         return Groups(
             names=tuple(names),
-            dense=self.dense[places],
-            area=self.area[places],
-            writers=tuple(self.writers[place] for place in places),
-            readers=tuple(self.readers[place] for place in places),
+            dense=self.dense[chosen],
+            area=self.area[chosen],
+            writers=tuple(self.writers[index] for index in chosen),
+            readers=tuple(self.readers[index] for index in chosen),
             macs=fold.T @ self.macs @ fold,
             parameters=fold.T @ self.parameters @ fold,
         )
@@ -90,19 +89,25 @@ def find(model: nn.Module, size: int = 32) -> Groups:
     MACs are those of convolutions and linear layers; parameters include biases and BatchNorm.
 
     Raises:
-        ValueError: for a grouped convolution that is not depthwise.
+        ValueError: for a grouped convolution that is not depthwise, a network without a linear head, and a `size` that
+            is no whole number.
     """
+    if not isinstance(size, int | np.integer):
+        raise ValueError(f"size is {size!r}; it must be the side of square images in pixels, such as 32.")
     copy = deepcopy(model).to("meta")
     graph, areas = _dependencies(copy, size)
     layers = {name: module for name, module in copy.named_modules() if isinstance(module, LAYERS)}
-    depthwise = {name for name, layer in layers.items() if _is_depthwise(name, layer)}
+    depthwise = {name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1}
+    for name in depthwise:
+        if (parts := layers[name].groups) != len(layers[name].weight):
+            raise ValueError(f"{name} is a convolution in {parts} groups: only ungrouped and depthwise can be pruned.")
     writers, readers, writes, reads = [], [], {}, {}
-    for place, (written, read) in enumerate(_members(copy, graph, list(layers)), 1):
+    for index, (written, read) in enumerate(_members(copy, graph, list(layers)), 1):
         writers.append(tuple(name for name in layers if name in written - depthwise))
         readers.append(tuple(name for name in layers if name in read.keys() - depthwise))
         dense = len(layers[writers[-1][0]].weight)
-        writes |= dict.fromkeys(written, place)
-        reads |= {name: (place, entries / dense) for name, entries in read.items()}
+        writes |= dict.fromkeys(written, index)
+        reads |= {name: (index, entries / dense) for name, entries in read.items()}
     macs, parameters = np.zeros((2, len(writers) + 1, len(writers) + 1))
     for name, layer in layers.items():
         outputs, inputs = layer.weight.shape[:2]
@@ -193,7 +198,9 @@ def scores(
     weights = torch.cat([layer.weight.detach().double().flatten(1) for layer in writers], dim=1)
     if criterion in ("l1", "l2"):
         return torch.linalg.vector_norm(weights, int(criterion[1]), dim=1)
-    if criterion == "random" and generator is not None:
+    if criterion == "random":
+        if not isinstance(generator, torch.Generator):
+            raise ValueError('Criterion "random" needs a torch.Generator: pass generator.')
         return torch.rand(len(weights), generator=generator, dtype=torch.float64).to(weights.device)
     if criterion == "bn":
         order = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, *LAYERS))]
@@ -201,7 +208,7 @@ def scores(
         if all(isinstance(norm, nn.BatchNorm2d) for norm in norms):
             return torch.stack([norm.weight.detach().double().abs() for norm in norms]).sum(0)
         raise ValueError(f"Group {group} has a layer without BatchNorm behind it: choose the criterion l1 or l2.")
-    raise ValueError(f"Criterion {criterion!r} must be one of {', '.join(CRITERIA)}; random needs a generator.")
+    raise ValueError(f"Criterion {criterion!r} must be one of l1, l2, bn, random.")
 
 
 def keep(model: nn.Module, kept: Mapping[str, Sequence[int]], *, size: int = 32) -> nn.Module:
@@ -273,7 +280,7 @@ class _ShortcutPruner(tp.BasePruningFunc):
         return None  # the layer does not store it; the stream that it reads does
 
     def prune_out_channels(self, layer: PadShortcut, removed: Sequence[int]) -> PadShortcut:
-        layer.source = layer.source[[place for place in range(len(layer.source)) if place not in set(removed)]]
+        layer.source = layer.source[[index for index in range(len(layer.source)) if index not in set(removed)]]
         return layer
 
     def prune_in_channels(self, layer: PadShortcut, removed: Sequence[int]) -> PadShortcut:
@@ -283,17 +290,13 @@ class _ShortcutPruner(tp.BasePruningFunc):
         return layer
 
 
-def _is_depthwise(name: str, layer: nn.Module) -> bool:
-    count = getattr(layer, "groups", 1)
-    if count not in (1, len(layer.weight)):
-        raise ValueError(f"{name} is a convolution in {count} groups: only ungrouped and depthwise ones can be pruned.")
-    return count > 1
-
-
 def _check_widths(groups: Groups, widths: np.ndarray) -> None:
     """ValueError, in one sentence, unless all widths (..., G) lie between 1 and the dense ones."""
     if widths.ndim == 0 or widths.shape[-1] != len(groups):
-        raise ValueError(f"Widths must have {len(groups)} entries, one a channel group, not shape {widths.shape}.")
+        raise ValueError(f"Widths must have {len(groups)} entries, one for each group, not shape {widths.shape}.")
     if widths.size and (widths.min() < 1 or (widths > groups.dense).any()):
-        place = np.flatnonzero(((widths < 1) | (widths > groups.dense)).reshape(-1, len(groups)).any(0))[0]
-        raise ValueError(f"Widths of {groups.names[place]} must lie between 1 and {groups.dense[place]} channels.")
+        index = np.flatnonzero(((widths < 1) | (widths > groups.dense)).reshape(-1, len(groups)).any(0))[0]
+        shares = ", not shares" if 0 < widths.min() < 1 else ""
+        raise ValueError(
+            f"Widths of {groups.names[index]} must be between 1 and {groups.dense[index]} channels{shares}."
+        )

@@ -1,4 +1,4 @@
-"""Data sets as tensors on the device: one entry a data set, splits by seed, augmentation in one gather.
+"""Data sets as tensors on the device: one entry for each data set, splits by seed, augmentation in one gather.
 
 A data set that does not fit in memory is a stream of images, decoded from files as they are needed.
 """
@@ -126,12 +126,12 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4, flip: 
     offsets are uniform on 0 .. 2 * `padding` pixels.
     """
     n, channels, height, width = images.shape
-    there = {"generator": generator, "device": generator.device}
-    top, left = torch.randint(2 * padding + 1, (2, n, 1), **there).to(images.device)
+    options = {"generator": generator, "device": generator.device}
+    top, left = torch.randint(2 * padding + 1, (2, n, 1), **options).to(images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     if flip:
-        mirrored = torch.randint(2, (n, 1), **there).to(images.device).bool()
+        mirrored = torch.randint(2, (n, 1), **options).to(images.device).bool()
         columns = torch.where(mirrored, columns.flip(1), columns)
     image = torch.arange(n, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
@@ -182,7 +182,7 @@ def damaged(path: Path) -> CompanionError:
 
 @cache
 def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
-    """Images and labels of the training part, then of the test part, read once a process."""
+    """Images and labels of the training part, then of the test part, read once in each process."""
     if name in ("digits", "digits16"):
         return _digits(DATASETS[name]["size"] // 8)
     if name in ("cifar10", "cifar100"):

@@ -52,7 +52,7 @@ def colours(networks: Iterable[str]) -> dict[str, str]:
 
 def use_style() -> None:
     """Let every figure of this process follow the companion's style sheet, and do not shorten the cells of tables."""
-    plt.style.use(STYLE)
+    plt.style.use(["default", STYLE])
     pd.set_option("display.max_colwidth", None)
 
 

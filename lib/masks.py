@@ -62,7 +62,7 @@ def _kept(score: Tensor, fraction: float, method: str, generator: torch.Generato
     if not score.isfinite().all():
         raise ValueError("A weight to prune must be finite: the run that trained it diverged, lower its learning rate.")
     if method == "random":
-        if generator is None:
+        if not isinstance(generator, torch.Generator):
             raise ValueError('Method "random" needs a torch.Generator: pass generator.')
         removal_order = torch.rand(score.shape, dtype=torch.float64, generator=generator, device=generator.device)
         removal_order = removal_order.argsort(dim=-1).to(score.device)

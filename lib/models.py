@@ -26,7 +26,7 @@ from lib.parameters import NETWORKS, split_name
 from lib.provenance import CompanionError, data_dir, unknown, write_atomically
 
 CHENYAOFO_STATISTICS = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))  # those of its own training script
-# Public ResNets by data set: shortcut, statistics of the images that they were trained on, place on GitHub.
+# Public ResNets by data set: shortcut, statistics of the images that they were trained on, folder on GitHub.
 # Sources: akamaster/pytorch_resnet_cifar10 (BSD 2-clause), chenyaofo/pytorch-cifar-models (BSD 3-clause).
 AUTHORS = {
     "cifar10": ("A", STATISTICS["imagenet"], "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"),
@@ -181,7 +181,7 @@ class PreActBottleneck(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 in three stages, with `blocks` = n a stage (He et al. 2016, section 4.2)."""
+    """ResNet of depth 6n + 2 in three stages, with `blocks` = n in each stage (He et al. 2016, section 4.2)."""
 
     def __init__(self, blocks: int, classes: int, channels: int = 3, shortcut: str = "A", width: float = 1.0):
         super().__init__()
@@ -197,7 +197,7 @@ class CifarResNet(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n a stage."""
+    """Pre-activation ResNet of depth 9n + 2 in three stages, with `blocks` = n in each stage."""
 
     def __init__(self, blocks: int, classes: int, channels: int = 3, width: float = 1.0):
         super().__init__()
@@ -294,7 +294,10 @@ def architecture(name: str) -> str:
 
 def head_name(model: nn.Module) -> str:
     """The name of a classifier's last linear layer, such as `fc` or `classifier.6`."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise ValueError("The network has no nn.Linear: give it a linear head.")
+    return names[-1]
 
 
 @contextmanager

@@ -51,6 +51,7 @@ DATASETS = {
     "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
     "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
 }
+STARTING = ("01_latent_kl", "02_tensor_truncation")  # from 00_baselines; 03_pruning_spaces may
 PUBLIC = ("resnet20/cifar10", "resnet56/cifar10", "resnet20/cifar100", "resnet56/cifar100")  # keys of `models.PUBLIC`
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
@@ -73,14 +74,7 @@ RANGES = (
     ("above 0", lambda value: value > 0, "lr *_lr stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
 )
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
     "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"
@@ -137,14 +131,18 @@ def check_profile(profile: str) -> list[str]:
     """Check every YAML file of a profile before anything starts; returns its notebooks, in order.
 
     Raises:
-        CompanionError: for the first value that cannot run; see `profile_parameters`.
+        CompanionError: for the first value that cannot run (see `profile_parameters`), or if notebooks start from
+            dense networks that the profile does not describe.
     """
     if profile not in profiles():
         raise unknown("profile", profile, profiles())
     names = sorted(path.stem for path in (root() / "runs" / profile).glob("*.yaml"))
     for name in names:
-        if profile_parameters(profile, name)["profile"] != profile:
+        values = profile_parameters(profile, name)
+        if values["profile"] != profile:
             raise CompanionError(f"runs/{profile}/{name}.yaml must say `profile: {profile}`.")
+        if (name in STARTING or values.get("source") == "trained") and "00_baselines" not in names:
+            raise CompanionError(f"runs/{profile} needs 00_baselines.yaml, from which {name} starts: copy it there.")
     return names
 
 
@@ -160,7 +158,7 @@ def profile_parameters(profile: str, name: str) -> dict:
     if name not in notebook_names():
         raise unknown(f"notebook in runs/{profile}:", name, notebook_names())
     if not (root() / source).exists():
-        raise CompanionError(f"Profile {profile!r} has no {name}: known profiles are {', '.join(profiles())}.")
+        raise CompanionError(f"There is no {source}: copy it from another profile.")
     content = (root() / source).read_bytes()
     try:
         asked, lines = yaml.safe_load(content), yaml.compose(content, yaml.SafeLoader)
@@ -176,12 +174,7 @@ def profile_parameters(profile: str, name: str) -> dict:
 
 
 def checked(name: str, asked: dict, source: str) -> dict:
-    """A notebook's default parameters, with the asked values in their place.
-
-    Args:
-        name: of the notebook, without `.ipynb`.
-        asked: values by parameter.
-        source: the file that the values come from, for the error.
+    """A notebook's default parameters, replaced by those values that are asked for; `source` is their file.
 
     Raises:
         CompanionError: for an unknown name, a wrong type, a number out of range, values that do not fit together.

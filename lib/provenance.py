@@ -130,11 +130,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock that the kernel releases when its owner exits, even after a crash.
 
-    It works between processes of one machine, and between machines that share a file system.
-
-    Args:
-        path: the lock file, which exists while the lock is held.
-        blocking: wait for another owner.
+    It works between processes of one machine, and between machines that share a file system. The file `path` exists
+    while the lock is held.
 
     Yields:
         True, or False at once if the lock has another owner and `blocking` is False.

@@ -78,16 +78,9 @@ class Run:
         torch.set_num_threads(1)
 
     def compute(self, study: "Study", specs: "list[dict] | pd.DataFrame", workers: int | None = None) -> "pd.DataFrame":
-        """The rows of some trials, computed where they are missing, and published at the end by `finish`.
+        """The rows of trials as `Study.run` returns them, computed where they are missing, and published by `finish`.
 
-        Args:
-            study: a study of this notebook, in `folder`.
-            specs: one dictionary a trial.
-            workers: processes that run trials side by side; by default COMPANION_WORKERS, or else the notebook's
-                parameter `workers`.
-
-        Returns:
-            The rows in the order of the specs, as `Study.run` returns them.
+        The number of `workers` is by default COMPANION_WORKERS, or else the notebook's parameter.
         """
         specs = specs if isinstance(specs, list) else specs.to_dict("records")
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
@@ -110,10 +103,7 @@ class Run:
         return figures.animate(frames, self._figures, slug, alt)
 
     def finish(self, ledger: Ledger) -> "pd.DataFrame":
-        """Publish the rows of all computed studies and the claims; print how many claims are decided.
-
-        Returns:
-            The verdicts as a table.
+        """Publish the rows of all computed studies and the claims; return the table of verdicts.
 
         Raises:
             ValueError: unless every claim has exactly one primary entry.
@@ -133,15 +123,9 @@ class Run:
 
 
 def execute(profile: str, name: str, shard: str = "") -> Path:
-    """Run one notebook of a profile in a stage under `.build` and publish its results.
+    """Run one notebook of a profile in a stage under `.build`, publish its results, and return its published copy.
 
-    Args:
-        profile: folder of `runs` with the parameters.
-        name: of the notebook, without `.ipynb`.
-        shard: "i/n" publishes nothing and leaves its trials in the store; see `Study.run`.
-
-    Returns:
-        The published notebook, or the executed one of a shard.
+    A `shard`, "i/n", publishes nothing and leaves its trials in the store; see `Study.run`.
 
     Raises:
         CompanionError: naming notebook, cell, error and the partial notebook; nothing is published then.
@@ -211,6 +195,11 @@ def _run_staged(stage: Path, name: str, parameters: dict) -> float:
             print("\n".join(error.traceback[-3:]), file=sys.stderr)
     except DeadKernelError:
         cell, reason = _last_cell(partial), "the kernel died, most likely for lack of memory"
+    except RuntimeError as error:  # jupyter_client has no type of its own for a kernel that never starts
+        if not str(error).startswith("Kernel d"):
+            raise
+        remedy = "delete .venv, then make creates the environment anew"
+        raise CompanionError(f"Jupyter's kernel did not start ({error}): {remedy}.") from None
     except OSError as error:
         if provenance.disk_full(error):
             raise CompanionError(f"No room on the disk for {partial}: {KEPT}.") from None
@@ -337,9 +326,7 @@ def overview(profile: str) -> str:
 def figures(profile: str, options: list[str]) -> None:
     """Become snakemake on a profile, holding a lock that the kernel releases however this process ends.
 
-    Args:
-        profile: folder of `runs`, whose files are checked first.
-        options: perhaps `shards=N`, then snakemake's own options.
+    The options are perhaps `shards=N`, then snakemake's own.
 
     Raises:
         CompanionError: if a parameter cannot run, or another batch is running.
@@ -387,8 +374,8 @@ def _end_with_batch() -> None:
     A job of a cluster outlives the batch that submitted it: its trials are stored, and the next batch finds them.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("This notebook was terminated; its finished trials are kept."))
-    place, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
-    if place != _batch_id().rpartition(":")[0]:
+    machine, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
+    if machine != _batch_id().rpartition(":")[0]:
         return
 
     def watch() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-LOOSE = 200  # so many rows may be files of their own: 100,000 single files take seconds to read
+LOOSE = 200  # more rows than this are compacted into one file: 100,000 single files take seconds to read
 
 
 def plain(value: object) -> object:
@@ -86,13 +86,7 @@ def _keys(path: Path, mtime_ns: int, inode: int) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Store:
-    """The rows of one study and version in one folder of `runs`.
-
-    Args:
-        name: `NN_notebook.study`.
-        version: raised when what a trial means changes; older rows are then unknown.
-        folder: `runs/<profile>`.
-    """
+    """The rows of one study and version in one folder of `runs`; the arguments are those of `Study`."""
 
     name: str
     version: int

@@ -64,19 +64,13 @@ def shown(steps: Iterable, total: int, name: str) -> Iterable:
 def side_by_side(
     function: Callable[[dict], bool], specs: list[dict], workers: int, name: str
 ) -> Iterator[tuple[dict, bool]]:
-    """Call a function on specs in worker processes.
-
-    Args:
-        function: it can be pickled.
-        specs: one argument for each call.
-        workers: number of processes.
-        name: of the study, for the error.
+    """Call a function that can be pickled on specs in worker processes; `name` is that of the study, for the error.
 
     Yields:
         Each spec with the function's result, in the order in which they finish.
 
     Raises:
-        CompanionError: if a worker is killed. On any other error, interrupts included, the workers are killed.
+        CompanionError: if a worker ends. On any other error, interrupts included, the workers are killed.
     """
     pool, left = _pool(workers), iter(specs)
     waiting: dict[Future, dict] = {}
@@ -91,8 +85,8 @@ def side_by_side(
     except BrokenProcessPool:
         _pool.cache_clear()
         raise CompanionError(
-            f"A worker process of {name} was killed, most likely for lack of memory: use fewer workers and "
-            "start again (finished trials are kept)."
+            f"A worker process of {name} ended: it ran out of memory (use fewer workers), or a script lacks "
+            "`if __name__ == '__main__':` (finished trials are kept)."
         ) from None
     except BaseException:
         _pool.cache_clear()
@@ -206,11 +200,11 @@ class Study:
         """
         keyed = self._keyed(specs)
         known = self.store.known()
-        place = {key: index for index, key in enumerate(known["key"].to_pylist())}
-        if absent := [spec for key, spec in keyed if key not in place]:
+        index = {key: row for row, key in enumerate(known["key"].to_pylist())}
+        if absent := [spec for key, spec in keyed if key not in index]:
             raise KeyError(f"{self.name} has no row of {absent[0]} (nor of {len(absent) - 1} others): run it first.")
         # Rows are chosen before pandas sees them: a null in another row must not turn integers into floats.
-        found = known.take(np.array([place[key] for key, _ in keyed], dtype=np.int64))
+        found = known.take(np.array([index[key] for key, _ in keyed], dtype=np.int64))
         columns = pd.DataFrame([spec for _, spec in keyed])
         first, last = ["status", "reason"], ["key", "spec"]
         kept = {name for name in found.column_names if found[name].null_count < len(found)}
@@ -233,13 +227,10 @@ class Study:
         return path
 
     def finish(self, spec: dict, device: str, blocking: bool = False, weights: bool = False) -> bool:
-        """Run one trial and store its row, unless it is stored.
+        """Run one trial of a canonical spec and store its row, unless it is stored.
 
-        Args:
-            spec: canonical.
-            device: torch device.
-            blocking: wait for another process that runs this trial.
-            weights: run it again if its row is stored and its weights are missing.
+        `blocking` waits for another process that runs this trial. With `weights` a stored trial whose weights are
+        missing runs again.
 
         Returns:
             False if another process runs this trial.
@@ -276,6 +267,8 @@ class Study:
                 if problem := _of_the_machine(error):
                     raise CompanionError(f"{problem[0]} in {self.name} {spec}: {problem[1]}.") from error
                 row, outcome = {}, {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        if not isinstance(row, dict):
+            raise ValueError(f"{self.name}: a trial returns a dictionary of results, not {type(row).__name__}.")
         if twice := sorted(row.keys() & spec.keys()):
             raise ValueError(f"{self.name}: a trial returns {twice}, which its spec holds already.")
         return outcome | how | row
@@ -283,6 +276,8 @@ class Study:
     def _run_all(self, todo: list[dict], workers: int, device: str) -> Iterator[None]:
         if workers == 1 or len(todo) == 1:
             outcomes = ((spec, self.finish(spec, device)) for spec in todo)
+        elif "<" in getattr(self.trial, "__qualname__", ""):  # <lambda> or <locals>
+            raise ValueError(f"{self.name}: workers import the trial: make it a function of a module, or use 1 worker.")
         else:
             outcomes = side_by_side(partial(self.finish, device=device), todo, workers, self.name)
         elsewhere = []

@@ -1,6 +1,6 @@
 """Fit, evaluate, schedules, BatchNorm re-estimation, latency; on CUDA a training step is recorded once and replayed.
 
-One mode a device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
+One mode for each device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
 """
 
 import time
@@ -133,7 +133,7 @@ def fit(
     `seed`. Data stay on the device, and the host waits for it once an epoch.
 
     Returns:
-        One dictionary an epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
+        One dictionary for each epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
 
     Raises:
         Diverged: with the epoch.

@@ -304,7 +304,7 @@ def test_the_pruned_network_keeps_its_mode_and_learns():
 def test_bad_widths_are_refused_in_one_sentence():
     model = models.build("resnet20", shortcut="B")
     groups = channels.find(model)
-    with pytest.raises(ValueError, match="Widths of conv1 must lie between 1 and 16"):
+    with pytest.raises(ValueError, match="Widths of conv1 must be between 1 and 16 channels.$"):
         channels.prune(model, {"conv1": 0})
     with pytest.raises(ValueError, match="between 1 and 64"):
         channels.count(groups, groups.dense + (np.arange(len(groups)) == len(groups) - 1))
@@ -320,8 +320,17 @@ def test_bad_widths_are_refused_in_one_sentence():
         channels.keep(model, {"conv1": []})
     with pytest.raises(ValueError, match="layer1.1.conv2 is written together with conv1"):
         channels.keep(model, {"conv1": range(16), "layer1.1.conv2": [0, 1]})
-    with pytest.raises(ValueError, match="one of l1, l2, bn, random; random needs a generator"):
-        channels.prune(model, {"conv1": 8}, "random")
+    with pytest.raises(ValueError, match="between 1 and 16 channels, not shares"):
+        channels.prune(model, {"conv1": 0.5})
+    for wrong in (None, 0):
+        with pytest.raises(ValueError, match='"random" needs a torch.Generator: pass generator'):
+            channels.prune(model, {"conv1": 8}, "random", generator=wrong)
+    with pytest.raises(ValueError, match="'l3' must be one of l1, l2, bn, random"):
+        channels.prune(model, {"conv1": 8}, "l3")
+    with pytest.raises(ValueError, match="must be the side of square images in pixels"):
+        channels.find(model, size=(32, 32))
+    with pytest.raises(ValueError, match="no nn.Linear: give it a linear head"):
+        channels.find(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="No channel group is called 'fc'"):
         groups.only(["fc"])
     with pytest.raises(ValueError, match="in 2 groups"):

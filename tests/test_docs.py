@@ -12,11 +12,13 @@ import yaml
 from lib.provenance import root
 
 MARK = re.compile(r"^# (\S+), (?:(above|below) `(.*)`|at the end)$")
-KINDS = ("network", "data set", "measure", "figure", "interval")
+KINDS = ("network", "data set", "measure", "figure", "interval", "claim")
 PROFILE = {"networks": ["linear", "perceptron"], "dataset": "noise", "epochs": 2, "seeds": 2, "null_seeds": 2}
 SCRIPT = """
 from pathlib import Path
 from lib import baselines, figures, parameters, stats
+from lib.claims import Ledger
+from lib.latent import claims
 from lib.latent import figures as latent_figures
 from lib.latent import trials
 runs = Path("runs/mine")
@@ -34,20 +36,27 @@ rows = study.run([spec, spec | {"fraction": 0.2}])
 assert list(rows["status"]) == ["done"] * 2, list(rows["reason"])
 assert study.version == 2 and all(0 < rows["largest_move"]) and all(rows["largest_move"] < rows["ap2"] ** 0.5)
 assert len(latent_figures.moves(rows).axes) == 1
-low, high = stats.median_interval(range(20), seed=0)
-assert low < 9.5 < high
+loss, other, ledger = range(1, 20), range(2, 21), Ledger(claims.RULES)
+"""
+CHECK = """
+for rule in claims.RULES[1:]:
+    ledger.untestable(rule.id, "not entered here")
+first, fork = ledger.entries()[:2]
+assert first["id"] == fork["id"] == "P1.E9" and first["verdict"] == fork["verdict"] == "supported"
+assert (first["value"], first["n"], fork["fork"]) == (10, 19, "tuning_lr = 0.01") and first["low"] < 10 < first["high"]
+parameters.checked("01_latent_kl", {"decides": ["P1.E9"]}, "mine")
 """
 
 
-def block(page: str, heading: str) -> list[str]:
-    """The lines of the first code block in a section."""
+def block(page: str, heading: str, number: int = 1) -> list[str]:
+    """The lines of the first code block in a section, or of another one."""
     section = re.split(r"^## ", page.split(f"## {heading}\n")[1], flags=re.M)[0]
-    return section.split("```python\n")[1].split("\n```")[0].splitlines()
+    return section.split("```python\n")[number].split("\n```")[0].splitlines()
 
 
 def apply(copy, lines: list[str]) -> None:
     """Put the lines that follow each comment where the comment says."""
-    starts = [place for place, line in enumerate(lines) if MARK.match(line)]
+    starts = [index for index, line in enumerate(lines) if MARK.match(line)]
     assert starts and starts[0] == 0
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         file, where, beside = MARK.match(lines[start]).groups()
@@ -82,9 +91,12 @@ def extended(tmp_path):
     return copy
 
 
-def test_an_added_network_data_set_measure_figure_and_interval_work(extended):
+def test_an_added_network_data_set_measure_figure_interval_and_claim_work(extended):
+    cell = "\n".join(block((root() / "docs" / "extending.md").read_text(), "A claim", 2))
     environment = os.environ | {"PYTHONPATH": str(extended), "RUNS_DIR": "", "FIGURES_DIR": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=extended, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + cell + CHECK], cwd=extended, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -29,6 +29,14 @@ def draw(line=(3, 4)):
     return figure
 
 
+def test_settings_of_the_reader_change_no_figure():
+    figures.use_style()
+    expected = dict(plt.rcParams)
+    plt.rcParams.update({"axes.labelpad": 40, "lines.dash_capstyle": "round", "image.cmap": "hot"})
+    figures.use_style()
+    assert dict(plt.rcParams) == expected
+
+
 def test_a_figure_is_saved_twice_with_equal_bytes(tmp_path):
     numbers = pd.DataFrame({"epoch": [1, 2], "accuracy": [3.0, 4.0]})
     for folder in ("a", "b"):

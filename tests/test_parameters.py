@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from lib import baselines, models, parameters, training
-from lib.provenance import CompanionError
+from lib.provenance import CompanionError, root
 from lib.spaces.trials import prunable
-from tests.toy_checkout import write_notebook, write_yaml
+from tests.toy_checkout import enter, write_notebook, write_yaml
 
 NAMED = """profile = "smoke"
 networks = ["digits_cnn"]
@@ -134,6 +134,25 @@ def test_the_ranges_hold_for_a_reader_who_changes_a_value_in_a_notebook(checkout
     values = parameters.default_parameters("00_toy")
     with pytest.raises(CompanionError, match="00_toy.ipynb: n is out of range"):
         parameters.checked("00_toy", values | {"n": -3}, "00_toy.ipynb")
+
+
+def test_a_profile_whose_notebooks_start_from_baselines_needs_their_file(tmp_path, monkeypatch):
+    for name in ("lib", "notebooks", "pyproject.toml"):
+        (tmp_path / name).symlink_to(root() / name)
+    enter(tmp_path, monkeypatch)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    for name in ("01_latent_kl", "03_pruning_spaces", "04_spline_early_bird"):
+        file = tmp_path / f"runs/mine/{name}.yaml"
+        file.write_text("profile: mine\n")
+        if name.startswith("04"):
+            assert parameters.check_profile("mine") == [name]
+        else:
+            with pytest.raises(CompanionError, match=f"^runs/mine needs 00_baselines.yaml, from which {name} starts"):
+                parameters.check_profile("mine")
+        file.unlink()
+    with pytest.raises(CompanionError, match="^There is no runs/mine/00_baselines.yaml: copy it"):
+        file.write_text("profile: mine\n")
+        parameters.profile_parameters("mine", "00_baselines")
 
 
 def test_an_unknown_profile_is_one_sentence_with_the_nearest(checkout):

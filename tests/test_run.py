@@ -91,6 +91,12 @@ def test_a_notebook_that_fails_is_named_with_its_cell_publishes_nothing_and_keep
     assert f"failed in cell [5]: {sentence}" in run.overview("smoke")
 
 
+def test_a_kernel_that_never_starts_is_one_sentence_with_its_remedy(checkout, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(CompanionError, match="^Jupyter's kernel did not start .*: delete .venv, then make creates"):
+        run.execute("smoke", "00_toy")
+
+
 def test_prints_are_joined_however_they_arrived(tmp_path):
     def cleaned(*pieces):
         outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]

@@ -127,6 +127,14 @@ def test_a_result_named_like_a_parameter_is_refused(tmp_path):
         Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1, "square": 1}])
 
 
+def test_a_trial_that_returns_no_dictionary_or_that_workers_cannot_import_is_one_sentence(tmp_path):
+    study = Study("00_t.lambda", lambda spec, device, weights: 3, 1, tmp_path)
+    with pytest.raises(ValueError, match="returns a dictionary of results, not int"):
+        study.run([{"x": 1}])
+    with pytest.raises(ValueError, match="make it a function of a module"):
+        study.run([{"x": 1}, {"x": 2}], workers=2)
+
+
 def test_missing_weights_are_made_again_and_the_row_stays(tmp_path, capsys):
     study = Study("00_t.weights", toy_trials.with_weights, 1, tmp_path)
     rows = study.run([{"x": 1}])
@@ -209,7 +217,7 @@ def test_a_trial_on_the_cpu_has_one_torch_thread_and_the_process_gets_its_own_ba
 def test_one_process_and_two_give_the_same_rows(tmp_path):
     specs = [{"x": x} for x in range(20)]
     one = Study("00_t.square", toy_trials.square, 1, tmp_path / "one").run(specs)
-    two = Study("00_t.square", toy_trials.square, 1, tmp_path / "two").run(specs, workers=2)
+    two = Study("00_t.square", partial(toy_trials.square), 1, tmp_path / "two").run(specs, workers=2)
     pd.testing.assert_frame_equal(without_measurements(one), without_measurements(two))
 
 
