@@ -59,9 +59,9 @@ class Rule:
     statistic: str
     unit: str = ""
     relation: str
-    threshold: float
+    threshold: float = 0
     tolerance: float = 0.0
-    null: str
+    null: str = "0"
     open_if: str = ""
     n_unit: str
 
@@ -116,7 +116,6 @@ BASELINE_RULES = (  # of the dense networks, which belong to no paper
         statistic="gain in test accuracy over the linear classifier, of the network where it is smallest",
         unit="points",
         relation=">",
-        threshold=0,
         null="a network whose hidden layers add nothing gains 0 points",
         n_unit="seeds, on one test set",
     ),
@@ -127,7 +126,6 @@ BASELINE_RULES = (  # of the dense networks, which belong to no paper
         statistic="test accuracy minus chance",
         unit="points",
         relation="=",
-        threshold=0,
         tolerance=5,
         null="test labels that reach the network past the training labels keep it far above chance",
         n_unit="seeds, each with its own permutation, on one test set",
@@ -139,7 +137,6 @@ BASELINE_RULES = (  # of the dense networks, which belong to no paper
         statistic="largest difference from the published number of wrong images",
         unit="images",
         relation="=",
-        threshold=0,
         null="any difference in preprocessing or architecture moves some of 10,000 images",
         n_unit="checkpoints, each on 10,000 test images",
     ),

@@ -6,7 +6,6 @@ from lib.claims import Rule
 IDENTITY = {
     "statistic": "violations among random cases",
     "relation": "=",
-    "threshold": 0,
     "null": "a wrong inequality is violated somewhere",
 }
 GAUSSIANS = IDENTITY | {"section": "Is the KL more than a distance?", "n_unit": "random covariances, 2 to 6 dimensions"}
@@ -18,11 +17,9 @@ BOUNDS = {
     "section": "Do the bounds hold on real heads?",
     "statistic": "share of configurations and epochs with a loss gap above the bound",
     "relation": "=",
-    "threshold": 0,
     "n_unit": "configurations and trials",
 }
-POSITIVE = {"relation": ">", "threshold": 0}
-CONFIGURATIONS = POSITIVE | {"n_unit": "configurations"}
+CONFIGURATIONS = {"relation": ">", "n_unit": "configurations"}
 SPARSITY_ALONE = "0, whatever sparsities have in common"
 
 RULES = (
@@ -118,7 +115,7 @@ RULES = (
         statistic="share of pairs ordered alike, below minus above",
         null="0; and the same at other borders",
         n_unit="configurations, whose pairs are compared",
-        **POSITIVE,
+        relation=">",
     ),
     Rule(
         id="P1.11",
@@ -128,7 +125,7 @@ RULES = (
         null="0 if both separate alike",
         open_if="both measures separate at least nine in ten pairs, so that there is no room for a difference",
         n_unit="pairs of methods",
-        **POSITIVE,
+        relation=">",
     ),
     Rule(
         id="P1.12",
@@ -147,7 +144,6 @@ RULES = (
         statistic="PD at 50 % minus PD at 30 %",
         unit="points",
         relation="=",
-        threshold=0,
         tolerance=1.0,
         null="near 0 wherever neither does harm",
         n_unit="networks",
@@ -159,7 +155,7 @@ RULES = (
         statistic="Spearman's correlation within layer and sparsity",
         null=SPARSITY_ALONE,
         n_unit="configurations of hidden layers",
-        **POSITIVE,
+        relation=">",
     ),
     Rule(
         id="P1.7",
@@ -176,7 +172,7 @@ RULES = (
         statistic="smallest Spearman's correlation of AP2 and PD within sparsity",
         null=SPARSITY_ALONE,
         n_unit="configurations of the weakest case",
-        **POSITIVE,
+        relation=">",
     ),
     Rule(
         id="P1.14",
@@ -203,7 +199,7 @@ RULES = (
         statistic="Spearman's correlation at equal AP2",
         null="0; AP2 itself cannot order them",
         n_unit="configurations, each with controls of its AP2",
-        **POSITIVE,
+        relation=">",
     ),
     Rule(
         id="P1.E2",

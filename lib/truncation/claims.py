@@ -31,7 +31,6 @@ RULES = (
         claim="Norms can be halved along certain cuts at no loss of accuracy.",
         statistic="share that tolerate a norm loss of .5, of layers and cuts that can reach it",
         relation=">",
-        threshold=0,
         null=OFTEN,
         n_unit="layers",
     ),
@@ -41,8 +40,6 @@ RULES = (
         claim="Deeper layers tolerate more.",
         statistic="concordance of depth and tolerance within cut and kernel shape",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -61,8 +58,6 @@ RULES = (
         claim="Where entropy is further below random, more error is tolerated.",
         statistic="concordance of entropy below random and tolerance within case, cut and shape",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -72,7 +67,6 @@ RULES = (
         statistic="drop of noise minus drop of truncation, at .5",
         unit="points",
         relation=">",
-        threshold=0,
         null="0: only size matters",
         n_unit="layers",
     ),
@@ -83,8 +77,6 @@ RULES = (
         statistic="drop on KH, KW minus drop on OUT, IN at equal error",
         unit="points",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -94,8 +86,6 @@ RULES = (
         statistic="drop of CP minus drop of the best cut, smaller of both matchings",
         unit="points",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -105,8 +95,6 @@ RULES = (
         statistic="drop of the best cut minus that of the best other form, cross-fitted",
         unit="points",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -116,7 +104,6 @@ RULES = (
         statistic="share of networks where most cases are within the margin in 3 epochs, not by BatchNorm",
         relation=">",
         threshold=0.5,
-        null="0",
         n_unit="networks",
     ),
     Rule(
@@ -126,7 +113,6 @@ RULES = (
         statistic="share of networks where most cases are within the margin, without barrier, in both arms",
         relation=">",
         threshold=0.5,
-        null="0",
         n_unit="networks",
     ),
     Rule(
@@ -136,8 +122,6 @@ RULES = (
         statistic="accuracy minus that of uniform ranks, or of a plan by error, smaller of both",
         unit="points",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="retrainings of a plan, on the same test images",
     ),
     Rule(
@@ -158,8 +142,6 @@ RULES = (
         statistic="drop of the plain minus that of the output-weighted truncation",
         unit="points",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -168,8 +150,6 @@ RULES = (
         claim="The cuts that a tensor train makes predict which order of the modes is best.",
         statistic="Spearman's correlation of mean tolerance and kept accuracy within layer and budget",
         relation=">",
-        threshold=0,
-        null="0",
         n_unit="layers",
     ),
     Rule(
@@ -178,7 +158,6 @@ RULES = (
         claim="A layer on a 1-pixel map loses most of its norm without any effect.",
         statistic="change of the outputs when all taps are cut that only see padding",
         relation="=",
-        threshold=0,
         null="the change on a 4-pixel map",
         n_unit="images",
     ),
