@@ -238,11 +238,15 @@ class Ledger:
         its claim's primary one, so that a fork differs by its data alone.
 
         Raises:
-            ValueError: unless every claim has exactly one primary entry.
+            ValueError: unless every claim has exactly one primary entry, and each fork a p where that entry has one.
         """
         for rule in self.rules:
-            if (found := sum(e["primary"] for e in self._entries if e["id"] == rule.id)) != 1:
-                raise ValueError(f"{rule.id} has {found} primary entries; it needs exactly one.")
+            own = [entry for entry in self._entries if entry["id"] == rule.id]
+            if len(primary := [entry for entry in own if entry["primary"]]) != 1:
+                raise ValueError(f"{rule.id} has {len(primary)} primary entries; it needs exactly one.")
+            for entry in own:
+                if entry["fork"] and entry["p"] is None and primary[0]["p"] is not None:
+                    raise ValueError(f"{rule.id}: the fork {entry['fork']!r} needs a p, as the primary entry has one.")
         order = {rule.id: place for place, rule in enumerate(self.rules)}
         judged = []
         for entry in sorted(self._entries, key=lambda entry: order[entry["id"]]):
