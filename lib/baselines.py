@@ -16,7 +16,8 @@ from lib.store import canonical
 from lib.study import Study, generator, seed_from
 
 DENSE = (
-    "dataset network source seed epochs batch_size lr schedule augment weight_decay limit labels form shortcut width"
+    "dataset network source seed epochs batch_size lr schedule augment weight_decay precision limit labels form "
+    "shortcut width"
 ).split()
 SHAPE = ("classes", "channels", "size")
 
@@ -40,8 +41,8 @@ def train_baseline(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `baselines`: one dense network, trained, or loaded from its authors' checkpoint.
 
     The spec holds `dataset`, `network`, `source` ("trained" or "public"); for a trained network also `seed`, `epochs`,
-    `lr`, and optionally `batch_size`, `schedule`, `weight_decay`, `augment`, `limit` (training images), and `labels`:
-    "shuffled" trains on permuted labels, the null of a network that can learn nothing about the test set.
+    `lr`, and optionally `batch_size`, `schedule`, `weight_decay`, `augment`, `precision`, `limit` (training images),
+    and `labels`: "shuffled" trains on permuted labels, the null of a network that can learn nothing about the test set.
 
     Returns:
         Test accuracy, loss, n and the wrong images; learning curves, one value for each epoch.
@@ -52,7 +53,7 @@ def train_baseline(spec: dict, device: str, weights: Path) -> dict:
         if spec.get("labels") == "shuffled":
             order = torch.randperm(len(dataset.train), generator=generator(spec["seed"], "shuffled labels"))
             dataset.train.labels.copy_(dataset.train.labels[order.to(device)])
-        options = ("epochs", "seed", "lr", "batch_size", "weight_decay", "schedule", "augment")
+        options = ("epochs", "seed", "lr", "batch_size", "weight_decay", "schedule", "augment", "precision")
         start = time.perf_counter()
         history = training.fit(model, dataset, device=device, **{name: spec[name] for name in options if name in spec})
         row["made_images_per_second"] = len(history) * len(dataset.train) / (time.perf_counter() - start)
@@ -98,13 +99,11 @@ def show_data(spec: dict, device: str, weights: Path) -> dict:
 
 def baseline_specs(parameters: dict) -> list[dict]:
     """The trials that the parameters of `00_baselines` name; other notebooks pick theirs with `find_baseline`."""
-    shared = ("dataset", "epochs", "batch_size", "lr", "schedule", "augment")
-    common = {name: parameters[name] for name in shared} | {"source": "trained", "limit": parameters["limit"] or None}
     if twice := sorted({*parameters["elsewhere"]} & {*parameters["public"]}):
         raise CompanionError(f"{twice[0]} is in both public and elsewhere: other notebooks could not tell them apart.")
 
     def trained(network: str, seeds: int, **changes: object) -> list[dict]:
-        return [common | {"network": network, "seed": seed} | changes for seed in range(seeds)]
+        return [_recipe(parameters) | {"network": network, "seed": seed} | changes for seed in range(seeds)]
 
     # A weak linear classifier would flatter the networks: it needs unshifted images and its own learning rate.
     linear, specs = {"augment": False, "lr": parameters["linear_lr"]}, []
@@ -116,6 +115,16 @@ def baseline_specs(parameters: dict) -> list[dict]:
     for network, dataset in (name.split("/") for name in parameters["public"]):
         specs.append({"source": "public", "network": network, "dataset": dataset})
     return specs
+
+
+def precision_specs(parameters: dict) -> list[dict]:
+    """Pairs of trainings of the network `compared` of `00_baselines`, alike but for their precision, one pair a seed.
+
+    There are none where the parameter `precision` stands for float32.
+    """
+    recipe = _recipe(parameters) | {"network": parameters["compared"]}
+    pairs = ("bfloat16", "float32") if recipe["precision"] == "bfloat16" else ()
+    return [recipe | {"seed": s, "precision": one} for s in range(parameters["compared_seeds"]) for one in pairs]
 
 
 def profile_baselines(profile: str) -> list[dict]:
@@ -184,6 +193,13 @@ def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, 
     if spec["source"] == "trained":
         models.load(model, baselines(folder).weights(spec, device))
     return model.to(device).eval(), dataset
+
+
+def _recipe(parameters: dict) -> dict:
+    """What all networks that `00_baselines` trains have in common."""
+    shared = ("dataset", "epochs", "batch_size", "lr", "schedule", "augment")
+    recipe = {name: parameters[name] for name in shared} | {"source": "trained", "limit": parameters["limit"] or None}
+    return recipe | {"precision": training.resolve_precision(parameters["precision"])}
 
 
 def _initial(spec: dict, network: str, device: str) -> tuple[nn.Module, Data]:

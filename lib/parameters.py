@@ -53,6 +53,7 @@ DATASETS = {
 }
 STARTING = ("01_latent_kl", "02_tensor_truncation")  # from 00_baselines; 03_pruning_spaces may
 PUBLIC = ("resnet20/cifar10", "resnet56/cifar10", "resnet20/cifar100", "resnet56/cifar100")  # keys of `models.PUBLIC`
+PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolved before a spec is made
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
 MODES = {"OUT", "IN", "KH", "KW"}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Fields of a spec that came later, with the values of the rows that lack them: such a value is no part of a key.
+IMPLIED = {"precision": "float32", "retrain_precision": "float32", "retraining_precision": "float32"}
 LOOSE = 200  # more rows than this are compacted into one file: 100,000 single files take seconds to read
 
 
@@ -104,6 +106,7 @@ class Store:
 
     def key(self, spec: dict) -> str:
         """16 hex digits that name a trial: a hash of its *canonical* spec and of the study's name and version."""
+        spec = {field: value for field, value in spec.items() if IMPLIED.get(field) != value}
         text = json.dumps([self.name, self.version, spec], sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,10 +1,12 @@
-"""Fit, evaluate, schedules, BatchNorm re-estimation, latency; on CUDA a training step is recorded once and replayed.
+"""Fit, evaluate, schedules, precision, BatchNorm re-estimation, latency; on CUDA a step is recorded and replayed.
 
-One mode for each device: plain float32 on the CPU; on CUDA bfloat16, channels last, as a CUDA graph.
+Images are channels last on every device. A training is in float32 or in bfloat16 autocast, whose weights, gradients
+and optimizer stay float32; the precision is part of a trial's spec. Evaluation is in float32.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from statistics import median
 
 import torch
@@ -15,8 +17,8 @@ from tqdm.auto import tqdm
 
 from lib import data
 from lib.data import Data, Split
-from lib.parameters import SCHEDULES
-from lib.provenance import unknown
+from lib.parameters import PRECISIONS, SCHEDULES
+from lib.provenance import CompanionError, default_device, unknown
 from lib.study import generator, quiet, seed_from
 
 WARM_UP = 3  # steps before a CUDA graph is recorded, and passes before latency is measured
@@ -32,13 +34,32 @@ def on_cuda(device: str | torch.device) -> bool:
     return torch.device(device).type == "cuda"
 
 
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 on CUDA, nothing elsewhere."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=on_cuda(device))
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The context of a forward pass in a precision: "bfloat16" or "float32", which changes nothing."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device computes in bfloat16 by its own instructions, as torch finds them, and not by emulation."""
+    if on_cuda(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    instructions = (name for name, has in torch.cpu.get_capabilities().items() if has is True)
+    return torch.backends.mkldnn.is_available() and any(name.endswith("bf16") for name in instructions)
+
+
+def resolve_precision(asked: str) -> str:
+    """The precision of a spec: "auto" is "bfloat16" where the default device has it and "float32" elsewhere.
+
+    Raises:
+        CompanionError: for an unknown precision.
+    """
+    if asked not in PRECISIONS:
+        raise unknown("precision", asked, PRECISIONS)
+    return asked if asked != "auto" else "bfloat16" if has_bfloat16(default_device()) else "float32"
 
 
 def placed(model: nn.Module, device: str) -> nn.Module:
-    """The model on its device, with channels last in memory if the device is a GPU.
+    """The model on its device; on a GPU its kernels are channels last in memory, as the images are.
 
     A model that is there already keeps its tensors, because a recorded step goes on reading them where they were.
     """
@@ -56,8 +77,8 @@ class Backward:
     On CUDA the pass is recorded as a CUDA graph and replayed for every batch of the same shape.
     """
 
-    def __init__(self, model: nn.Module, device: str = "cpu"):
-        self.model, self.device, self.graph = model, device, None
+    def __init__(self, model: nn.Module, device: str = "cpu", precision: str = "float32"):
+        self.model, self.graph, self.autocast = model, None, partial(autocast, device, precision)
         self.parameters = list(model.parameters())  # finding them takes a tenth of a small network's step
         self.records = on_cuda(device) and torch.cuda.is_available()
 
@@ -78,7 +99,7 @@ class Backward:
     def _compute(self, inputs: Tensor, labels: Tensor) -> Tensor:
         for parameter in self.parameters:
             parameter.grad = None
-        with autocast(self.device):
+        with self.autocast():
             loss = F.cross_entropy(self.model(inputs), labels)
         loss.backward()
         return loss.detach()
@@ -123,32 +144,38 @@ def fit(
     weight_decay: float = 5e-4,
     schedule: str = "cosine",
     augment: bool = True,
+    precision: str = "float32",
     device: str = "cpu",
     after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> list[dict]:
     """Train in place with SGD and Nesterov momentum 0.9; the last epoch counts, never the best one.
 
-    The training split is fitted, and the validation split measured after each epoch; then `after_epoch` is called with
-    the number of epochs done and the model. The random streams "order", "augmentation" and "dropout" follow from
-    `seed`. Data stay on the device, and the host waits for it once an epoch.
+    The training split is fitted in a `precision`, and the validation split measured after each epoch; then
+    `after_epoch` is called with the number of epochs done and the model. The random streams "order", "augmentation" and
+    "dropout" follow from `seed`. Data stay on the device, and the host waits for it once an epoch.
 
     Returns:
         One dictionary for each epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
 
     Raises:
         Diverged: with the epoch.
-        CompanionError: for an unknown schedule.
+        CompanionError: for an unknown schedule or precision, or for bfloat16 on a device that lacks it.
     """
+    if precision not in PRECISIONS[1:]:
+        raise unknown("precision", precision, PRECISIONS[1:])
+    if precision == "bfloat16" and not has_bfloat16(device):
+        raise CompanionError(f"{device} has no bfloat16 instructions: set precision to float32, or to auto.")
     model = placed(model, device)
     steps = epochs * -(-len(dataset.train) // batch_size)
-    options = {"weight_decay": weight_decay, "nesterov": True} | ({"fused": True} if on_cuda(device) else {})
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, **options)
+    options = {"weight_decay": weight_decay, "momentum": 0.9, "nesterov": True, "fused": True}
+    optimizer = torch.optim.SGD(model.parameters(), lr, **options)
     rate = scheduler(schedule, optimizer, steps)
     order, noise = generator(seed, "order", device=device), generator(seed, "augmentation", device=device)
     history = []
-    repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=on_cuda(device))  # the same numbers each time
+    # The same numbers each time, and float32 without TensorFloat-32.
+    repeatable = torch.backends.cudnn.flags(enabled=True, deterministic=on_cuda(device), allow_tf32=False)
     with torch.random.fork_rng(enabled=True), repeatable:
-        step = Backward(model, device)
+        step = Backward(model, device, precision)
         torch.manual_seed(seed_from(seed, "dropout"))
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
             model.train()
@@ -172,14 +199,14 @@ def fit(
 
 @torch.inference_mode()
 def logits(
-    model: nn.Module, split: Split, dataset: Data, batch_size: int = 500, device: str = "cpu"
+    model: nn.Module, split: Split, dataset: Data, batch_size: int = 100, device: str = "cpu"
 ) -> Iterator[Tensor]:
-    """The outputs (batch, classes) in float32 of a model in evaluation mode, batch by batch."""
+    """The outputs (batch, classes) of a model in evaluation mode, computed in float32, batch by batch."""
     model = placed(model, device).eval()
     for images, _ in data.batches(split, batch_size):
-        with autocast(device):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             outputs = model(data.normalise(images, dataset.mean, dataset.std))
-        yield outputs.float()
+        yield outputs
 
 
 def evaluate(model: nn.Module, split: Split, dataset: Data, device: str = "cpu") -> dict:
@@ -236,7 +263,7 @@ def latency_ms(model: nn.Module, shape: tuple[int, ...], device: str = "cpu") ->
     for _ in range(WARM_UP + PASSES):
         synchronize()
         start = time.perf_counter()
-        with autocast(device):
+        with autocast(device, "bfloat16" if on_cuda(device) else "float32"):
             model(images)
         synchronize()
         seconds.append(time.perf_counter() - start)

@@ -80,9 +80,9 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
 
     The spec holds a dense network and `widths`; `criterion` (of `channels.prune`); `mode`: "none" (BatchNorm
     re-estimated only), "finetune", "rewind" (learning-rate rewinding) or "scratch"; `retraining`, the seed of order and
-    augmentation; `retraining_epochs`, `retraining_batch`; `bn_images`, `train_images`, `validation_images`,
-    `test_images`: the largest number of each; `by_image`, whether to store which test images were misclassified. The
-    control has dense widths and is retrained like the others.
+    augmentation; `retraining_epochs`, `retraining_batch`, `retraining_precision`; `bn_images`, `train_images`,
+    `validation_images`, `test_images`: the largest number of each; `by_image`, whether to store which test images were
+    misclassified. The control has dense widths and is retrained like the others.
 
     Returns:
         Coordinates of the recipe (`measures.coordinates`); accuracy (%) and loss (nats): `proxy_*` on validation
@@ -109,6 +109,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     if spec["mode"] != "none":
         options = {"epochs": spec["retraining_epochs"], "batch_size": spec["retraining_batch"]}
         options |= {"seed": spec["retraining"], "lr": MODES[spec["mode"]], "augment": spec.get("augment", True)}
+        options["precision"] = spec.get("retraining_precision", "float32")
         training.fit(pruned, replace(few, validation=few.validation.first(1)), device=device, **options)
         row |= _accuracy_and_loss("validation", training.evaluate(pruned, few.validation, dataset, device=device))
     else:
@@ -164,9 +165,9 @@ def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `streamed`: prune, re-estimate BatchNorm on training batches, retrain to the last epoch, measure.
 
     The spec holds `network`, `classes`, `size` (pixels), `pretrained` (torchvision's weights), `widths` of all groups,
-    `criterion`, `mode` (of `MODES`), `retraining` (seed), `retraining_epochs`, `batch_size`, `weight_decay`,
-    `bn_batches`, `readers` (processes that decode files; 0 decodes in this one). EagleEye's schedule for ResNet-50 is
-    120 epochs, batch 128, cosine from 0.01, weight decay 1e-4.
+    `criterion`, `mode` (of `MODES`), `retraining` (seed), `retraining_epochs`, `retraining_precision`, `batch_size`,
+    `weight_decay`, `bn_batches`, `readers` (processes that decode files; 0 decodes in this one). EagleEye's schedule
+    for ResNet-50 is 120 epochs, batch 128, cosine from 0.01, weight decay 1e-4.
 
     Returns:
         Coordinates of the recipe; top-1 accuracy (%) and n: `proxy_*` on held-out training images before retraining,
@@ -187,16 +188,17 @@ def retrain_streamed(spec: dict, device: str, weights: Path) -> dict:
         reinitialise(pruned, seed)
     if spec["mode"] != "none":
         lr, decay = MODES[spec["mode"]], spec["weight_decay"]
-        fit_streamed(pruned, read["train"], spec["retraining_epochs"], lr, decay, device)
+        precision = spec.get("retraining_precision", "float32")
+        fit_streamed(pruned, read["train"], spec["retraining_epochs"], lr, decay, precision, device)
     for part in ("validation", "test"):
         row |= _streamed_accuracy(pruned, part, read[part], device)
     return {name: float(value) for name, value in row.items()}
 
 
 def fit_streamed(
-    model: nn.Module, batches: DataLoader, epochs: int, lr: float, weight_decay: float, device: str
+    model: nn.Module, batches: DataLoader, epochs: int, lr: float, weight_decay: float, precision: str, device: str
 ) -> None:
-    """Train in place with SGD, Nesterov momentum 0.9 and a cosine over all steps; in bfloat16 on CUDA.
+    """Train in place with SGD, Nesterov momentum 0.9 and a cosine over all steps, in a precision of `training.fit`.
 
     Raises:
         training.Diverged: if the loss of an epoch's last batch is not finite.
@@ -206,7 +208,7 @@ def fit_streamed(
     for epoch in range(1, epochs + 1):
         model.train()
         for images, labels in batches:
-            with training.autocast(device):
+            with training.autocast(device, precision):
                 loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -262,8 +264,7 @@ def _streamed_accuracy(model: nn.Module, part: str, batches: DataLoader, device:
     model.eval()
     right = n = 0
     for images, labels in batches:
-        with training.autocast(device):
-            outputs = model(images.to(device))
+        outputs = model(images.to(device))
         right, n = right + int((outputs.argmax(1).cpu() == labels).sum()), n + len(labels)
     return {f"{part}_accuracy": 100 * right / n, f"{part}_n": n}
 

@@ -1,9 +1,10 @@
 """The trials of paper 4 on image networks: a search, watched by its codes, and the networks that are pruned from it.
 
 A *search* is a training whose codes and weights are kept after every epoch. Its spec holds `dataset`, `network`,
-`width`, `limit` (training images), `test_images`, `epochs`, `lr`, `batch_size`, `weight_decay`, `side` (side² probes)
-and `seed`; `labels` "shuffled", `rate` (a constant learning rate, as a factor on lr) and `penalty` (L1 on the scales of
-BatchNorm) are optional. The other trials start from a search: their specs hold its fields and their own.
+`width`, `limit` (training images), `test_images`, `epochs`, `lr`, `batch_size`, `weight_decay`, `precision`, `side`
+(side² probes) and `seed`; `labels` "shuffled", `rate` (a constant learning rate, as a factor on lr) and `penalty` (L1
+on the scales of BatchNorm) are optional. The other trials start from a search: their specs hold its fields and their
+own.
 """
 
 from dataclasses import replace
@@ -25,7 +26,9 @@ from lib.spline import measures, partition, selection
 from lib.spline.measures import training_flops
 from lib.study import Study, generator, seed_from
 
-SEARCH = "dataset network width limit test_images epochs lr batch_size weight_decay side labels rate penalty".split()
+SEARCH = (
+    "dataset network width limit test_images epochs lr batch_size weight_decay precision side labels rate penalty"
+).split()
 MASK_RATIOS = (0.3, 0.5, 0.7)  # one mask-distance detector for each
 WATCHED = 100  # images on which losses are watched during training; no decision rests on them
 ARMS = ("ticket", "late", "reinit", "end", "rewound", "scratch", "layerwise", "short", "snip")
@@ -81,7 +84,8 @@ def train(model: nn.Module, dataset: Data, spec: dict, phase: range, total: int,
             training.fit(
                 model, dataset, epochs=last - first, seed=seed_from(spec["seed"], name, first),
                 lr=spec["lr"] * spec.get("rate", 1.0) * 0.1**drop, batch_size=spec["batch_size"],
-                weight_decay=spec["weight_decay"], schedule="constant", device=str(dataset.train.labels.device),
+                weight_decay=spec["weight_decay"], schedule="constant",
+                precision=spec.get("precision", "float32"), device=str(dataset.train.labels.device),
                 after_epoch=after and (lambda done, model, first=first: after(first + done, model)),
             )  # fmt: skip
 

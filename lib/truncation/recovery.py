@@ -210,9 +210,10 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     """The trial of `recoveries`: a truncated network after each epoch of retraining.
 
     The spec holds a dense network, a plan (none for "untruncated"), `part`, `images`; `retrain_epochs`,
-    `retrain_images` (an epoch), `retrain_lr`, `retrain_batch`, `retrain_seed`; and `arm`, one of ARMS. "dense" leaves
-    every kernel free, "projected" truncates again after every epoch, "factorised" trains the small convolutions,
-    "batch norm" re-estimates statistics on frozen weights, "untruncated" is the control that was never truncated.
+    `retrain_images` (an epoch), `retrain_lr`, `retrain_batch`, `retrain_precision`, `retrain_seed`; and `arm`, one of
+    ARMS. "dense" leaves every kernel free, "projected" truncates again after every epoch, "factorised" trains the small
+    convolutions, "batch norm" re-estimates statistics on frozen weights, "untruncated" is the control that was never
+    truncated.
 
     Returns:
         By epoch from 0, `wrong` and `loss` on `n` images; `dense_wrong`; `refilled`, the relative error that truncating
@@ -247,6 +248,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
 
         options = {"epochs": spec["retrain_epochs"], "lr": spec["retrain_lr"], "batch_size": spec["retrain_batch"]}
         options |= {"seed": spec["retrain_seed"], "augment": dataset.flip}  # digits are not augmented
+        options["precision"] = spec.get("retrain_precision", "float32")
         training.fit(other, seen, device=device, after_epoch=after_epoch, **options)
     row |= {"wrong": [len(one["wrong"]) for one in record], "loss": [one["loss"] for one in record], "n": len(images)}
     row["last_wrong"] = record[-1]["wrong"]
