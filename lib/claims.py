@@ -140,6 +140,17 @@ BASELINE_RULES = (  # of the dense networks, which belong to no paper
         null="any difference in preprocessing or architecture moves some of 10,000 images",
         n_unit="checkpoints, each on 10,000 test images",
     ),
+    Rule(
+        id="B0.4",
+        section="Does bfloat16 cost accuracy?",
+        claim="Trained in bfloat16, a network is as accurate as trained in float32.",
+        statistic="test accuracy after training in bfloat16 minus that in float32, mean over pairs",
+        unit="points",
+        relation="=",
+        tolerance=0.5,
+        null="two trainings in float32 that differ by rounding alone differ by 0 points on average",
+        n_unit="pairs of trainings with one seed, on one test set",
+    ),
 )
 
 

@@ -16,6 +16,7 @@ from PIL import Image as Raster
 from PIL.PngImagePlugin import PngInfo
 
 from lib.provenance import PREFIX, write_atomically
+from lib.stats import mean_interval
 
 STYLE = Path(__file__).with_name("companion.mplstyle")
 PALETTE = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())
@@ -211,6 +212,41 @@ def learning_curves(rows: pd.DataFrame, networks: Sequence[str]) -> tuple[Figure
     title = "thick: mean; thin: seeds;\ngrey band: their range"
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=title)
     return figure, curves[["network", "labels", "seed", "epoch", *quantities]]
+
+
+def precisions(pairs: pd.DataFrame, gaps: pd.DataFrame, tolerance: float) -> tuple[Figure, pd.DataFrame]:
+    """Training loss by epoch in two precisions, and the gap of the final accuracies of each pair of trainings.
+
+    The pairs are rows of `baselines.train_baseline`, with `precision` and `seed`. The gaps (points) have a row for each
+    seed and a column for each set of images; `tolerance` (points) is the shaded range. Returns the figure and the
+    numbers behind it.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), width_ratios=[1.3, 1])
+    losses = pairs.set_index(["precision", "seed"])["curve_train_loss"].apply(pd.Series).T
+    losses.index += 1
+    for precision, colour in zip(("float32", "bfloat16"), PALETTE, strict=False):
+        left.plot(losses[precision], color=colour, lw=0.7, alpha=0.6)
+        left.plot(losses[precision].mean(axis=1), color=colour, label=precision)
+    left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+    left.legend(title=f"thick: mean of {len(gaps)} trainings;\nthin: one training")
+    right.axvspan(-tolerance, tolerance, color=NULL["color"], alpha=0.2, lw=0, label=f"within {tolerance:g} points")
+    right.axvline(0, **NULL)
+    for place, part in enumerate(gaps):
+        low, high = mean_interval(gaps[part])
+        right.plot([low, high], [place] * 2, "k", lw=7, alpha=0.3, solid_capstyle="round")
+        spread = place + np.linspace(-0.25, 0.25, len(gaps))  # pairs with one gap would hide each other
+        right.plot(gaps[part], spread, "ko", ms=6, mec="white", mew=0.6, zorder=3)
+        right.plot(gaps[part].mean(), place, "k|", ms=30, mew=2.5)
+    right.plot([], [], "ko", ms=6, label="one pair")
+    right.plot([], [], "k|", ms=12, mew=2.5, ls="", label="mean")
+    right.plot([], [], "k", lw=7, alpha=0.3, label="95 % interval of the mean\n(Student)")
+    right.set(
+        yticks=range(gaps.shape[1]), yticklabels=[f"{part} images" for part in gaps], ylim=(gaps.shape[1] - 0.4, -0.6)
+    )
+    right.set_xlabel("accuracy in bfloat16 minus float32 (points)")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right")
+    numbers = losses.rename_axis("epoch").melt(ignore_index=False, value_name="training loss (nats)").reset_index()
+    return figure, numbers.merge(gaps.add_suffix(" gap (points)"), on="seed")
 
 
 def latency(costs: pd.DataFrame, device: str) -> tuple[Figure, pd.DataFrame]:

@@ -78,7 +78,8 @@ RANGES = (
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-    "networks *_network *_networks elsewhere trained enlarged public main transfer* controlled formed whole full"
+    "networks *_network *_networks compared elsewhere trained enlarged public main transfer* controlled formed whole "
+    "full"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -294,12 +295,14 @@ def _every(values: dict) -> Iterator[Check]:
         if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
             twice = _repeated(value)
             yield not twice, f"{name} holds {', '.join(twice)} more than once"
+    if "precision" in values:
+        yield from _among(values, "precision", PRECISIONS)
 
 
 def _dense(values: dict) -> Iterator[Check]:
     enough = "linear" in values["networks"] and len(values["networks"]) > 1
     yield enough, "networks must hold linear, with which the others are compared, and one more"
-    yield from _enough(values, 2, "seeds", "null_seeds")
+    yield from _enough(values, 2, "seeds", "null_seeds", "compared_seeds")
     yield from _with_data(values, "elsewhere")
     yield from _among(values, "public", PUBLIC)
     yield from _among(values, "schedule", SCHEDULES)

@@ -77,6 +77,13 @@ class Run:
         figures.use_style()
         torch.set_num_threads(1)
 
+    @property
+    def precision(self) -> str:
+        """The precision of the notebook's trainings: its parameter, with "auto" resolved for this machine."""
+        from lib.training import resolve_precision
+
+        return resolve_precision(self.parameters["precision"])
+
     def compute(self, study: "Study", specs: "list[dict] | pd.DataFrame", workers: int | None = None) -> "pd.DataFrame":
         """The rows of trials as `Study.run` returns them, computed where they are missing, and published by `finish`.
 

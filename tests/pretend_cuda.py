@@ -223,10 +223,10 @@ def _no_grad(own):
 
 
 @contextmanager
-def pretended(monkeypatch, half: bool = True) -> Iterator[Counter]:
+def pretended(monkeypatch) -> Iterator[Counter]:
     """Inside, device="cuda" is the pretended GPU; yields the counts of what made the host wait.
 
-    half: bfloat16 where a GPU would use it. Random numbers are those of the CPU, so without it results are the CPU's.
+    Random numbers are those of the CPU, and so are results.
     """
     autocast = torch.autocast
     monkeypatch.setattr(torch, "Generator", _Generator)
@@ -235,11 +235,12 @@ def pretended(monkeypatch, half: bool = True) -> Iterator[Counter]:
     monkeypatch.setattr(torch.inference_mode, "__exit__", lambda own, *_: torch._C._set_grad_enabled(own.before))
 
     def on_the_host(kind, dtype=torch.bfloat16, enabled=True):
-        return autocast("cpu", dtype, enabled=enabled and half)
+        return autocast("cpu", dtype, enabled=enabled)
 
     monkeypatch.setattr(torch, "autocast", on_the_host)
     for name, value in {"get_device_name": "Pretended GPU", "max_memory_allocated": 0, "reset_peak_memory_stats": None,
-                        "synchronize": None, "mem_get_info": (2**33, 2**34), "empty_cache": None}.items():  # fmt: skip
+                        "synchronize": None, "mem_get_info": (2**33, 2**34), "empty_cache": None,
+                        "is_bf16_supported": True}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     opened = safetensors.safe_open
     monkeypatch.setattr(_Opened, "opened", staticmethod(opened))

@@ -47,7 +47,7 @@ def test_costs_count_and_time_a_network(tmp_path):
 def test_a_network_is_found_by_its_name_and_its_data_set():
     sizes = {"seeds": 2, "null_seeds": 1, "epochs": 3, "batch_size": 8, "lr": 0.1, "linear_lr": 0.1, "limit": 0}
     lists = {"networks": ["mlp", "resnet8"], "elsewhere": ["mlp/digits16"], "public": ["resnet8/digits"]}
-    how = {"dataset": "digits", "schedule": "cosine", "augment": False, "null_network": "mlp"}
+    how = {"dataset": "digits", "schedule": "cosine", "augment": False, "null_network": "mlp", "precision": "float32"}
     known = baselines.baseline_specs(sizes | lists | how)
     assert len(known) == 2 * 3 + 1 + 1
     found = [baselines.find_baseline(name, known, 1) for name in ("mlp", "mlp/digits16")]
@@ -61,6 +61,26 @@ def test_a_network_is_found_by_its_name_and_its_data_set():
     for name, seed in (("resnet56", 0), ("resnet8", 2), ("mlp/digits16", 2)):
         with pytest.raises(CompanionError, match=rf"^{name}[^\n]*\.$"):
             baselines.find_baseline(name, known, seed)
+
+
+def test_pairs_of_precisions_differ_by_nothing_else_and_share_rows_with_the_baselines(tmp_path):
+    asked = parameters.profile_parameters("laptop", "00_baselines")
+    pairs = baselines.precision_specs(asked)
+    for seed, (one, other) in enumerate(zip(pairs[::2], pairs[1::2], strict=True)):
+        assert one["seed"] == seed and one["precision"] == "bfloat16"
+        assert other == one | {"precision": "float32"}
+    assert len(pairs) == 2 * asked["compared_seeds"] and pairs[0] in baselines.baseline_specs(asked)
+    assert baselines.precision_specs(asked | {"precision": "float32"}) == []
+
+
+def test_a_row_without_a_precision_is_that_of_float32(tmp_path):
+    study = baselines.baselines(tmp_path)
+    key = study.store.key(canonical(SPEC))
+    assert study.store.key(canonical(SPEC | {"precision": "float32"})) == key
+    assert study.store.key(canonical(SPEC | {"precision": "bfloat16"})) != key
+    study.run([SPEC])
+    asked = [SPEC | {"precision": "float32"}]
+    assert study.missing(asked) == [] and study.rows(asked)["precision"].tolist() == ["float32"]
 
 
 def test_any_network_can_be_trained_as_those_that_are_not_linear():

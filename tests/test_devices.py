@@ -105,7 +105,7 @@ def flat(rows: pd.DataFrame, specs: list[dict]) -> np.ndarray:
 def test_a_trial_on_a_device_that_refuses_tensors_of_the_host_has_the_numbers_of_the_cpu(kind, folders, monkeypatch):
     study, specs = studies(folders["cpu"])[kind]
     expected = study.run(specs)
-    with pretended(monkeypatch, half=False):
+    with pretended(monkeypatch):
         study, _ = studies(folders["cuda"])[kind]
         found = study.run(specs, device="cuda")
     assert found["status"].tolist() == ["done"] * len(specs), found["reason"].tolist()
@@ -136,7 +136,7 @@ def test_training_in_sixteen_bits_leaves_the_weights_in_thirty_two_and_learns(mo
     with pretended(monkeypatch):
         digits = data.load("digits", device="cuda", limit=300)
         model = models.build("digits_cnn", channels=1, size=8, width=0.25)
-        history = training.fit(model, digits, epochs=3, seed=0, batch_size=50, device="cuda")
+        history = training.fit(model, digits, epochs=3, seed=0, batch_size=50, precision="bfloat16", device="cuda")
         assert all(isinstance(p, DeviceTensor) and p.dtype == torch.float32 for p in model.parameters())
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 

@@ -23,22 +23,20 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import baselines, data, models, provenance, run, summary
+from lib import baselines, models, provenance, run, summary
 from lib.latent import trials as latent_trials
-from lib.parameters import DATASETS
 from lib.provenance import PREFIX, root
 from lib.spaces import trials as spaces_trials
 from lib.spline import toy
 from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
-from lib.training import fit
 from lib.truncation import recovery
 from lib.truncation import trials as truncation_trials
 from tests import toy_checkout
 from tests.conftest import NIGHTLY
 
-REFERENCE = "bb75ec93eec993a8"  # `arithmetic` of the processor that made the published rows
+REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the published rows
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1
 LIMIT = float(os.environ.get("RECOMPUTE", "60" if NIGHTLY else "2").replace("all", "inf"))
@@ -106,15 +104,11 @@ def absent(name: str, spec: dict) -> str:
 
 @cache
 def arithmetic() -> str:
-    """A digest of two training steps of a ResNet-20: equal where floating-point sums are taken in the same order."""
-    stream = torch.Generator().manual_seed(0)
-    draw = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=stream), torch.arange(32) % 10
-    split = data.Split(*draw)
-    entry = DATASETS["cifar10"] | {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    dataset = data.Data("noise", split, split, split, **entry)
+    """A digest of the gradients of a ResNet-20: equal where floating-point sums are taken in the same order."""
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = models.build("resnet20", seed=0)
-    fit(model, dataset, epochs=1, seed=0, batch_size=16)
-    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
+    torch.nn.functional.cross_entropy(model(images), torch.arange(16) % 10).backward()
+    return hashlib.sha256(b"".join(p.grad.numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import data, models, training
+from lib import data, models, stats, training
 from lib.provenance import CompanionError
 from lib.study import generator
 
@@ -84,6 +84,63 @@ def test_schedules_have_their_known_rates(name, at):
 def test_an_unknown_schedule_is_one_sentence(digits):
     with pytest.raises(CompanionError, match="known are cosine"):
         fitted(digits, schedule="linear")
+
+
+def has_instructions(monkeypatch, **instructions):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "bf16", "avx2": True} | instructions)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_auto_is_bfloat16_where_the_processor_has_its_instructions(monkeypatch):
+    for instructions, precision in (({"avx512_bf16": True}, "bfloat16"), ({"avx512_bf16": False}, "float32")):
+        has_instructions(monkeypatch, **instructions)
+        assert training.resolve_precision("auto") == precision
+        assert [training.resolve_precision(name) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+def test_a_precision_that_is_unknown_or_not_there_is_one_sentence(digits, monkeypatch):
+    for precision in ("float16", "auto"):  # what "auto" means is decided before a spec is made
+        with pytest.raises(CompanionError, match=r"^Unknown precision .*known are float32, bfloat16\.[^\n]*$"):
+            fitted(digits, precision=precision)
+    with pytest.raises(CompanionError, match="known are auto, float32, bfloat16"):
+        training.resolve_precision("half")
+    has_instructions(monkeypatch)
+    with pytest.raises(
+        CompanionError, match=r"^cpu has no bfloat16 instructions: set precision to float32, or to auto\.$"
+    ):
+        fitted(digits, precision="bfloat16")
+
+
+@pytest.mark.skipif(not training.has_bfloat16("cpu"), reason="needs a processor with bfloat16 instructions")
+def test_five_trainings_in_bfloat16_are_as_accurate_as_five_in_float32():
+    """Half of the digits validate, so that an image is an eighth of a point."""
+    gaps = []
+    for seed in range(5):
+        half, ends = data.load("digits", validation=0.5, seed=seed), {}
+        for precision in ("bfloat16", "float32"):
+            model = models.build("digits_cnn", channels=1, size=8, width=0.5, seed=seed)
+            options = {"epochs": 10, "batch_size": 64, "schedule": "one-cycle", "augment": False}
+            ends[precision] = training.fit(model, half, seed=seed, precision=precision, **options)[-1]
+            assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        assert ends["bfloat16"] != ends["float32"] and ends["float32"]["validation_accuracy"] > 0.95
+        gaps.append(100 * (ends["bfloat16"]["validation_accuracy"] - ends["float32"]["validation_accuracy"]))
+    low, high = stats.mean_interval(gaps)
+    assert -1 < low < high < 1
+
+
+def test_images_are_channels_last_from_the_first_layer_to_the_last():
+    seen = []
+    model = models.build("digits_cnn", width=0.25).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda _, inputs, output: seen.extend(
+                    tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (inputs[0], output)
+                )
+            )
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    model(data.normalise(images, (0.5,) * 3, (0.25,) * 3))
+    assert len(seen) == 16 and all(seen)
 
 
 def test_a_diverged_training_names_its_epoch(digits):

@@ -32,5 +32,6 @@ def on_device(dataset: Data, device: str) -> Data:
 
 
 def train_resnet20(spec: dict, device: str, weights: Path) -> dict:
-    history = training.fit(models.build("resnet20"), random_cifar(spec["images"]), epochs=1, seed=0, lr=0.01)
+    options = {"epochs": 1, "seed": 0, "lr": 0.01, "precision": spec["precision"]}
+    history = training.fit(models.build("resnet20"), random_cifar(spec["images"]), **options)
     return {"train_loss": history[0]["train_loss"]}
