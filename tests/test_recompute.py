@@ -8,7 +8,7 @@ networks and features that it rests on. Nothing of this checkout's store is used
 
 On a processor that computes like the one that made the rows (`REFERENCE`), every result is the same to the last bit. On
 others a training drifts apart, so the comparison is statistical: half of a row's numbers differ by at most `DRIFT` of
-their size.
+their size. So it is for the rows of `CONTIGUOUS`, which differ in the last digits.
 """
 
 import hashlib
@@ -37,6 +37,11 @@ from tests import toy_checkout
 from tests.conftest import NIGHTLY
 
 REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the published rows
+# Studies whose published rows come from networks on images that were not yet channels last in memory.
+CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
+CONTIGUOUS += [f"02_tensor_truncation.{name}" for name in "truncations controls forms networks recoveries".split()]
+CONTIGUOUS += ["03_pruning_spaces.recipes"]
+CONTIGUOUS += [f"04_spline_early_bird.{name}" for name in "searches oneshots slices tickets".split()]
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1
 LIMIT = float(os.environ.get("RECOMPUTE", "60" if NIGHTLY else "2").replace("all", "inf"))
@@ -185,7 +190,7 @@ def test_rows_of_a_published_study_are_computed_again(file, place, record_proper
     for key in eligible[:ROWS]:
         row = study.trial(specs[key], provenance.default_device(), study.store.trials / f"{key}.safetensors")
         row = {name: value for name, value in row.items() if not name.startswith(PREFIX)}
-        if arithmetic() == REFERENCE:
+        if arithmetic() == REFERENCE and study.name not in CONTIGUOUS:
             assert not differences(row, stored.loc[key]), f"{study.name} {specs[key]}"
         assert drift(row, stored.loc[key]) <= DRIFT, f"{study.name} {specs[key]}"
 
