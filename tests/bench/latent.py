@@ -1,25 +1,14 @@
 """Paper 1: exact Student-t divergences against Monte Carlo,; measures of a large network."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from lib import latent
-from tests.bench import Line
+from tests.bench import Line, best
 
 DRAWS, REPEATS = 600_000, 100  # of the released code, for each plotted point
-
-
-def best(call: Callable[[], object], repeats: int = 15) -> float:
-    """Seconds of the fastest of several calls after one that warms up."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def student_t() -> Iterator[Line]:

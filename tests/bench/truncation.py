@@ -21,8 +21,7 @@ from lib.provenance import CompanionError
 from lib.truncation import relative_error, sweep, truncate
 from lib.truncation.cuts import MODES, applicable_cuts, cut_svd
 from lib.truncation.forms import ORDER, cp_als, decompose, ranks_at
-from tests.bench import Line, trials
-from tests.bench.latent import best
+from tests.bench import Line, best, trials
 
 BATCH, SHARES = 50, (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
 CP_ITERATIONS = 5
