@@ -83,7 +83,7 @@ class Groups:
 
     @cached_property
     def products(self) -> tuple[np.ndarray, np.ndarray]:
-        """The two groups, (P,) each, of the products of widths that occur: a layer costs by what it reads and writes."""
+        """The two groups, (P,) each, of the products of widths that occur: those that a layer reads and writes."""
         return np.nonzero((self.macs != 0)[1:, 1:] | (self.parameters != 0)[1:, 1:])
 
 
