@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lib import provenance
+from lib.provenance import root
 from tests.bench import Growth, Line, __main__, absent, alternated, section
 
 
@@ -69,3 +70,11 @@ def test_a_benchmark_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypa
     monkeypatch.setattr(__main__, "BENCHMARKS", {"sound": sound})
     __main__.main([])
     assert parsed((tmp_path / "docs" / "speed.md").read_text()).keys() == {"sound"}
+
+
+def test_the_committed_page_has_a_section_with_numbers_for_every_benchmark_and_its_count_of_missed_bounds():
+    page = (root() / "docs" / "speed.md").read_text()
+    sections = parsed(page)
+    assert list(sections) == list(__main__.BENCHMARKS), "run `make bench`"
+    assert all(len(rows) >= 3 and {len(row) for row in rows} <= {2, 4} for rows in sections.values())
+    assert f": {len(re.findall(': MISSED', page))} of {len(re.findall(': (?:kept|MISSED)', page))} are missed" in page
