@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lib.models import PadShortcut, head_name
 
 LAYERS = (nn.Conv2d, nn.Linear)
-BLOCK = 8192  # width vectors that are counted at a time, so that they stay in the processor's cache
+BLOCK = 2048  # width vectors that are counted at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,14 @@ class Groups:
 
     @cached_property
     def polynomials(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Constants (2,), linear coefficients (G, 2) and quadratic ones (G, 2 G) of MACs and parameters."""
-        both = (self.macs, self.parameters)
-        linear = np.stack([form[0, 1:] + form[1:, 0] for form in both], axis=1)
-        return np.array([form[0, 0] for form in both]), linear, np.concatenate([form[1:, 1:] for form in both], axis=1)
+        """Constants (2,), linear coefficients (G, 2) and those of the `products` (P, 2), of MACs and parameters."""
+        both = np.stack([self.macs, self.parameters], axis=2)
+        return both[0, 0], both[0, 1:] + both[1:, 0], both[1:, 1:][self.products]
+
+    @cached_property
+    def products(self) -> tuple[np.ndarray, np.ndarray]:
+        """The two groups, (P,) each, of the products of widths that occur: those that a layer reads and writes."""
+        return np.nonzero((self.macs != 0)[1:, 1:] | (self.parameters != 0)[1:, 1:])
 
 
 def find(model: nn.Module, size: int = 32) -> Groups:
@@ -142,18 +146,20 @@ def count(groups: Groups, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ValueError: for a width below 1 or above the dense one.
     """
     widths = np.asarray(widths)
-    _check_widths(groups, widths)
+    _check_shape(groups, widths)
     flat = widths.reshape(-1, len(groups))
     constant, linear, quadratic = groups.polynomials
-    result = np.empty((len(flat), 2))
+    first, second = groups.products
+    exact = np.issubdtype(widths.dtype, np.integer)
+    result = np.empty((len(flat), 2), np.int64 if exact else np.float64)
     for start in range(0, len(flat), BLOCK):
-        x = flat[start : start + BLOCK].astype(np.float64)
-        result[start : start + BLOCK] = x @ linear + constant
-        if quadratic.any():
-            products = (x @ quadratic).reshape(len(x), 2, len(groups))
-            result[start : start + BLOCK] += np.einsum("nkg,ng->nk", products, x)
-    if np.issubdtype(widths.dtype, np.integer):
-        result = np.rint(result).astype(np.int64)
+        block = flat[start : start + BLOCK]
+        _check_range(groups, block)
+        x = block.astype(np.float64)
+        costs = x @ linear + constant
+        if len(quadratic):
+            costs += (x[:, first] * x[:, second]) @ quadratic
+        result[start : start + BLOCK] = np.rint(costs) if exact else costs
     macs, parameters = result.T.reshape(2, *widths.shape[:-1])
     return macs, parameters
 
@@ -292,8 +298,16 @@ class _ShortcutPruner(tp.BasePruningFunc):
 
 def _check_widths(groups: Groups, widths: np.ndarray) -> None:
     """ValueError, in one sentence, unless all widths (..., G) lie between 1 and the dense ones."""
+    _check_shape(groups, widths)
+    _check_range(groups, widths)
+
+
+def _check_shape(groups: Groups, widths: np.ndarray) -> None:
     if widths.ndim == 0 or widths.shape[-1] != len(groups):
         raise ValueError(f"Widths must have {len(groups)} entries, one for each group, not shape {widths.shape}.")
+
+
+def _check_range(groups: Groups, widths: np.ndarray) -> None:
     if widths.size and (widths.min() < 1 or (widths > groups.dense).any()):
         index = np.flatnonzero(((widths < 1) | (widths > groups.dense)).reshape(-1, len(groups)).any(0))[0]
         shares = ", not shares" if 0 < widths.min() < 1 else ""

@@ -138,6 +138,19 @@ def test_many_widths_are_counted_as_one_by_one(found):
     assert np.allclose(channels.count(groups, widths.astype(float))[1], parameters, rtol=1e-12)
 
 
+@pytest.mark.parametrize("block", (1, 3, 7))
+def test_many_widths_are_counted_and_checked_in_blocks_of_any_size(block, found, monkeypatch):
+    groups = found("R20-B")
+    widths = np.stack([random_widths(groups, k) for k in range(7)])
+    expected = np.transpose([channels.count(groups, one) for one in widths])
+    monkeypatch.setattr(channels, "BLOCK", block)
+    assert np.array_equal(channels.count(groups, widths), expected)
+    assert all(counts.shape == (0,) for counts in channels.count(groups, widths[:0]))
+    widths[-1, -1] = groups.dense[-1] + 1
+    with pytest.raises(ValueError, match=f"Widths of {groups.names[-1]} must be between 1 and {groups.dense[-1]}"):
+        channels.count(groups, widths)
+
+
 def test_a_multilayer_perceptron_without_bias_has_as_many_macs_as_parameters():
     model = nn.Sequential(nn.Linear(20, 16, bias=False), nn.ReLU(), nn.Linear(16, 12, bias=False), nn.Linear(12, 3))
     model[-1].bias = None

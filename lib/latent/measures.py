@@ -5,7 +5,7 @@ negative distances, covariances that are not positive definite. Divergences are 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from lib.masks import magnitude_mask
 
 Values = Tensor | float
+BLOCK = 2**18  # entries of a difference that are computed at a time, so that they stay in the processor's cache
 KL_LIMIT = 1.9  # the released code scales the largest KL to this value, so that it stays below the 2 of Lemma 2
 
 # Quadrature of the Student-t KL. The integrand is analytic in a strip of half-width pi / 2, so a trapezoid of step h
@@ -28,7 +29,7 @@ def ap2(weight: Tensor, pruned: Tensor) -> float:
 
     Source: paper 1, Def 1 with the identity projection.
     """
-    return _delta(weight, pruned).square().sum().item()
+    return _reduced(*_flat(weight, pruned), lambda part: part.square_().sum()[None]).sum().item()
 
 
 def group_means(vector: Tensor, groups: int = 100) -> Tensor:
@@ -40,11 +41,7 @@ def group_means(vector: Tensor, groups: int = 100) -> Tensor:
     Source: paper 1, section 5.3, and the released code's slices.
     """
     flat = _finite(vector.flatten().double())
-    _check_positive(groups=groups, weights=len(flat))
-    size = max(len(flat) // groups, 1)
-    full = len(flat) - len(flat) % size
-    means = flat[:full].view(-1, size).mean(1)
-    return torch.cat([means, flat[full:].mean().view(1)]) if full < len(flat) else means
+    return _means(flat, _group_size(len(flat), groups))
 
 
 def t_ap3(weight: Tensor, pruned: Tensor, groups: int = 100, df: float = 4) -> float:
@@ -54,7 +51,9 @@ def t_ap3(weight: Tensor, pruned: Tensor, groups: int = 100, df: float = 4) -> f
 
     Source: paper 1, section 5.3 and Def 2.
     """
-    means = group_means(_delta(weight, pruned), groups)
+    flat = _flat(weight, pruned)
+    size = _group_size(len(flat[0]), groups)
+    means = _reduced(*flat, lambda part: _means(part, size), size)
     return kl_student_t(means.norm(), len(means), df).item()
 
 
@@ -311,11 +310,37 @@ def fisher_covariance(diagonal: Tensor, damping: float = 1e-3) -> Tensor:
 
 
 def _delta(weight: Tensor, pruned: Tensor) -> Tensor:
+    weight, pruned = _flat(weight, pruned)
+    return _finite(weight.double() - pruned.double())
+
+
+def _flat(weight: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
     if not (isinstance(weight, Tensor) and isinstance(pruned, Tensor)):
         raise ValueError(f"Measures compare tensors, not a {type(weight).__name__}: pass layer.weight.")
     if weight.shape != pruned.shape:
         raise ValueError(f"Both tensors must have one shape, not {tuple(weight.shape)} and {tuple(pruned.shape)}.")
-    return _finite((weight.double() - pruned.double()).flatten())
+    return weight.flatten(), pruned.flatten()
+
+
+def _reduced(weight: Tensor, pruned: Tensor, reduce: Callable[[Tensor], Tensor], unit: int = 1) -> Tensor:
+    """`reduce` of one part of the float64 difference after another, concatenated; no part divides `unit` entries."""
+    size = unit * max(BLOCK // unit, 1)
+    parts = zip(weight.split(size), pruned.split(size), strict=True)
+    result = torch.cat([reduce(one.to(torch.float64, copy=True).sub_(other)) for one, other in parts])
+    if not result.isfinite().all():
+        _delta(weight, pruned)  # looks at the weights themselves only now, because each look costs as much as the sum
+    return result
+
+
+def _group_size(entries: int, groups: int) -> int:
+    _check_positive(groups=groups, weights=entries)
+    return max(entries // groups, 1)
+
+
+def _means(flat: Tensor, size: int) -> Tensor:
+    full = len(flat) - len(flat) % size
+    means = flat[:full].view(-1, size).mean(1)
+    return torch.cat([means, flat[full:].mean().view(1)]) if full < len(flat) else means
 
 
 def _finite(vector: Tensor) -> Tensor:

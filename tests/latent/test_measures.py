@@ -8,6 +8,7 @@ from scipy import integrate, linalg, special, stats
 from torch.nn.utils import prune
 
 from lib import latent
+from lib.latent import measures
 from lib.masks import METHODS, magnitude_mask
 from lib.provenance import data_dir
 
@@ -115,6 +116,23 @@ def test_group_means_of_unrelated_weights_cancel():
 
 
 # AP3
+
+
+@pytest.mark.parametrize("block", (1, 3, 7, 100, 640))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_a_large_tensor_is_measured_part_by_part_without_changing_the_result_or_the_weights(block, dtype, monkeypatch):
+    weight = torch.randn(10, 64, generator=seeded()).to(dtype)
+    pruned = weight * magnitude_mask(weight, 0.5, "lowest")
+    before, distance, means = weight.clone(), (weight - pruned).double().square().sum().item(), 107
+    projected = latent.kl_student_t(math.sqrt(squared_group_distance(weight, pruned)), means, 4).item()
+    monkeypatch.setattr(measures, "BLOCK", block)
+    assert latent.ap2(weight, pruned) == pytest.approx(distance, rel=1e-12)
+    assert latent.t_ap3(weight, pruned) == pytest.approx(projected, rel=1e-12)
+    assert torch.equal(weight, before)
+    weight[-1, -1] = math.inf
+    for measure in (latent.ap2, latent.t_ap3):
+        with pytest.raises(ValueError, match="finite"):
+            measure(weight, pruned)
 
 
 def test_t_ap3_depends_on_the_grouped_distance_alone_and_counts_actual_groups():
