@@ -395,17 +395,16 @@ def test_edges_carry_the_line_that_drew_them():
 def test_each_cell_is_cut_by_its_own_lines_alone():
     two = partition.subdivide(partition.rectangle(OFF_CENTRE), np.array([[[1.0, 0, 0]]]), 0)[0]
     own = np.array([[[0, 1.0, -1]], [[1.0, 0, 9]]])  # crosses the first cell; passes outside both
-    pieces, parent = partition.subdivide(two, own, 1)
-    assert sorted(parent.tolist()) == [0, 0, 1]
+    pieces, parent, positive = partition.subdivide(two, own, 1)
+    assert sorted(zip(parent.tolist(), positive[:, 0].tolist(), strict=True)) == [(0, False), (0, True), (1, True)]
     assert pieces.area[parent == 1] == pytest.approx(8)
 
 
 def test_a_function_that_is_rounding_noise_draws_no_line():
     lines = np.array([[[1.0, 2.0, 0.5], [1e-17, -1e-17, 1e-18], [0, 0, 0]]])
     assert len(cut(lines, OFF_CENTRE)) == 2
-    value, flat = partition.at_centre(partition.rectangle(OFF_CENTRE), lines)
-    assert flat.tolist() == [[False, True, True]]
-    assert value[0, 1] == 0
+    positive = partition.subdivide(partition.rectangle(OFF_CENTRE), lines, 0)[2]
+    assert positive.tolist() == [[True, False, False], [False, False, False]]
 
 
 @pytest.mark.parametrize("window", [((0, 0), (0, 1)), ((1, 0), (0, 1)), ((0, np.nan), (0, 1)), ((0, 1),)])
