@@ -7,6 +7,7 @@ the lines where it bends; then it is affine in every piece.
 
 import copy
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -80,7 +81,7 @@ def rectangle(window: tuple[tuple[float, float], tuple[float, float]]) -> Cells:
     return Cells(corners, np.array([4]), np.array([[-1, -2, -3, -4]]))
 
 
-def join(parts: list[Cells]) -> Cells:
+def join(parts: Sequence[Cells]) -> Cells:
     """All cells of several lists, in their order."""
     most, count = max(part.corners.shape[1] for part in parts), np.concatenate([part.count for part in parts])
     corners, labels, start = np.empty((len(count), most, 2)), np.empty((len(count), most), dtype=int), 0
@@ -298,13 +299,11 @@ def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Par
         raise ValueError(f"{sentence}: give `plane`, three inputs of its shape.") from None
     walk = _Walk(traced)
     with torch.no_grad():
-        leaves = walk.go(
-            0, _State(cells, np.zeros((1, 0), np.uint8), {walk.nodes[0]: inputs}, torch.zeros(1, dtype=int))
-        )
-    packed = np.concatenate([state.codes for state, _ in leaves])
-    outputs = torch.cat([state.values[output].unflatten(0, (-1, 3)).flatten(2) for state, output in leaves])
+        start = _State(cells, np.zeros((1, 0), np.uint8), {walk.nodes[0]: inputs}, torch.zeros(1, dtype=int))
+        cells, packed, outputs = zip(*walk.go(0, start), strict=True)
+    maps = torch.cat([output.unflatten(0, (-1, 3)).flatten(2) for output in outputs]).mT.numpy()
     layers = tuple((name, units) for name, (_, units) in walk.layers.items())
-    return Partition(join([s.cells for s, _ in leaves]), outputs.mT.numpy(), packed, layers)
+    return Partition(join(cells), maps, np.concatenate(packed), layers)
 
 
 def winner(maps: np.ndarray, cells: Cells) -> np.ndarray:
@@ -376,15 +375,15 @@ class _Walk:
         self.indices = {node: value for node, value in read.items() if value is not None and value.dtype == torch.long}
         self.last_use = {used: place for place, node in enumerate(self.nodes) for used in node.all_input_nodes}
 
-    def go(self, step: int, state: _State) -> list[tuple[_State, fx.Node]]:
-        """Walk some regions from a step to the end, block by block if they are many; with the node of the output."""
+    def go(self, step: int, state: _State) -> list[tuple[Cells, np.ndarray, Tensor]]:
+        """Walk some regions from a step to the end, block by block if they are many: cells, codes and outputs."""
         for place in range(step, len(self.nodes)):
             node, regions = self.nodes[place], len(state.cells)
             if node.op != "output" and self._kind(node) not in BENDING:
                 continue
             state = _State(state.cells, state.codes, self._between(step, place, state), torch.arange(regions))
             if node.op == "output":
-                return [(state, node.args[0])]
+                return [(state.cells, state.codes, state.values[node.args[0]])]
             if self._kind(node) is nn.MaxPool2d:
                 state = self._maximum(node, state)
             else:
