@@ -7,7 +7,8 @@ the lines where it bends; then it is affine in every piece.
 
 import copy
 import operator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +23,8 @@ CUT = 1e-9  # a line cuts a cell if corners lie farther than this on both sides,
 STRAIGHT = 1e-6  # two segments bend if the sine of the angle between them is larger
 NO_SEGMENTS = np.zeros((0, 2, 2))
 FLAT = 1e-13  # a function whose slope over a cell is below this share of its layer's scale is a constant
+SLACK = 1 + 1e-6  # a cell is taken to reach this much farther than it does, so that rounding hides no line
+NUMBERS, REGIONS = 2**14, 512  # handled at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -35,32 +38,32 @@ class Cells:
     def __len__(self) -> int:
         return len(self.count)
 
-    def take(self, index: np.ndarray | slice) -> "Cells":
-        """Some of the cells, in the order of the index."""
-        return replace(self, **{field.name: getattr(self, field.name)[index] for field in fields(self)})
+    def take(self, index: np.ndarray) -> "Cells":
+        """Some of the cells, by index; numpy's own indexing with arrays is several times slower than its `take`."""
+        return Cells(self.corners.take(index, 0), self.count.take(index), self.labels.take(index, 0))
 
     @property
     def area(self) -> np.ndarray:
         """(n,) areas, by the shoelace formula relative to each cell's first corner."""
         x, y = np.moveaxis(self.corners - self.corners[:, :1], 2, 0)
-        return 0.5 * (x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)
+        return 0.5 * (x * _ahead(y) - y * _ahead(x)).sum(1)
 
     @property
     def size(self) -> np.ndarray:
         """(n,) diagonals of the bounding boxes."""
-        low, high = _extremes(self.corners)
-        return _length(high - low)
+        corners = _short(self.corners)
+        return _length(corners.max(0) - corners.min(0))
 
     @property
     def centre(self) -> np.ndarray:
         """(n, 2) means of the corners, inside every cell."""
         padding = self.corners.shape[1] - self.count[:, None]
-        return (self.corners.sum(1) - padding * self.corners[:, 0]) / self.count[:, None]
+        return (_short(self.corners).sum(0) - padding * self.corners[:, 0]) / self.count[:, None]
 
     def edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every edge of every cell: (e, 2, 2) ends, (e,) labels, (e,) cells."""
         real = np.arange(self.corners.shape[1]) < self.count[:, None]
-        ends = np.stack([self.corners, np.roll(self.corners, -1, 1)], 2)
+        ends = np.stack([self.corners, _ahead(self.corners)], 2)
         return ends[real], self.labels[real], np.nonzero(real)[0]
 
 
@@ -78,14 +81,22 @@ def rectangle(window: tuple[tuple[float, float], tuple[float, float]]) -> Cells:
     return Cells(corners, np.array([4]), np.array([[-1, -2, -3, -4]]))
 
 
-def join(parts: list[Cells]) -> Cells:
+def join(parts: Sequence[Cells]) -> Cells:
     """All cells of several lists, in their order."""
-    most = max(part.corners.shape[1] for part in parts)
-    return Cells(*(np.concatenate([_padded(getattr(part, f.name), most) for part in parts]) for f in fields(Cells)))
+    most, count = max(part.corners.shape[1] for part in parts), np.concatenate([part.count for part in parts])
+    corners, labels, start = np.empty((len(count), most, 2)), np.empty((len(count), most), dtype=int), 0
+    for part in parts:
+        own, here = part.corners.shape[1], slice(start, start := start + len(part))
+        corners[here, :own], corners[here, own:] = part.corners, part.corners[:, :1]
+        labels[here, :own], labels[here, own:] = part.labels, part.labels[:, :1]
+    return Cells(corners, count, labels)
 
 
-def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells, np.ndarray]:
+def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells, np.ndarray, np.ndarray]:
     """Cut every cell by those of its own lines that cross it.
+
+    In every round each piece that is not finished is cut by its own next line, and its halves keep those of the later
+    lines that cross them. So no line is tried on a cell that it cannot reach, and no finished piece is touched again.
 
     Args:
         cells: n cells.
@@ -93,42 +104,40 @@ def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells,
         first_label: label of the edges that unit 0 draws; unit u draws first_label + u.
 
     Returns:
-        The pieces, and the index of the cell that each was part of, (pieces,).
+        The pieces; the index of the cell that each was part of, (pieces,); whether each unit is positive there,
+        (pieces, units).
     """
-    cell, unit = np.nonzero(_crosses(cells, lines))
-    starts = np.searchsorted(cell, np.arange(len(cells) + 1))
-    whole = starts[:-1] == starts[1:]
-    done, parents = [cells.take(whole)], [np.flatnonzero(whole)]
-    parent = np.flatnonzero(~whole)
-    pieces, turn = cells.take(parent), starts[parent]
-    while len(parent):
-        chosen = unit[turn]
-        line = lines[parent, chosen]
-        line = line / _length(line)[:, None]
-        height = (pieces.corners @ line[:, :2, None])[..., 0] + line[:, 2:]
-        margin = CUT * pieces.size
-        low, high = _extremes(height)
-        cut = (high > margin) & (low < -margin)
-        positive, negative = _split(pieces.take(cut), height[cut], margin[cut], first_label + chosen[cut])
-        pieces = join([pieces.take(~cut), positive, negative])
-        parent = np.concatenate([parent[~cut], parent[cut], parent[cut]])
-        turn = np.concatenate([turn[~cut], turn[cut], turn[cut]]) + 1
-        going = turn < starts[parent + 1]
-        done.append(pieces.take(~going))
-        parents.append(parent[~going])
-        pieces, parent, turn = pieces.take(going), parent[going], turn[going]
-    return join(done), np.concatenate(parents)
-
-
-def at_centre(cells: Cells, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values (n, units) at the cells' centres, and whether each function is constant over its cell.
-
-    Slopes and values below FLAT of the largest in the cell are rounding noise: they count as zero.
-    """
-    height = np.einsum("nuk,nk->nu", lines[..., :2], cells.centre) + lines[..., 2]
-    slope = _length(lines) * cells.size[:, None]
-    noise = FLAT * (slope + np.abs(height)).max(1, keepdims=True)
-    return np.where(slope + np.abs(height) <= noise, 0.0, height), slope <= noise
+    positive, cell, unit, line = _crossings(cells, lines)
+    crossing = np.bincount(cell, minlength=len(cells))
+    turn = np.arange(len(cell)) - np.repeat(np.cumsum(crossing) - crossing, crossing)
+    path = np.zeros((len(cells), 0), np.min_scalar_type(2 * crossing.max() + 1))  # turns and sides, the last cut first
+    whole, parent = np.flatnonzero(crossing == 0), np.flatnonzero(crossing)
+    done = [(cells.take(whole), positive.take(whole, 0), whole, path[whole])]
+    pieces, bits, path = cells.take(parent), positive.take(parent, 0), path[parent]
+    size, piece = pieces.size, np.repeat(np.arange(len(parent)), crossing[parent])
+    while len(pieces):
+        first = np.diff(piece, prepend=-1) > 0
+        now, later, half = np.flatnonzero(first), np.flatnonzero(~first), np.arange(2 * len(pieces))
+        height = (pieces.corners @ line[now, :2, None])[..., 0] + line[now, 2:]
+        pieces = _halves(pieces, height, CUT * size, first_label + unit[now])
+        size, parent, bits = pieces.size, np.tile(parent, 2), np.tile(bits, (2, 1))
+        bits[half, np.tile(unit[now], 2)] = half < len(now)
+        path = np.insert(np.tile(path, (2, 1)), 0, 2 * np.tile(turn[now], 2) + (half >= len(now)) + 1, axis=1)
+        piece = np.concatenate([piece[later], piece[later] + len(now)])
+        unit, turn, line = np.tile(unit[later], 2), np.tile(turn[later], 2), np.tile(line[later], (2, 1))
+        cut, side = _sides(pieces.corners, size, piece, line)
+        bits[piece[~cut], unit[~cut]] = side[~cut]
+        piece, unit, turn, line = piece[cut], unit[cut], turn[cut], line[cut]
+        going = np.bincount(piece, minlength=len(pieces)) > 0
+        over, on = np.flatnonzero(~going), np.flatnonzero(going)
+        done.append((pieces.take(over), bits.take(over, 0), parent[over], path[over]))
+        pieces, bits, parent, path, size = pieces.take(on), bits.take(on, 0), parent[on], path[on], size[on]
+        piece = (np.cumsum(going) - 1)[piece]
+    pieces, bits, parent, paths = zip(*done, strict=True)
+    bits, parent = np.concatenate(bits), np.concatenate(parent)
+    path = np.concatenate([np.pad(one, ((0, 0), (0, len(done) - one.shape[1]))) for one in paths])
+    order = np.lexsort([parent, *path.T[::-1], crossing[parent].astype(path.dtype)])  # as if cells were cut in step
+    return join(pieces).take(order), parent[order], bits.take(order, 0)
 
 
 def _length(vectors: np.ndarray) -> np.ndarray:
@@ -136,53 +145,68 @@ def _length(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(vectors[..., 0] ** 2 + vectors[..., 1] ** 2)
 
 
-def _extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Minimum and maximum over the corners, axis 1; numpy's own reductions of a short axis are many times slower."""
-    low = high = values[:, 0]
-    for corner in range(1, values.shape[1]):
-        low, high = np.minimum(low, values[:, corner]), np.maximum(high, values[:, corner])
-    return low, high
+def _short(values: np.ndarray) -> np.ndarray:
+    """A copy with axis 1 in front: numpy's own reductions of a short axis at the end are many times slower."""
+    return np.ascontiguousarray(np.swapaxes(values, 0, 1))
 
 
-def _crosses(cells: Cells, lines: np.ndarray) -> np.ndarray:
-    height = lines[..., :2] @ np.swapaxes(cells.corners, 1, 2) + lines[..., 2:]
-    margin = CUT * cells.size[:, None] * _length(lines)
-    low, high = _extremes(np.moveaxis(height, 2, 1))
-    return (high > margin) & (low < -margin) & ~at_centre(cells, lines)[1]
+def _sides(corners: np.ndarray, size: np.ndarray, cell: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each line (k, 3) cuts its cell (k,); and whether it is positive there if it does not."""
+    x, y = np.ascontiguousarray(corners.T).take(cell, 2)
+    height, margin = x * line[:, 0] + y * line[:, 1] + line[:, 2], CUT * size[cell]
+    low, high = height.min(0), height.max(0)
+    return (high > margin) & (low < -margin), low + high > 0
 
 
-def _split(cells: Cells, height: np.ndarray, margin: np.ndarray, label: np.ndarray) -> tuple[Cells, Cells]:
-    """Both parts of cells that a line cuts, from the signed distances (n, most) of the corners from it."""
+def _crossings(cells: Cells, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Whether each unit is positive at the centres, (n, units); cell, unit and unit-normal line of each real crossing.
+
+    Slopes over a cell, and these plus values, are rounding noise below FLAT of the largest in it: they count as zero.
+    """
+    centre, size, units = cells.centre, cells.size[:, None], lines.shape[1]
+    reach = SLACK * _short(_length(cells.corners - centre[:, None])).max(0)[:, None]
+    positive, near, step = np.empty((len(cells), units), dtype=bool), [], max(1, NUMBERS // units)
+    for start in range(0, len(cells), step):
+        part = slice(start, start + step)
+        value = lines[part, :, 0] * centre[part, :1] + lines[part, :, 1] * centre[part, 1:] + lines[part, :, 2]
+        height, slope = np.abs(value), _length(lines[part])
+        rise = slope * size[part]
+        total = rise + height
+        noise = FLAT * total.max(1, keepdims=True)
+        positive[part] = (value > 0) & (total > noise)
+        near.append(np.flatnonzero((height < slope * reach[part]) & (rise > noise)) + start * units)
+    cell, unit = np.divmod(np.concatenate(near), units)
+    line = lines[cell, unit]
+    line /= _length(line)[:, None]
+    cut = np.flatnonzero(_sides(cells.corners, size[:, 0], cell, line)[0])
+    return positive, cell[cut], unit[cut], line[cut]
+
+
+def _ahead(array: np.ndarray) -> np.ndarray:
+    """The value at each corner's successor, axis 1."""
+    return np.concatenate([array[:, 1:], array[:, :1]], 1)
+
+
+def _halves(cells: Cells, height: np.ndarray, margin: np.ndarray, label: np.ndarray) -> Cells:
+    """The positive, then the negative parts of cells cut by a line, from the corners' distances (n, most) from it."""
+    n, most = height.shape
     sign = np.where(np.abs(height) <= margin[:, None], 0, np.sign(height)).astype(np.int8)
-    change = sign * np.roll(sign, -1, 1) == -1
-    ahead, below = np.roll(cells.corners, -1, 1), np.roll(height, -1, 1)
-    share = np.divide(height, height - below, out=np.zeros_like(height), where=change)[..., None]
-    crossing = cells.corners + share * (ahead - cells.corners)
-    slots = np.stack([cells.corners, crossing], 2).reshape(len(cells), 2 * sign.shape[1], 2)
-    return tuple(_half(cells, side * sign, change, slots, label) for side in (1, -1))
-
-
-def _half(cells: Cells, sign: np.ndarray, change: np.ndarray, slots: np.ndarray, label: np.ndarray) -> Cells:
-    """The part where `sign` is not negative; slots alternate corners and the crossings of the edges behind them."""
-    real = np.arange(sign.shape[1]) < cells.count[:, None]
-    leaves = np.roll(sign, -1, 1) < 0  # the next corner is on the other side: the new edge starts here
-    kept = np.stack([real & (sign >= 0), change], 2).reshape(len(cells), 2 * sign.shape[1])
-    drawn = np.where(leaves, label[:, None], cells.labels)
-    names = np.stack([np.where(sign == 0, drawn, cells.labels), drawn], 2).reshape(len(cells), 2 * sign.shape[1])
-    count = kept.sum(1)
-    row, slot = np.nonzero(kept)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    first = slot[np.cumsum(count) - count]
-    everyone = np.arange(len(cells))
-    corners = np.repeat(slots[everyone, first][:, None], count.max(initial=1), 1)
-    labels = np.zeros(corners.shape[:2], dtype=cells.labels.dtype)
-    corners[row, place], labels[row, place] = slots[row, slot], names[row, slot]
-    return Cells(corners, count, labels)
-
-
-def _padded(array: np.ndarray, most: int) -> np.ndarray:
-    missing = most - array.shape[1] if array.ndim > 1 else 0
-    return np.concatenate([array, np.repeat(array[:, :1], missing, 1)], 1) if missing > 0 else array
+    change = sign * _ahead(sign) == -1
+    here = np.flatnonzero(change)
+    there = np.where(here % most == most - 1, here + 1 - most, here + 1)
+    corners, height = cells.corners.reshape(-1, 2), height.ravel()
+    share = height.take(here) / (height.take(here) - height.take(there))
+    slots = np.stack([corners, corners], 1)  # corners, each before the crossing of the edge behind it
+    slots[here, 1] += share[:, None] * (corners.take(there, 0) - corners.take(here, 0))
+    sign, labels, real = np.concatenate([sign, -sign]), np.tile(cells.labels, (2, 1)), np.tile(cells.count, 2)[:, None]
+    kept = np.stack([(np.arange(most) < real) & (sign >= 0), np.tile(change, (2, 1))], 2)
+    drawn = np.where(_ahead(sign) < 0, np.tile(label, 2)[:, None], labels)  # the new edge starts here
+    labels = np.stack([np.where(sign == 0, drawn, labels), drawn], 2)
+    slot = np.flatnonzero(kept)
+    count = np.bincount(slot // (2 * most), minlength=2 * n)
+    place, first = np.arange(count.max(initial=1)), (np.cumsum(count) - count)[:, None]
+    slot = slot.take(np.where(place < count[:, None], place, 0) + first)
+    return Cells(slots.reshape(-1, 2).take(slot % (2 * n * most), 0), count, labels.take(slot))
 
 
 AFFINE = (
@@ -193,6 +217,7 @@ AFFINE = (
     *("add", "add_", "mean", "flatten", "view", "reshape"),
 )
 RELU = (nn.ReLU, F.relu, torch.relu, "relu", "relu_")
+BENDING = (*RELU, nn.MaxPool2d)
 BLOCK = 2**21  # numbers of one layer that are in memory at once; more regions are walked block by block
 Window = tuple[tuple[float, float], tuple[float, float]]
 Plane = tuple[Tensor, Tensor, Tensor]
@@ -274,11 +299,11 @@ def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Par
         raise ValueError(f"{sentence}: give `plane`, three inputs of its shape.") from None
     walk = _Walk(traced)
     with torch.no_grad():
-        leaves = walk.go(0, _State(cells, [], {walk.nodes[0]: inputs}))
-    outputs = torch.cat([state.values[output].unflatten(0, (-1, 3)).flatten(2) for state, output in leaves])
-    packed = [np.concatenate([np.zeros((len(s.cells), 0), np.uint8), *s.codes], 1) for s, _ in leaves]
+        start = _State(cells, np.zeros((1, 0), np.uint8), {walk.nodes[0]: inputs}, torch.zeros(1, dtype=int))
+        cells, packed, outputs = zip(*walk.go(0, start), strict=True)
+    maps = torch.cat([output.unflatten(0, (-1, 3)).flatten(2) for output in outputs]).mT.numpy()
     layers = tuple((name, units) for name, (_, units) in walk.layers.items())
-    return Partition(join([s.cells for s, _ in leaves]), outputs.mT.numpy(), np.concatenate(packed), layers)
+    return Partition(join(cells), maps, np.concatenate(packed), layers)
 
 
 def winner(maps: np.ndarray, cells: Cells) -> np.ndarray:
@@ -290,7 +315,7 @@ def winner(maps: np.ndarray, cells: Cells) -> np.ndarray:
 def level_set(partition: Partition, i: int, j: int, visible: bool = False) -> np.ndarray:
     """Segments (k, 2, 2) along which outputs i and j are equal; the visible part is where no other one is larger."""
     difference = partition.maps[:, i] - partition.maps[:, j]
-    pieces, region = subdivide(partition.cells, difference[:, None], 0)
+    pieces, region, _ = subdivide(partition.cells, difference[:, None], 0)
     ends, _, piece = pieces.edges()
     line = difference[region[piece]]
     height = (ends @ line[:, :2, None])[..., 0] + line[:, 2:]
@@ -318,50 +343,74 @@ def _where_negative(ends: np.ndarray, excess: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _State:
-    """Some regions on their way through the network."""
+    """Some regions on their way through the network, with the values of the regions that they were part of."""
 
     cells: Cells
-    codes: list[np.ndarray]  # of each layer so far
-    values: dict[fx.Node | str, Tensor]  # by node (3 * regions, ...): two slopes and a constant each
+    codes: np.ndarray  # (regions, bytes) of the layers so far
+    values: dict[fx.Node | str, Tensor]  # by node (3 * parents, ...): two slopes and a constant each
+    parent: Tensor  # of each region, as its place in `values`
+    bits: dict[fx.Node, Tensor] = field(default_factory=dict)  # factors (regions, units) that are not in `values` yet
 
-    def take(self, index: np.ndarray | slice, cells: Cells | None = None) -> "_State":
-        """Some of the regions, or pieces of them: the index names the region of each piece."""
-        values = {key: value.unflatten(0, (-1, 3))[index].flatten(0, 1) for key, value in self.values.items()}
-        return _State(cells or self.cells.take(index), [code[index] for code in self.codes], values)
+    def take(self, index: np.ndarray) -> "_State":
+        """Some of the regions."""
+        bits = {node: bits[index] for node, bits in self.bits.items()}
+        return _State(self.cells.take(index), self.codes[index], self.values, self.parent[index], bits)
+
+    def own_values(self, part: slice) -> dict[fx.Node | str, Tensor]:
+        """The values of some regions themselves."""
+        parent = self.parent[part]
+        own = {key: value.unflatten(0, (-1, 3)).index_select(0, parent) for key, value in self.values.items()}
+        for node, bits in self.bits.items():
+            own[node].mul_(bits[part].view(len(parent), 1, *own[node].shape[2:]))
+        return {key: value.flatten(0, 1) for key, value in own.items()}
 
 
 class _Walk:
     """A traced network; `layers` names those that bend, with the label of their first unit and their units."""
 
     def __init__(self, traced: fx.GraphModule):
-        self.traced, self.nodes, self.layers = traced, list(traced.graph.nodes), {}
+        self.traced, self.nodes, self.layers, self.constants = traced, list(traced.graph.nodes), {}, {}
         self.interpreter, buffers = fx.Interpreter(traced), dict(traced.named_buffers())
         read = {node: buffers.get(node.target) for node in self.nodes if node.op == "get_attr"}
         self.indices = {node: value for node, value in read.items() if value is not None and value.dtype == torch.long}
         self.last_use = {used: place for place, node in enumerate(self.nodes) for used in node.all_input_nodes}
 
-    def go(self, step: int, state: _State) -> list[tuple[_State, fx.Node]]:
-        """Walk some regions from a step to the end, block by block if they are many; with the node of the output."""
+    def go(self, step: int, state: _State) -> list[tuple[Cells, np.ndarray, Tensor]]:
+        """Walk some regions from a step to the end, block by block if they are many: cells, codes and outputs."""
         for place in range(step, len(self.nodes)):
             node, regions = self.nodes[place], len(state.cells)
-            if node.op == "output":
-                return [(state, node.args[0])]
-            if node.op == "placeholder" or node in self.indices:
+            if node.op != "output" and self._kind(node) not in BENDING:
                 continue
-            if self._kind(node) in RELU:
-                state, bits = self._cut(node.name, state.values[node.args[0]], state)
-                value = state.values[node.args[0]]
-                state.values[node] = value * bits.view_as(value)
-            elif self._kind(node) is nn.MaxPool2d:
+            state = _State(state.cells, state.codes, self._between(step, place, state), torch.arange(regions))
+            if node.op == "output":
+                return [(state.cells, state.codes, state.values[node.args[0]])]
+            if self._kind(node) is nn.MaxPool2d:
                 state = self._maximum(node, state)
             else:
-                state.values[node] = self._affine(node, state.values)
-            state.values = {key: value for key, value in state.values.items() if self.last_use.get(key, -1) > place}
-            most = max(1, BLOCK * len(state.cells) // sum(value.numel() for value in state.values.values()))
+                state, bits = self._cut(node.name, state.values[node.args[0]], state)
+                state.values[node], state.bits[node] = state.values[node.args[0]], bits
+            state.values, step = self._alive(state.values, place), place + 1
+            most = max(1, BLOCK // sum(3 * value[0].numel() for value in state.values.values()))
             if regions < len(state.cells) > most:
-                blocks = [slice(start, start + most) for start in range(0, len(state.cells), most)]
-                return [leaf for block in blocks for leaf in self.go(place + 1, state.take(block))]
+                blocks = np.split(np.arange(len(state.cells)), range(most, len(state.cells), most))
+                return [leaf for block in blocks for leaf in self.go(step, state.take(block))]
         raise CompanionError(f"{type(self.traced).__name__} has no output: return the last layer's value.")
+
+    def _alive(self, values: dict, place: int) -> dict:
+        return {key: value for key, value in values.items() if self.last_use.get(key, -1) > place}
+
+    def _between(self, start: int, stop: int, state: _State) -> dict[fx.Node, Tensor]:
+        """The values that are needed at the node `stop`, from those at `start`: all nodes between them are affine."""
+        parts = []
+        for first in range(0, len(state.cells), REGIONS):
+            values = state.own_values(slice(first, first + REGIONS))
+            for place in range(start, stop):
+                node = self.nodes[place]
+                if node.op != "placeholder" and node not in self.indices:
+                    values[node] = self._affine(node, values)
+                values = self._alive(values, place)
+            parts.append(values)
+        return {key: torch.cat([values[key] for values in parts]) for key in parts[0]}
 
     def _kind(self, node: fx.Node) -> object:
         return type(self.traced.get_submodule(node.target)) if node.op == "call_module" else node.target
@@ -374,18 +423,18 @@ class _Walk:
             kind = getattr(kind, "__name__", kind)
             raise CompanionError(f"Layer {name} ({kind}) is not known to be piecewise affine: use ReLU or max pooling.")
 
-        def call(value_of) -> Tensor:
-            arguments = fx.map_arg(
-                (node.args, node.kwargs), lambda n: self.indices[n] if n in self.indices else value_of(n)
-            )
+        def call(values: dict) -> Tensor:
+            arguments = fx.map_arg((node.args, node.kwargs), (values | self.indices).get)
             return getattr(self.interpreter, node.op)(node.target, *arguments)
 
-        value, constant = call(values.get), call(lambda used: torch.zeros_like(values[used][:1]))
+        if node not in self.constants:
+            self.constants[node] = call({key: torch.zeros_like(value[:1]) for key, value in values.items()})
+        value, constant = call(values), self.constants[node]
         if len(value) != len(next(iter(values.values()))):
             raise CompanionError(f"Layer {node.name} mixes the inputs of a batch: every input must go its own way.")
-        value = value.unflatten(0, (-1, 3)).clone()
-        value[:, :2] -= constant
-        return value.flatten(0, 1)
+        if constant.any():
+            value.unflatten(0, (-1, 3))[:, :2] -= constant
+        return value
 
     def _maximum(self, node: fx.Node, state: _State) -> _State:
         """A knock-out among the entries of every window: each match cuts where the two are equal."""
@@ -398,20 +447,20 @@ class _Walk:
             sizes = [left // 2, left // 2, left % 2]
             first, second, _ = state.values["entries"].split(sizes, 2)
             state, bits = self._cut(f"{node.name}.{left}", first - second, state)
+            state.values, state.parent = state.own_values(slice(None)), torch.arange(len(bits))
             first, second, rest = state.values["entries"].split(sizes, 2)
-            state.values["entries"] = torch.cat([torch.where(bits.view_as(first), first, second), rest], 2)
+            larger = torch.where(bits.repeat_interleave(3, 0).view_as(first), first, second)
+            state.values["entries"] = torch.cat([larger, rest], 2)
         state.values[node] = state.values.pop("entries").unflatten(2, (1, -1)).flatten(2).view(-1, *shape)
         return state
 
     def _cut(self, name: str, bending: Tensor, state: _State) -> tuple[_State, Tensor]:
-        """Cut the regions where a layer's units vanish; the bits (3 * pieces, units) say which are positive."""
-        lines = bending.unflatten(0, (-1, 3)).flatten(2).transpose(1, 2).contiguous().numpy()
+        """Cut the regions where a layer's units vanish; the bits (pieces, units) say which are positive."""
+        lines = bending.unflatten(0, (-1, 3)).flatten(2).transpose(1, 2).numpy()
         label, _ = self.layers.setdefault(name, (sum(units for _, units in self.layers.values()), lines.shape[1]))
-        pieces, parent = subdivide(state.cells, lines, label)
-        bits = at_centre(pieces, lines[parent])[0] > 0
-        state = state.take(parent, pieces)
-        state.codes.append(np.packbits(bits, axis=1))
-        return state, torch.from_numpy(bits).repeat_interleave(3, 0)
+        pieces, parent, bits = subdivide(state.cells, lines, label)
+        codes = np.concatenate([state.codes.take(parent, 0), np.packbits(bits, axis=1)], 1)
+        return _State(pieces, codes, state.values, torch.from_numpy(parent)), torch.from_numpy(bits)
 
 
 def _windows(pool: nn.MaxPool2d, value: Tensor) -> Tensor:
@@ -526,7 +575,7 @@ def decided_otherwise(both: Partition) -> float:
     networks = np.split(both.maps, 2, axis=1)
     i, j = np.triu_indices(networks[0].shape[1], 1)
     lines = np.concatenate([maps[:, i] - maps[:, j] for maps in networks], 1)
-    pieces, region = subdivide(both.cells, lines, 0)
+    pieces, region, _ = subdivide(both.cells, lines, 0)
     first, second = (winner(maps[region], pieces) for maps in networks)
     return float(pieces.area[first != second].sum() / pieces.area.sum())
 

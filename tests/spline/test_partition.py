@@ -6,6 +6,8 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import nn
 from torch.nn import functional as F
@@ -284,6 +286,55 @@ def test_blocks_of_regions_change_nothing(monkeypatch):
     assert blocks.layers == whole.layers
 
 
+def test_how_many_numbers_are_handled_at_once_changes_no_bit(monkeypatch):
+    network = mlp(2, 16, 16, 16, 2, rng=np.random.default_rng(0))
+    whole = partition.split(network, BOX)
+    monkeypatch.setattr(partition, "NUMBERS", 1)
+    monkeypatch.setattr(partition, "REGIONS", 64)
+    parts = partition.split(network, BOX)
+    assert (parts.cells.corners == whole.cells.corners).all()
+    assert (parts.packed == whole.packed).all()
+    assert parts.maps == pytest.approx(whole.maps, rel=1e-12, abs=1e-12)
+
+
+class Reused(nn.Module):
+    """Sums in place, a constant, and a value that is read before and after its ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 9), nn.Linear(9, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = F.relu(x) - 0.25
+        y += x
+        return self.second(F.relu(y + 1)) + y[:, :2]
+
+
+def test_values_that_are_read_twice_and_changed_in_place_are_those_of_the_forward_pass():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Reused().double()
+    found = partition.split(network, BOX)
+    assert len(found) > 40
+    points = torch.from_numpy(found.cells.centre)
+    values = np.einsum("nok,nk->no", found.maps, homogeneous(found.cells.centre))
+    assert values == pytest.approx(network(points).detach().numpy(), abs=1e-12)
+
+
+def test_euler_holds_for_a_hundred_thousand_regions():
+    found = partition.split(mlp(2, 200, 200, 200, 1, rng=np.random.default_rng(0)), BOX)
+    ends = found.cells.edges()[0].reshape(-1, 2)
+    pairs = cKDTree(ends).query_pairs(1e-10, output_type="ndarray")
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(ends), len(ends)))
+    corners, same = connected_components(graph, directed=False)
+    edges = np.unique(np.sort(same.reshape(-1, 2), 1) @ [corners, 1])
+    assert len(found) > 100_000
+    assert corners - len(edges) + len(found) == 1
+    assert found.cells.area.sum() == pytest.approx(16, rel=1e-9)
+    assert found.cells.area.min() > 0
+
+
 class Shared(nn.Module):
     """One ReLU module for two layers, as in torchvision's blocks."""
 
@@ -353,6 +404,58 @@ def test_lines_through_one_point_make_two_cells_each(k):
     assert len(cut(np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)[None], OFF_CENTRE)) == 2 * k
 
 
+def clipped(polygon: list[np.ndarray], line: np.ndarray) -> list[np.ndarray]:
+    """The part of a polygon where a line is positive, corner by corner."""
+    heights, kept = [corner @ line[:2] + line[2] for corner in polygon], []
+    for k, corner in enumerate(polygon):
+        before, height = heights[k - 1], heights[k]
+        if before * height < 0:
+            kept.append(polygon[k - 1] + before / (before - height) * (corner - polygon[k - 1]))
+        kept += [corner] if height > 0 else []
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_and_their_order_are_those_of_cutting_all_cells_in_step_line_by_line(seed):
+    cells = cut(generic(4, seed), BOX)
+    lines = np.random.default_rng(100 + seed).standard_normal((len(cells), 9, 3))
+    going = [
+        (k, list(corners[:count])) for k, (corners, count) in enumerate(zip(cells.corners, cells.count, strict=True))
+    ]
+    turns = [
+        [line for line in own if clipped(p, line) and clipped(p, -line)]
+        for (_, p), own in zip(going, lines, strict=True)
+    ]
+    wanted = [one for one in going if not turns[one[0]]]
+    going = [one for one in going if turns[one[0]]]
+    turn = 0
+    while going:
+        halves = [(k, p, clipped(p, turns[k][turn]), clipped(p, -turns[k][turn])) for k, p in going]
+        going = [(k, p) for k, p, *sides in halves if not all(sides)]
+        going += [(k, half) for side in (0, 1) for k, _, *sides in halves if all(sides) for half in [sides[side]]]
+        turn += 1
+        wanted += [one for one in going if len(turns[one[0]]) == turn]
+        going = [one for one in going if len(turns[one[0]]) > turn]
+    pieces, parent, positive = partition.subdivide(cells, lines, 0)
+    assert parent.tolist() == [k for k, _ in wanted]
+    assert pieces.count.tolist() == [len(p) for _, p in wanted]
+    centres = np.array([np.mean(p, axis=0) for _, p in wanted])
+    assert pieces.centre == pytest.approx(centres, abs=1e-12)
+    assert (positive == (np.einsum("nuk,nk->nu", lines[parent], homogeneous(centres)) > 0)).all()
+
+
+def test_lines_along_edges_and_through_corners_make_no_slivers():
+    lines = np.array(
+        [[[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, -1, 0], [1, 0, 2], [0, 1, -2], [2, 1, 2], [1, 1, -4]]], float
+    )
+    cells = cut(lines, BOX)  # axes, diagonals; two sides; from a corner to the middle of the top; past a corner
+    assert cells.area.sum() == pytest.approx(16, rel=1e-12)
+    assert cells.area.min() > 0.1
+    again, parent, _ = partition.subdivide(cells, np.repeat(lines, len(cells), 0), 99)
+    assert parent.tolist() == list(range(len(cells)))
+    assert (again.corners == cells.corners).all()
+
+
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_parallel_lines_make_one_more_cell_than_lines(k):
     lines = np.tile([3.0, -4.0, 0.0], (1, k, 1))
@@ -395,17 +498,16 @@ def test_edges_carry_the_line_that_drew_them():
 def test_each_cell_is_cut_by_its_own_lines_alone():
     two = partition.subdivide(partition.rectangle(OFF_CENTRE), np.array([[[1.0, 0, 0]]]), 0)[0]
     own = np.array([[[0, 1.0, -1]], [[1.0, 0, 9]]])  # crosses the first cell; passes outside both
-    pieces, parent = partition.subdivide(two, own, 1)
-    assert sorted(parent.tolist()) == [0, 0, 1]
+    pieces, parent, positive = partition.subdivide(two, own, 1)
+    assert sorted(zip(parent.tolist(), positive[:, 0].tolist(), strict=True)) == [(0, False), (0, True), (1, True)]
     assert pieces.area[parent == 1] == pytest.approx(8)
 
 
 def test_a_function_that_is_rounding_noise_draws_no_line():
     lines = np.array([[[1.0, 2.0, 0.5], [1e-17, -1e-17, 1e-18], [0, 0, 0]]])
     assert len(cut(lines, OFF_CENTRE)) == 2
-    value, flat = partition.at_centre(partition.rectangle(OFF_CENTRE), lines)
-    assert flat.tolist() == [[False, True, True]]
-    assert value[0, 1] == 0
+    positive = partition.subdivide(partition.rectangle(OFF_CENTRE), lines, 0)[2]
+    assert positive.tolist() == [[True, False, False], [False, False, False]]
 
 
 @pytest.mark.parametrize("window", [((0, 0), (0, 1)), ((1, 0), (0, 1)), ((0, np.nan), (0, 1)), ((0, 1),)])
