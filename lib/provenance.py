@@ -117,13 +117,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
         if disk_full(error):
             remedy = "free some space and start again (finished trials are kept)"
             raise CompanionError(f"No room on the disk for {path}: {remedy}.") from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -138,23 +137,23 @@ def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        handle = path.open("a")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
         except BlockingIOError:
-            handle.close()
+            os.close(handle)
             yield False
             return
         # The last owner may have deleted the file between our open and our lock; then this lock protects nothing.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
                 break
-        handle.close()
+        os.close(handle)
     try:
         yield True
     finally:
         path.unlink(missing_ok=True)
-        handle.close()
+        os.close(handle)
 
 
 @cache
@@ -183,6 +182,9 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return "none"
+
+
+_version = cache(version)  # it parses a file of its package for half a millisecond
 
 
 @cache
@@ -234,7 +236,7 @@ def made(device: str = "cpu") -> Iterator[dict]:
             f"{PREFIX}device": device_name(device),
             f"{PREFIX}commit": git_commit(),
             f"{PREFIX}code": code_hash(),
-            f"{PREFIX}torch": version("torch"),
+            f"{PREFIX}torch": _version("torch"),
             f"{PREFIX}python": platform.python_version(),
         }
 

@@ -91,11 +91,8 @@ class Run:
         """
         specs = specs if isinstance(specs, list) else specs.to_dict("records")
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
-        if missing := len(study.missing(specs)):  # on stderr, which no published copy keeps
-            print(f"{study.name}: {missing} to be computed on {self.device}", file=sys.stderr)
         self._computed.setdefault(study.name, (study, []))[1].extend(specs)
-        workers = workers or int(os.environ.get("COMPANION_WORKERS") or self.parameters.get("workers", 1))
-        return study.run(specs, workers=workers, device=self.device)
+        return study.run(specs, workers=workers or self._workers(), device=self.device)
 
     def save(self, figure: "Figure", slug: str, numbers: "pd.DataFrame", alt: str) -> "Image":
         """Save a figure with the numbers behind it; arguments and result as `figures.save`."""
@@ -124,6 +121,9 @@ class Run:
     def provenance(self) -> "pd.DataFrame":
         """What made the rows of each computed study: trials, seconds, memory, device, versions, commit."""
         return provenance.table({study.name: rows for study, rows in self._rows()})
+
+    def _workers(self) -> int:
+        return int(os.environ.get("COMPANION_WORKERS") or self.parameters.get("workers", 1))
 
     def _rows(self) -> "Iterator[tuple[Study, pd.DataFrame]]":
         return ((study, study.rows(study.distinct(specs))) for study, specs in self._computed.values())

@@ -1,7 +1,9 @@
 """The rows of finished trials on disk: their identity, one file for each trial, compaction, locks.
 
-A finished trial is in `runs/<profile>/trials/<study>/<key>.json`. Many of them are compacted into `rows.parquet`
-beside them. Published rows are in `runs/<profile>/<study>.parquet`. The known rows are the union of the three.
+A finished trial is in `runs/<profile>/trials/<study>/<key>.json`. Many of them are compacted into the parquet files
+of `LEVELS` beside them. Published rows are in `runs/<profile>/<study>.parquet`. The known rows are the union of the
+three. Asking, resuming and publishing take time in proportion to the rows, and storing one more takes hardly any more
+beside a million.
 """
 
 from __future__ import annotations
@@ -9,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lib.provenance import PREFIX, CompanionError, locked, write_atomically
@@ -31,6 +35,14 @@ if TYPE_CHECKING:
 # Fields of a spec that came later, with the values of the rows that lack them: such a value is no part of a key.
 IMPLIED = {"precision": "float32", "retrain_precision": "float32", "retraining_precision": "float32"}
 LOOSE = 200  # more rows than this are compacted into one file: 100,000 single files take seconds to read
+# Compacted rows move up one level, into a file of this many times the rows, when theirs is full. So a row is written a
+# few times only, whatever their number. They never move down: who reads the levels in this order misses none.
+GROWTH = 16
+LEVELS = ("rows.parquet", *(f"rows.{level}.parquet" for level in range(1, 5)))
+EXACT = frozenset((str, int, bool))  # types that are hashed as they are: most values of a spec
+
+_encoded = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
+_keys: dict[str, tuple[tuple[int, int], np.ndarray]] = {}  # the keys in a compacted file, and which file that was
 
 
 def plain(value: object) -> object:
@@ -40,19 +52,22 @@ def plain(value: object) -> object:
 
 def canonical(spec: dict) -> dict:
     """A spec as it is hashed: nulls dropped, integral floats as ints, keys sorted; so a DataFrame changes nothing."""
+    return {name: _simple(value) for name in sorted(spec) if type(value := spec[name]) in EXACT or not _null(value)}
 
-    def simple(value: object) -> object:
-        value = plain(value)
-        if isinstance(value, dict):
-            return canonical(value)
-        if isinstance(value, list | tuple):
-            return [simple(entry) for entry in value]
-        return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def null(value: object) -> bool:
-        return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
+def _simple(value: object) -> object:
+    if type(value) in EXACT:
+        return value
+    value = plain(value)
+    if isinstance(value, dict):
+        return canonical(value)
+    if isinstance(value, list | tuple):
+        return [_simple(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    return {name: simple(spec[name]) for name in sorted(spec) if not null(spec[name])}
+
+def _null(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ == "NAType"
 
 
 def _table(records: list[dict]) -> pa.Table:
@@ -66,24 +81,50 @@ def _union(tables: Iterable[pa.Table]) -> pa.Table:
     if not tables:
         return pa.table({name: pa.array([], pa.string()) for name in ("key", "status", "reason", "spec")})
     union = pa.concat_tables(tables, promote_options="permissive")
-    _, first = np.unique(union["key"].to_pylist(), return_index=True)
+    if len(tables) == 1:
+        return union
+    keys = union["key"].combine_chunks().dictionary_encode()
+    if len(keys.dictionary) == len(keys):
+        return union
+    _, first = np.unique(keys.indices.to_numpy(), return_index=True)
     return union.take(np.sort(first))
 
 
-def _read(path: Path) -> list[pa.Table]:
+def places_of(keys: list[str], table: pa.Table) -> np.ndarray:
+    """The row of each key in a table of known rows, -1 where it has none."""
+    return pc.index_in(pa.array(keys, table["key"].type), value_set=table["key"]).fill_null(-1).to_numpy()
+
+
+def _read(path: str | Path, columns: list[str] | None) -> list[pa.Table]:
     """The table of a file, or none; `pq.read_table` would import pandas."""
-    return [pq.ParquetFile(path).read()] if path.exists() else []
+    try:
+        return [pq.ParquetFile(path).read(columns)]
+    except FileNotFoundError:
+        return []
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet(table: pa.Table, compression: int) -> bytes:
+    """A table as the bytes of a file, compressed at a level of zstd."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=12)
+    pq.write_table(table, sink, compression="zstd", compression_level=compression)
     return sink.getvalue().to_pybytes()
 
 
-@cache
-def _keys(path: Path, mtime_ns: int, inode: int) -> frozenset[str]:
-    return frozenset(pq.read_table(path, columns=["key"])["key"].to_pylist())
+def _holds(path: str, key: str) -> bool:
+    """Whether a compacted file holds a key; its keys are read once, into 16 bytes for each."""
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return False
+    version = (state.st_mtime_ns, state.st_ino)
+    if path not in _keys or _keys[path][0] != version:
+        if not (tables := _read(path, ["key"])):
+            return False
+        characters = tables[0]["key"].combine_chunks().cast(pa.binary(16)).buffers()[1]
+        _keys[path] = version, np.sort(np.frombuffer(characters, "S16"))
+    keys = _keys[path][1]
+    place = keys.searchsorted(key.encode())
+    return place < len(keys) and keys[place] == key.encode()
 
 
 @dataclass(frozen=True)
@@ -94,7 +135,7 @@ class Store:
     version: int
     folder: Path
 
-    @property
+    @cached_property
     def trials(self) -> Path:
         """The folder of loose and compacted rows and of weights."""
         return self.folder / "trials" / self.name
@@ -106,8 +147,8 @@ class Store:
 
     def key(self, spec: dict) -> str:
         """16 hex digits that name a trial: a hash of its *canonical* spec and of the study's name and version."""
-        spec = {field: value for field, value in spec.items() if IMPLIED.get(field) != value}
-        text = json.dumps([self.name, self.version, spec], sort_keys=True, allow_nan=False)
+        hashed = {field: value for field, value in spec.items() if IMPLIED.get(field) != value}
+        text = _encoded([self.name, self.version, hashed])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def lock(self, key: str, blocking: bool) -> AbstractContextManager[bool]:
@@ -116,13 +157,8 @@ class Store:
 
     def has(self, key: str) -> bool:
         """Whether a trial is among the loose or compacted rows, without reading them."""
-        if (self.trials / f"{key}.json").exists():
-            return True
-        try:
-            state = (self.trials / "rows.parquet").stat()
-        except FileNotFoundError:
-            return False
-        return key in _keys(self.trials / "rows.parquet", state.st_mtime_ns, state.st_ino)
+        folder = f"{self.trials}/"  # strings: a path object for each level would take most of the time
+        return os.path.exists(f"{folder}{key}.json") or any(_holds(folder + level, key) for level in LEVELS)
 
     def put(self, key: str, spec: dict, row: dict) -> None:
         """Write one finished trial, at once and atomically."""
@@ -147,44 +183,61 @@ class Store:
         except (OSError, ValueError):
             return {"version": None, "processes": 1, "keys": []}
 
-    def known(self) -> pa.Table:
-        """Every known row: the union of published, loose and compacted rows, in this order of precedence."""
-        # Loose files are listed before the compacted file is read, so that a compaction in between hides nothing.
+    def known(self, columns: list[str] | None = None) -> pa.Table:
+        """Every known row: the union of published, loose and compacted rows, in this order of precedence.
+
+        `columns` names those to read, if not all are needed; `key` must be among them.
+        """
+        # Loose files are listed before the compacted files are read, so that a compaction in between hides nothing.
         loose = _table(self._loose())
-        return _union([*self._published(), loose, *self._compacted()])
+        loose = loose.select(columns) if columns and len(loose) else loose
+        return _union([*self._published(columns), loose, *self._compacted(self._levels(), columns)])
 
     def outcomes(self) -> dict[str, tuple[str, float]]:
         """The status of every known trial and the seconds that it took, by key; read without pandas."""
-        columns, loose = ["key", "status", f"{PREFIX}seconds"], self._loose()
-        tables = [table.select(columns).to_pylist() for table in (*self._compacted(), *self._published())]
-        rows = (*loose, *(row for table in tables for row in table))
-        return {row["key"]: (row["status"], row[f"{PREFIX}seconds"]) for row in rows}
+        columns = ["key", "status", f"{PREFIX}seconds"]
+        outcomes = {row["key"]: (row["status"], row[f"{PREFIX}seconds"]) for row in self._loose()}
+        for table in (*self._compacted(self._levels(), columns), *self._published(columns)):
+            keys, *outcome = (table[column].to_pylist() for column in columns)
+            outcomes |= zip(keys, zip(*outcome, strict=True), strict=True)
+        return outcomes
 
     def compact(self, above: int = LOOSE) -> None:
-        """Move the loose rows into one parquet file, under a lock, if they are more than `above`."""
-        if sum(1 for _ in self.trials.glob("*.json")) <= above:
+        """Move the loose rows into a compacted file if they are more than `above` and no other process does it."""
+        if len(self._loose_names()) <= above:
             return
-        with locked(self.trials / "compaction.lock"):
-            loose = self._loose()
-            compacted = _parquet(_union([_table(loose), *self._compacted()]))
-            write_atomically(self.trials / "rows.parquet", compacted)
+        with locked(self.trials / "compaction.lock", blocking=False) as owner:
+            if not owner or len(loose := self._loose()) <= above:
+                return
+            tables, levels = [_table(loose)], self._levels()
+            for level, path in enumerate(levels):
+                tables += self._compacted([path], None)
+                if sum(map(len, tables)) <= LOOSE * GROWTH ** (level + 1):
+                    break
+            write_atomically(path, parquet(_union(tables), 1))
+            for lower in levels[:level]:
+                lower.unlink(missing_ok=True)
             for record in loose:
                 (self.trials / f"{record['key']}.json").unlink(missing_ok=True)
 
     def publish(self, rows: pd.DataFrame, folder: Path) -> None:
         """Write rows, as `Study.rows` returns them, to `folder/<study>.parquet`; the same rows give the same bytes."""
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
-        write_atomically(folder / self.published.name, _parquet(table))
+        write_atomically(folder / self.published.name, parquet(table, 12))
 
     def _set_aside(self, path: Path, problem: str) -> None:
         aside = self.trials / "set_aside"
         aside.mkdir(exist_ok=True)
-        path.replace(aside / path.name)
+        try:
+            path.replace(aside / path.name)
+        except FileNotFoundError:  # another process was faster
+            return
         print(f"{path.name} in the store of {self.name} is {problem}; it was moved to {aside}.", file=sys.stderr)
 
     def _loose(self) -> list[dict]:
         records = []
-        for path in sorted(self.trials.glob("*.json")):
+        for name in sorted(self._loose_names()):
+            path = self.trials / name
             try:
                 record = json.loads(path.read_bytes())
                 if record["version"] != self.version:
@@ -198,17 +251,27 @@ class Store:
                 self._set_aside(path, "not a whole row of its trial")
         return records
 
-    def _compacted(self) -> list[pa.Table]:
-        path = self.trials / "rows.parquet"
+    def _loose_names(self) -> list[str]:
         try:
-            return _read(path)
-        except (pa.ArrowInvalid, OSError):
-            self._set_aside(path, "not a whole parquet file")
+            return [name for name in os.listdir(self.trials) if name.endswith(".json")]
+        except FileNotFoundError:
             return []
 
-    def _published(self) -> list[pa.Table]:
+    def _levels(self) -> list[Path]:
+        return [self.trials / name for name in LEVELS]
+
+    def _compacted(self, levels: list[Path], columns: list[str] | None) -> list[pa.Table]:
+        tables = []
+        for path in levels:
+            try:
+                tables += _read(path, columns)
+            except (pa.ArrowInvalid, OSError):
+                self._set_aside(path, "not a whole parquet file")
+        return tables
+
+    def _published(self, columns: list[str] | None) -> list[pa.Table]:
         try:
-            return _read(self.published)
+            return _read(self.published, columns)
         except (pa.ArrowInvalid, OSError):
             remedy = "restore it from git or delete it"
             raise CompanionError(f"{self.published} is not a whole parquet file: {remedy}.") from None

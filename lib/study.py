@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from lib import provenance
 from lib.provenance import CompanionError
-from lib.store import Store, canonical
+from lib.store import LOOSE, Store, canonical, places_of
 
 Trial = Callable[[dict, str, Path], dict]
 
@@ -144,7 +144,7 @@ class Study:
     version: int
     folder: Path
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """The stored rows."""
         return Store(self.name, self.version, self.folder)
@@ -155,8 +155,7 @@ class Study:
 
     def missing(self, specs: pd.DataFrame | list[dict]) -> list[dict]:
         """The canonical specs that have no row, each once."""
-        stored = set(self.store.known()["key"].to_pylist())
-        return [spec for key, spec in dict(self._keyed(specs)).items() if key not in stored]
+        return self._missing(self._keyed(specs))
 
     def run(self, specs: pd.DataFrame | list[dict], *, workers: int = 1, device: str = "cpu") -> pd.DataFrame:
         """Run the missing trials and return all rows.
@@ -176,13 +175,16 @@ class Study:
             CompanionError: for an error that the user can fix (memory, data, a killed worker, all trials failed).
         """
         i, n = map(int, (os.environ.get("COMPANION_SHARD") or "0/1").split("/"))
-        self.store.request([key for key, _ in self._keyed(specs)], workers * n)
-        todo = self.missing(specs)
+        keyed = self._keyed(specs)
+        self.store.request([key for key, _ in keyed], workers * n)
+        if todo := self._missing(keyed):
+            print(f"{self.name}: {len(todo)} to be computed on {device}", file=sys.stderr)
         todo = [spec for share in range(n) for spec in todo[(i + share) % n :: n]]
-        for _ in shown(self._run_all(todo, workers, device), len(todo), self.name):
-            pass
+        for finished, _ in enumerate(shown(self._run_all(todo, workers, device), len(todo), self.name), 1):
+            if finished % LOOSE == 0:
+                self.store.compact()
         self.store.compact()
-        rows = self.rows(specs)
+        rows = self._rows(keyed)
         failures = rows.loc[rows["status"] == "failed", "reason"].value_counts()
         if len(failures):
             reasons = "; ".join(f"{count} x {reason}" for reason, count in failures.items())
@@ -198,19 +200,7 @@ class Study:
         Raises:
             KeyError: naming the first spec that has no row.
         """
-        keyed = self._keyed(specs)
-        known = self.store.known()
-        index = {key: row for row, key in enumerate(known["key"].to_pylist())}
-        if absent := [spec for key, spec in keyed if key not in index]:
-            raise KeyError(f"{self.name} has no row of {absent[0]} (nor of {len(absent) - 1} others): run it first.")
-        # Rows are chosen before pandas sees them: a null in another row must not turn integers into floats.
-        found = known.take(np.array([index[key] for key, _ in keyed], dtype=np.int64))
-        columns = pd.DataFrame([spec for _, spec in keyed])
-        first, last = ["status", "reason"], ["key", "spec"]
-        kept = {name for name in found.column_names if found[name].null_count < len(found)}
-        results = sorted(kept - {"version", *first, *last, *columns})
-        results.sort(key=lambda name: name.startswith(provenance.PREFIX))
-        return pd.concat([columns, found.select([*first, *results, *last]).to_pandas()], axis=1)
+        return self._rows(self._keyed(specs))
 
     def weights(self, spec: dict, device: str = "cpu") -> Path:
         """The weights that a trial wrote; if the file is missing, the trial runs again, visibly, and its row stays.
@@ -236,6 +226,8 @@ class Study:
             False if another process runs this trial.
         """
         key = self.store.key(spec)
+        if not weights and self.store.has(key):  # another shard's: asking takes less than a lock
+            return True
         with self.store.lock(key, blocking) as owner:
             if not owner:
                 return False
@@ -250,8 +242,27 @@ class Study:
         return True
 
     def _keyed(self, specs: pd.DataFrame | list[dict]) -> list[tuple[str, dict]]:
-        records = specs.to_dict("records") if isinstance(specs, pd.DataFrame) else specs
-        return [(self.store.key(spec), spec) for spec in map(canonical, records)]
+        records, store = specs.to_dict("records") if isinstance(specs, pd.DataFrame) else specs, self.store
+        return [(store.key(spec), spec) for spec in map(canonical, records)]
+
+    def _missing(self, keyed: list[tuple[str, dict]]) -> list[dict]:
+        distinct = dict(keyed)
+        places = places_of(list(distinct), self.store.known(["key"]))
+        return [spec for spec, place in zip(distinct.values(), places, strict=True) if place < 0]
+
+    def _rows(self, keyed: list[tuple[str, dict]]) -> pd.DataFrame:
+        known = self.store.known()
+        places = places_of([key for key, _ in keyed], known)
+        if absent := [keyed[place][1] for place in np.flatnonzero(places < 0)]:
+            raise KeyError(f"{self.name} has no row of {absent[0]} (nor of {len(absent) - 1} others): run it first.")
+        # Rows are chosen before pandas sees them: a null in another row must not turn integers into floats.
+        found = known.take(places)
+        columns = pd.DataFrame([spec for _, spec in keyed])
+        first, last = ["status", "reason"], ["key", "spec"]
+        kept = {name for name in found.column_names if found[name].null_count < len(found)}
+        results = sorted(kept - {"version", *first, *last, *columns})
+        results.sort(key=lambda name: name.startswith(provenance.PREFIX))
+        return pd.concat([columns, found.select([*first, *results, *last]).to_pandas()], axis=1)
 
     def _weights_file(self, spec: dict) -> Path:
         return self.store.trials / f"{self.store.key(spec)}.safetensors"

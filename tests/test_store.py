@@ -1,10 +1,12 @@
 """Identity of trials, the union of what is known, and files that cannot be trusted."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from lib import store as stores
 from lib.provenance import CompanionError
 from lib.store import Store, canonical
 from lib.study import Study
@@ -115,6 +117,75 @@ def test_publishing_the_same_rows_gives_the_same_bytes_whatever_else_is_known(tm
     study.store.publish(study.run(specs), tmp_path / "b")
     a, b = ((tmp_path / folder / "00_t.square.parquet").read_bytes() for folder in "ab")
     assert a == b
+
+
+def in_steps(study: Study, rows: int, step: int) -> list[dict]:
+    """Stores rows in steps, each compacted, as a long run does; returns their specs."""
+    specs = [{"x": x} for x in range(rows)]
+    for first in range(0, rows, step):
+        study.run(specs[first : first + step])
+        study.store.compact(0)
+    return specs
+
+
+@pytest.fixture
+def small_levels(monkeypatch):
+    """Levels of 4, 8, 16 and 32 rows and one for all others."""
+    monkeypatch.setattr(stores, "LOOSE", 2)
+    monkeypatch.setattr(stores, "GROWTH", 2)
+
+
+def test_compacted_rows_move_up_level_by_level_so_that_each_is_written_a_few_times(tmp_path, monkeypatch, small_levels):
+    written, parquet = [], stores.parquet
+    monkeypatch.setattr(stores, "parquet", lambda table, level: written.append(len(table)) or parquet(table, level))
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    specs = in_steps(study, 48, 2)
+    assert sum(written) < 48 * 5, "as many rows were written as if each compaction rewrote them all"
+    assert all(study.store.has(study.store.key(spec)) for spec in specs) and not study.missing(specs)
+    assert study.rows(specs)["square"].tolist() == [x**2 for x in range(48)] and len(study.store.known()) == 48
+    assert {path.name for path in study.store.trials.glob("*.parquet")} <= set(stores.LEVELS)
+
+
+def test_a_row_that_another_process_moves_up_is_found_at_every_moment(tmp_path, monkeypatch, small_levels):
+    """The store is asked whenever a file appears or disappears."""
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    stored = [study.store.key(spec) for spec in in_steps(study, 6, 2)]
+    study.run([{"x": 6}])
+    stored.append(study.store.key({"x": 6}))
+    asked = []
+
+    def asking(method):
+        def then_asks(*arguments, **options):
+            result = method(*arguments, **options)
+            asked.append(all(map(study.store.has, stored)) and len(study.store.known()) == len(stored))
+            return result
+
+        return then_asks
+
+    with monkeypatch.context() as watched:
+        for name in ("replace", "unlink"):
+            watched.setattr(Path, name, asking(getattr(Path, name)))
+        study.store.compact(0)
+    assert len(asked) > 2 and all(asked)
+
+
+def test_killed_after_rows_moved_up_a_level_nothing_counts_twice(tmp_path, monkeypatch, small_levels):
+    study = Study("00_t.square", toy_trials.square, 1, tmp_path)
+    specs = in_steps(study, 4, 2)
+    study.run([{"x": 4}])
+    with monkeypatch.context() as deadly:
+        kill_at("unlink", "rows.parquet", deadly)
+        assert killed(lambda: study.store.compact(0))
+    assert (study.store.trials / "rows.parquet").exists() and (study.store.trials / "rows.1.parquet").exists()
+    assert len(study.store.known()) == len(study.store.outcomes()) == 5
+    study.store.compact(0)
+    assert study.rows([*specs, {"x": 4}])["square"].tolist() == [0, 1, 4, 9, 16]
+
+
+def test_a_long_run_leaves_few_loose_rows_at_any_time(tmp_path):
+    study = Study("00_t.count", toy_trials.neighbours, 1, tmp_path)
+    rows = study.run([{"x": x} for x in range(3 * stores.LOOSE)])
+    assert rows["rows"].max() <= 2 * stores.LOOSE
 
 
 @pytest.mark.parametrize(

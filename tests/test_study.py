@@ -138,6 +138,7 @@ def test_a_trial_that_returns_no_dictionary_or_that_workers_cannot_import_is_one
 def test_missing_weights_are_made_again_and_the_row_stays(tmp_path, capsys):
     study = Study("00_t.weights", toy_trials.with_weights, 1, tmp_path)
     rows = study.run([{"x": 1}])
+    assert "1 to be computed" in capsys.readouterr().err
     path = study.weights({"x": 1.0})
     assert path.exists() and capsys.readouterr().err == ""
     path.unlink()
