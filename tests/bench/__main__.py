@@ -6,11 +6,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from lib import provenance
-from tests.bench import batch, channels, latent, partition, section, store, truncation
+from tests.bench import batch, channels, latent, partition, section, store, training, truncation
 
 BENCHMARKS = {
     benchmark.__name__: benchmark
-    for module in (store, batch, latent, truncation, channels, partition)
+    for module in (training, store, batch, latent, truncation, channels, partition)
     for benchmark in module.BENCHMARKS
 }
 HEAD = """# Speed
