@@ -60,6 +60,7 @@ class Run:
         import torch
 
         from lib import figures
+        from lib.study import prepare_workers
 
         self.name, self.parameters = name, {parameter: namespace[parameter] for parameter in default_parameters(name)}
         checked(name, self.parameters, f"{name}.ipynb")
@@ -74,6 +75,8 @@ class Run:
         self._results = Path(stage) / "runs" if stage else self.folder
         self._figures = Path(stage) / "figures" if stage else figures_dir() / self.profile
         self._computed: dict[str, tuple[Study, list[dict]]] = {}
+        if self._workers() > 1 and not (self.folder / f"{name}.claims.json").exists():
+            prepare_workers("lib.baselines")  # which imports the heavy libraries that all trials need
         figures.use_style()
         torch.set_num_threads(1)
 
@@ -292,11 +295,10 @@ def study_state(folder: Path, name: str) -> dict:
     from lib.store import Store
 
     requested = Store(name, 0, folder).requested()
-    known = Store(name, requested["version"], folder).outcomes()
-    if keys := requested["keys"]:
-        known = {key: known[key] for key in keys if key in known}
-    failed = sum(status == "failed" for status, _ in known.values())
-    spent, left = sum(seconds for _, seconds in known.values()), max(len(keys) - len(known), 0)
+    status, seconds = Store(name, requested["version"], folder).outcomes()
+    known = [key for key in requested["keys"] or status if key in status]
+    failed = sum(status[key] == "failed" for key in known)
+    spent, left = sum(seconds[key] for key in known), max(len(requested["keys"]) - len(known), 0)
     still = None if left else 0.0
     if left and known:
         still = left * spent / len(known) / min(left, requested["processes"])

@@ -193,14 +193,16 @@ class Store:
         loose = loose.select(columns) if columns and len(loose) else loose
         return _union([*self._published(columns), loose, *self._compacted(self._levels(), columns)])
 
-    def outcomes(self) -> dict[str, tuple[str, float]]:
+    def outcomes(self) -> tuple[dict[str, str], dict[str, float]]:
         """The status of every known trial and the seconds that it took, by key; read without pandas."""
-        columns = ["key", "status", f"{PREFIX}seconds"]
-        outcomes = {row["key"]: (row["status"], row[f"{PREFIX}seconds"]) for row in self._loose()}
-        for table in (*self._compacted(self._levels(), columns), *self._published(columns)):
-            keys, *outcome = (table[column].to_pylist() for column in columns)
-            outcomes |= zip(keys, zip(*outcome, strict=True), strict=True)
-        return outcomes
+        columns, loose = ["key", "status", f"{PREFIX}seconds"], self._loose()
+        tables = [*self._compacted(self._levels(), columns), *self._published(columns)]
+        found = [[row[column] for row in loose] for column in columns]
+        for values, column in zip(found, columns, strict=True):
+            for table in tables:
+                values += table[column].to_pylist()
+        keys, statuses, seconds = found
+        return dict(zip(keys, statuses, strict=True)), dict(zip(keys, seconds, strict=True))
 
     def compact(self, above: int = LOOSE) -> None:
         """Move the loose rows into a compacted file if they are more than `above` and no other process does it."""

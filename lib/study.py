@@ -11,14 +11,13 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, forkserver, get_context, parent_process, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from lib import provenance
 from lib.provenance import CompanionError
 from lib.store import LOOSE, Store, canonical, places_of
 
+START = "spawn" if sys.platform == "darwin" else "forkserver"  # how worker processes start
 Trial = Callable[[dict, str, Path], dict]
 
 
@@ -96,21 +96,34 @@ def side_by_side(
         raise
 
 
+def prepare_workers(*modules: str) -> None:
+    """Start, once, the process that workers are forked from; it imports modules while this one goes on.
+
+    Each worker would take seconds to import torch by itself. On macOS it does: system libraries do not bear a fork.
+    """
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"  # read when libraries are loaded: no thread of theirs runs at a fork
+    if START == "forkserver":
+        forkserver.set_forkserver_preload([*modules])
+        resource_tracker.ensure_running()  # which unblocks SIGINT
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # for good: this process handles it
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 @cache
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """The one pool of this size, made when it is first needed: each process imports torch, which takes seconds."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"  # the children read it when they load their libraries
-    return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
+    """The one pool of this size, made when it is first needed."""
+    prepare_workers(__name__)
+    return ProcessPoolExecutor(workers, get_context(START), _start_worker)
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt
     torch.set_num_threads(1)
 
     def die_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent_process().join()
         os._exit(1)
 
     threading.Thread(target=die_with_parent, daemon=True).start()

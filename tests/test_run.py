@@ -28,6 +28,23 @@ def test_results_of_a_readers_own_parameters_go_to_local(checkout):
         run.Run("00_toy", values | {"profile": "nowhere"})
 
 
+@pytest.mark.parametrize("file, prepared", [(None, True), ("00_toy.claims.json", False)])
+def test_worker_processes_are_prepared_before_they_are_needed_but_only_if_nothing_is_published(
+    checkout, monkeypatch, file, prepared
+):
+    calls = []
+    monkeypatch.setattr("lib.study.prepare_workers", lambda *modules: calls.append(modules))
+    if file:
+        (checkout / "runs" / "smoke" / file).touch()
+    write_yaml(checkout, workers=2)
+    run.Run("00_toy", parameters.profile_parameters("smoke", "00_toy"))
+    assert bool(calls) == prepared
+    calls.clear()
+    write_yaml(checkout, workers=1)
+    run.Run("00_toy", parameters.profile_parameters("smoke", "00_toy"))
+    assert not calls, "a notebook that trains in its own process needs no others"
+
+
 def test_a_notebook_is_published_whole(executed):
     files = published(executed)
     rows = {"00_toy.squares.parquet", "00_toy.best.parquet"}

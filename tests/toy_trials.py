@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -94,6 +95,10 @@ class Program:
 
 def disk_full(spec: dict, device: str, weights: Path) -> dict:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def imported(item: dict) -> bool:
+    return item["module"] in sys.modules
 
 
 def raised(item: dict, power: int) -> int:
