@@ -319,14 +319,19 @@ def _flat(weight: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"Measures compare tensors, not a {type(weight).__name__}: pass layer.weight.")
     if weight.shape != pruned.shape:
         raise ValueError(f"Both tensors must have one shape, not {tuple(weight.shape)} and {tuple(pruned.shape)}.")
-    return weight.flatten(), pruned.flatten()
+    return weight.detach().flatten(), pruned.detach().flatten()
 
 
 def _reduced(weight: Tensor, pruned: Tensor, reduce: Callable[[Tensor], Tensor], unit: int = 1) -> Tensor:
     """`reduce` of one part of the float64 difference after another, concatenated; no part divides `unit` entries."""
     size = unit * max(BLOCK // unit, 1)
-    parts = zip(weight.split(size), pruned.split(size), strict=True)
-    result = torch.cat([reduce(one.to(torch.float64, copy=True).sub_(other)) for one, other in parts])
+    buffer = weight.new_empty(2, min(size, len(weight)), dtype=torch.float64)  # once: new memory costs more than a sum
+    found = []
+    for one, other in zip(weight.split(size), pruned.split(size), strict=True):
+        difference, subtracted = buffer[:, : len(one)]
+        difference.copy_(one).sub_(subtracted.copy_(other))
+        found.append(reduce(difference))
+    result = torch.cat(found)
     if not result.isfinite().all():
         _delta(weight, pruned)  # looks at the weights themselves only now, because each look costs as much as the sum
     return result

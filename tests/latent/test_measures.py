@@ -126,8 +126,8 @@ def test_a_large_tensor_is_measured_part_by_part_without_changing_the_result_or_
     before, distance, means = weight.clone(), (weight - pruned).double().square().sum().item(), 107
     projected = latent.kl_student_t(math.sqrt(squared_group_distance(weight, pruned)), means, 4).item()
     monkeypatch.setattr(measures, "BLOCK", block)
-    assert latent.ap2(weight, pruned) == pytest.approx(distance, rel=1e-12)
-    assert latent.t_ap3(weight, pruned) == pytest.approx(projected, rel=1e-12)
+    assert latent.ap2(torch.nn.Parameter(weight), pruned) == pytest.approx(distance, rel=1e-12)
+    assert latent.t_ap3(torch.nn.Parameter(weight), pruned) == pytest.approx(projected, rel=1e-12)
     assert torch.equal(weight, before)
     weight[-1, -1] = math.inf
     for measure in (latent.ap2, latent.t_ap3):
