@@ -149,7 +149,7 @@ def decompositions() -> Iterator[Line]:
                 kernel,
                 lambda kernel=kernel, ranks=ranks: decompose(kernel, "tucker", ranks).kernel(),
                 lambda kernel=kernel, ranks=ranks, count=iterations: tensorly_tucker(kernel, ranks, count),
-                0.8,  # tensorly is told how many iterations it needs, and looks at no error on the way
+                1,
             )
             start = [torch.randn(size, channels, generator=random, dtype=torch.float64) for size in shape]
 
@@ -164,7 +164,7 @@ def decompositions() -> Iterator[Line]:
                 kernel,
                 lambda kernel=kernel, start=start: cp_als(kernel, start, CP_ITERATIONS, 0.0).kernel(),
                 theirs,
-                3,
+                5,
             )
 
 
