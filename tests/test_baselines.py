@@ -19,6 +19,7 @@ def test_divergence_is_reported_with_its_epoch_and_becomes_a_failed_row(tmp_path
 
 def test_a_baseline_is_trained_once_and_has_the_accuracy_of_its_row(tmp_path, capsys):
     rows = baselines.baselines(tmp_path).run([SPEC])
+    capsys.readouterr()
     model, digits = baselines.baseline(SPEC, tmp_path)
     assert training.evaluate(model, digits.test, digits)["accuracy"] == rows["test_accuracy"][0]
     assert capsys.readouterr().err == "" and not model.training
