@@ -124,7 +124,7 @@ def shards() -> Iterator[Growth | Line]:
             (folder / "go").touch()
             costs.append(sum(float(process.communicate()[0]) for process in processes))
     yield Growth(f"{SHARED:,} trials of 1 ms over shards: beside the trials", "s of CPU", [*SHARDS], costs, 0.35)
-    yield Line("   of it for each trial, with 8 shards", 1000 * costs[-1] / SHARED, "ms")
+    yield Line(f"   of it for each trial, with {SHARDS[-1]} shards", 1000 * costs[-1] / SHARED, "ms")
 
 
 def workers() -> Iterator[Line]:
