@@ -300,10 +300,9 @@ def split(network: nn.Module, window: Window, plane: Plane | None = None) -> Par
     walk = _Walk(traced)
     with torch.no_grad():
         start = _State(cells, np.zeros((1, 0), np.uint8), {walk.nodes[0]: inputs}, torch.zeros(1, dtype=int))
-        cells, packed, outputs = zip(*walk.go(0, start), strict=True)
-    maps = torch.cat([output.unflatten(0, (-1, 3)).flatten(2) for output in outputs]).mT.numpy()
+        cells, packed, outputs = walk.go(0, start)
     layers = tuple((name, units) for name, (_, units) in walk.layers.items())
-    return Partition(join(cells), maps, np.concatenate(packed), layers)
+    return Partition(cells, outputs.unflatten(0, (-1, 3)).flatten(2).mT.numpy(), packed, layers)
 
 
 def winner(maps: np.ndarray, cells: Cells) -> np.ndarray:
@@ -375,7 +374,7 @@ class _Walk:
         self.indices = {node: value for node, value in read.items() if value is not None and value.dtype == torch.long}
         self.last_use = {used: place for place, node in enumerate(self.nodes) for used in node.all_input_nodes}
 
-    def go(self, step: int, state: _State) -> list[tuple[Cells, np.ndarray, Tensor]]:
+    def go(self, step: int, state: _State) -> tuple[Cells, np.ndarray, Tensor]:
         """Walk some regions from a step to the end, block by block if they are many: cells, codes and outputs."""
         for place in range(step, len(self.nodes)):
             node, regions = self.nodes[place], len(state.cells)
@@ -383,7 +382,7 @@ class _Walk:
                 continue
             state = _State(state.cells, state.codes, self._between(step, place, state), torch.arange(regions))
             if node.op == "output":
-                return [(state.cells, state.codes, state.values[node.args[0]])]
+                return state.cells, state.codes, state.values[node.args[0]]
             if self._kind(node) is nn.MaxPool2d:
                 state = self._maximum(node, state)
             else:
@@ -393,7 +392,8 @@ class _Walk:
             most = max(1, BLOCK // sum(3 * value[0].numel() for value in state.values.values()))
             if regions < len(state.cells) > most:
                 blocks = np.split(np.arange(len(state.cells)), range(most, len(state.cells), most))
-                return [leaf for block in blocks for leaf in self.go(step, state.take(block))]
+                cells, codes, outputs = zip(*(self.go(step, state.take(block)) for block in blocks), strict=True)
+                return join(cells), np.concatenate(codes), torch.cat(outputs)
         raise CompanionError(f"{type(self.traced).__name__} has no output: return the last layer's value.")
 
     def _alive(self, values: dict, place: int) -> dict:
