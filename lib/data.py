@@ -3,7 +3,7 @@
 A data set that does not fit in memory is a stream of images, decoded from files as they are needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,20 +11,18 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import lazy_loader
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import datasets, transforms
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-from torchvision.datasets.utils import check_integrity
 
 from lib.parameters import DATASETS
 from lib.provenance import CompanionError, data_dir, unknown
 
+torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
 # Mean and standard deviation by channel of the training images in [0, 1] (digits: of all but the test images).
 STATISTICS = {
     "digits": ((0.3055,), (0.3759,)),
@@ -190,7 +188,8 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
     if name in ("digits", "digits16"):
         return _digits(DATASETS[name]["size"] // 8)
     if name in ("cifar10", "cifar100"):
-        return _cifar(datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100, folder)
+        known = torchvision.datasets
+        return _cifar(known.CIFAR10 if name == "cifar10" else known.CIFAR100, folder)
     parts = []
     for files in image_files(name, folder):
         parts.append(torch.from_numpy(np.stack([np.asarray(decode(path)) for path, _ in files]).transpose(0, 3, 1, 2)))
@@ -199,6 +198,8 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
 
 
 def _digits(scale: int) -> tuple[Tensor, ...]:
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8))[:, None]
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -207,12 +208,12 @@ def _digits(scale: int) -> tuple[Tensor, ...]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, ...]:
+def _cifar(kind: type, folder: Path) -> tuple[Tensor, ...]:
     own = folder / kind.base_folder
     checksums = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
     missing = [file for file in checksums if not (own / file).is_file()]
     for file in checksums.keys() - missing:
-        if not check_integrity(own / file, checksums[file]):
+        if not torchvision.datasets.utils.check_integrity(own / file, checksums[file]):
             raise damaged(own / file)
     if missing:
         with fetching(own, kind.__name__):
@@ -232,16 +233,18 @@ def _cifar(kind: type[datasets.CIFAR10], folder: Path) -> tuple[Tensor, ...]:
 def image_files(name: str, folder: Path) -> tuple[Files, Files]:
     """Every training and every test image; labels number the sorted WordNet names. CompanionError if none is there."""
     own = folder / ("imagenet" if name == "imagenet" else "tiny-imagenet-200")
+    find = torchvision.datasets.folder
+    options = {"extensions": find.IMG_EXTENSIONS, "allow_empty": True}
     try:
         if name == "imagenet":
-            labels = find_classes(own / "train")[1]
-            test = make_dataset(own / "val", labels, IMG_EXTENSIONS, allow_empty=True)
+            labels = find.find_classes(own / "train")[1]
+            test = find.make_dataset(own / "val", labels, **options)
         else:
             labels = {wnid: label for label, wnid in enumerate(sorted((own / "wnids.txt").read_text().split()))}
             rows = [row.split("\t") for row in (own / "val" / "val_annotations.txt").read_text().splitlines()]
             found = {path.name: str(path) for path in (own / "val" / "images").iterdir()}
             test = [(found[file], labels[wnid]) for file, wnid, *_ in rows if file in found]
-        train = make_dataset(own / "train", labels, IMG_EXTENSIONS, allow_empty=True)
+        train = find.make_dataset(own / "train", labels, **options)
     except FileNotFoundError:
         train = test = []
     if not train or not test:
@@ -279,6 +282,7 @@ def stream(
         labels = torch.tensor([label for _, label in train])
         held_out, kept = stratified(labels, round(validation * len(labels)), torch.Generator().manual_seed(seed))
         files = [train[i] for i in (kept if part == "train" else held_out).tolist()]
+    transforms = torchvision.transforms
     if part == "train":
         steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
     else:
@@ -297,7 +301,7 @@ def stream(
 class _Files(Dataset):
     """Decoded files; a key is (index, seed), and the seed alone decides the augmentation."""
 
-    def __init__(self, files: Files, transform: transforms.Compose):
+    def __init__(self, files: Files, transform: Callable[[Image.Image], Tensor]):
         self.files, self.transform = files, transform
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:

@@ -13,9 +13,9 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import lazy_loader
 import safetensors.torch
 import torch
-import torchvision
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +25,7 @@ from lib.data import STATISTICS, Statistics, damaged, fetching
 from lib.parameters import NETWORKS, split_name
 from lib.provenance import CompanionError, data_dir, unknown, write_atomically
 
+torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
 CHENYAOFO_STATISTICS = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))  # those of its own training script
 # Public ResNets by data set: shortcut, statistics of the images that they were trained on, folder on GitHub.
 # Sources: akamaster/pytorch_resnet_cifar10 (BSD 2-clause), chenyaofo/pytorch-cifar-models (BSD 3-clause).
