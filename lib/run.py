@@ -76,7 +76,7 @@ class Run:
         self._figures = Path(stage) / "figures" if stage else figures_dir() / self.profile
         self._computed: dict[str, tuple[Study, list[dict]]] = {}
         if self._workers() > 1 and not (self.folder / f"{name}.claims.json").exists():
-            prepare_workers("lib.baselines", "torch._dynamo")  # heavy imports of all trials; an optimizer needs the second
+            prepare_workers("lib.baselines", "torch._dynamo")  # heavy imports: of all trials, of an optimizer
         figures.use_style()
         torch.set_num_threads(1)
 

@@ -144,8 +144,8 @@ def drift(row: dict, stored: pd.Series) -> float:
     pairs = []
     for name, value in row.items():
         ours, theirs = flat(plain(value)), flat(stored.get(name))
-        if len(ours) != len(theirs):
-            continue  # a list of wrong images has another length each time
+        if len(ours) != len(theirs) or () in (*ours, *theirs):
+            continue  # a list of wrong images has another length each time, and may be empty
         pairs += [(a[-1], b[-1]) for a, b in zip(ours, theirs, strict=True)]
     if any(a != b for a, b in pairs if isinstance(a, str) or isinstance(b, str)):
         return float("inf")
@@ -164,6 +164,7 @@ def test_a_different_result_is_seen_and_a_small_drift_is_distinguished_from_anot
     assert 0 < drift(little, stored) <= DRIFT
     assert drift(little | {"loss": 0.9, "curve": [2.0, 1.0, 5.0], "removed": 9}, stored) > DRIFT
     assert drift(row | {"name": "b"}, stored) == float("inf")
+    assert drift(row | {"wrong": []}, stored) == drift(row, pd.Series(stored.to_dict() | {"wrong": np.array([])})) == 0
 
 
 def test_every_published_study_is_known_here():

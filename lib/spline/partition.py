@@ -24,7 +24,9 @@ STRAIGHT = 1e-6  # two segments bend if the sine of the angle between them is la
 NO_SEGMENTS = np.zeros((0, 2, 2))
 FLAT = 1e-13  # a function whose slope over a cell is below this share of its layer's scale is a constant
 SLACK = 1 + 1e-6  # a cell is taken to reach this much farther than it does, so that rounding hides no line
-NUMBERS, REGIONS = 2**14, 512  # handled at once, so that they stay in the processor's cache
+# Handled at once, so that they stay in the processor's cache. 64 must divide the regions: BLAS sums a rest in another
+# order, and last digits would move.
+NUMBERS, REGIONS = 2**14, 512
 
 
 @dataclass(frozen=True)
