@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -133,19 +132,25 @@ def exact_partition() -> Iterator[Line]:
         yield absent("relucent", "pip install relucent==1.0.0 elsewhere, name that Python in BENCH_RELUCENT")
 
 
+def largest_memory() -> int:
+    """The most bytes that this process has had, on Linux; `ru_maxrss` would begin with those of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
 def measured_splits(depth: int, width: int, halves: list[float]) -> list[tuple[int, float, int, int]]:
     """For each window: regions, CPU seconds, bytes of the result, and bytes of memory at most, above the start's."""
     torch.set_num_threads(1)
     model, rows = network(depth, width), []
     partition.split(model, ((-0.01, 0.01), (-0.01, 0.01)))
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = largest_memory()
     for half in halves:
         before = time.process_time()
         found = partition.split(model, ((-half, half), (-half, half)))
         seconds = time.process_time() - before
         cells = found.cells
         held = sum(array.nbytes for array in (cells.corners, cells.count, cells.labels, found.maps, found.packed))
-        rows.append((len(found), seconds, held, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)))
+        rows.append((len(found), seconds, held, largest_memory() - start))
         del found, cells
     return rows
 

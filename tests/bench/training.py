@@ -37,9 +37,9 @@ class Pictures(Dataset):
         return self.transform(self.pictures[index]), self.labels[index]
 
 
-def plain_loop(images: int) -> float:
-    """Images a second of the usual loop: DataLoader with two workers, torchvision transforms, default threads."""
-    loader = DataLoader(Pictures(images), BATCH, shuffle=True, num_workers=2)
+def plain_loop(images: int, workers: int = 2) -> float:
+    """Images a second of the usual loop: DataLoader, torchvision transforms; 0 workers load in this process."""
+    loader = DataLoader(Pictures(images), BATCH, shuffle=True, num_workers=workers)
     model, criterion = models.build("resnet20"), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
     start = time.perf_counter()
@@ -93,12 +93,16 @@ def against_plain_loop() -> Iterator[Line]:
                 rate[precision, workers] = count * images / (time.perf_counter() - start)
     torch.set_num_threads(default)
     plain = max(plain_loop(2 * images) for _ in range(2))
-    yield Line("ResNet-20 training, plain PyTorch loop", plain, f"images/s ({default} threads)")
+    torch.set_num_threads(1)
+    alone = max(plain_loop(images, workers=0) for _ in range(2))
+    yield Line(f"ResNet-20 training, plain PyTorch loop, {default} threads", plain, "images/s")
+    yield Line("   with one thread that loads the images, too", alone, "images/s")
     bounds = {"float32": 1.35, "bfloat16": 2.2}
     for precision in PRECISIONS:
         one, two = rate[precision, 1], rate[precision, 2]
         yield Line(f"{precision}, one process of one thread", one, "images/s")
         yield Line("   against the plain loop", one / plain, "x", ">", bounds[precision], peer)
+        yield Line("   against the plain loop with one thread", one / alone, "x")
         yield Line(f"{precision}, two processes", two, "images/s")
         yield Line("   against the plain loop", two / plain, "x", peer=peer)
         yield Line("   against one process", two / one, "x", ">", 1.85)
