@@ -43,7 +43,7 @@ compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=r
 lab: $(STAMP)  ## open JupyterLab
 	@$(PYTHON) -m jupyterlab notebooks
 
-bench: $(STAMP)  ## measure every claim about speed and write docs/speed.md (ten minutes on idle cores)
+bench: $(STAMP)  ## measure every claim about speed and write docs/speed.md (a quarter of an hour)
 	@$(PYTHON) -m tests.bench
 
 clean:  ## delete smoke and local results, trial stores and build files; never committed files

@@ -157,7 +157,13 @@ def test_rows_that_were_never_run_are_named(tmp_path):
         Study("00_t.square", toy_trials.square, 1, tmp_path).rows([{"x": 5}])
 
 
-def test_workers_find_what_was_imported_for_all_of_them_once(tmp_path):
+def executed(code: str) -> subprocess.CompletedProcess:
+    """A program in a process of its own, with its output."""
+    environment = os.environ | {"PYTHONPATH": str(root())}
+    return subprocess.run([sys.executable, "-c", code], cwd=root(), env=environment, capture_output=True, text=True)
+
+
+def test_workers_find_what_was_imported_for_all_of_them_once():
     code = (
         "import sys; from functools import partial; from lib import study; from tests import toy_trials\n"
         "if __name__ == '__main__':\n"
@@ -165,20 +171,18 @@ def test_workers_find_what_was_imported_for_all_of_them_once(tmp_path):
         "    items = [dict(module='colorsys')] * 8\n"
         "    print({found for _, found in study.side_by_side(toy_trials.imported, items, 2, 's')})\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(root())}
-    done = subprocess.run([sys.executable, "-c", code], cwd=root(), env=environment, capture_output=True, text=True)
+    done = executed(code)
     assert done.stdout.strip() == "{True}", done.stderr
 
 
-def test_an_interrupt_while_workers_are_prepared_is_handled_by_this_process_alone(tmp_path):
+def test_an_interrupt_while_workers_are_prepared_is_handled_by_this_process_alone():
     code = (
         "import os, signal, time; from multiprocessing import forkserver; from lib import study\n"
         "study.prepare_workers('lib.baselines')\n"
         "time.sleep(0.3); os.kill(forkserver._forkserver._forkserver_pid, signal.SIGINT)\n"
         "print(*study.side_by_side(__import__('operator').itemgetter('x'), [dict(x=1)], 2, 's'))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(root())}
-    done = subprocess.run([sys.executable, "-c", code], cwd=root(), env=environment, capture_output=True, text=True)
+    done = executed(code)
     assert done.stdout.strip() == "({'x': 1}, 1)" and not done.stderr
 
 
