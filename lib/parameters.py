@@ -66,7 +66,14 @@ PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolve
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
 MODES = {"OUT", "IN", "KH", "KW"}
-LINEAR = ("resnet20", "resnet32", "resnet56", "resnet110", "resnet18")  # MACs linear in the widths that paper 3 prunes
+LINEAR = (
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet18",
+)  # MACs linear in the widths that paper 3 prunes
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
 MAY_BE_EMPTY = set("decides elsewhere enlarged joint_errors levels public trained transfer transfer_quick".split())
 # The range of a number follows from the name of its parameter; the first line that fits decides.
@@ -104,8 +111,10 @@ def split_name(name: str) -> tuple[str, str]:
         raise unknown("network", name, NETWORKS)
     if re.fullmatch(r"x\d+(\.\d+)?", variant) and float(variant[1:]) > 0:
         return network, variant
-    if variant and variant not in VARIANTS or variant == "B" and network not in map("resnet{}".format, DEPTHS):
-        raise unknown(f"variant of {network}", variant, VARIANTS)
+    if variant == "B" and network not in map("resnet{}".format, DEPTHS):
+        raise CompanionError(f"{network} has no shortcut B: only ResNets of depth {', '.join(map(str, DEPTHS))} do.")
+    if variant and variant not in VARIANTS:
+        raise unknown(f"variant of {network}", variant, [*VARIANTS, "a factor on its width such as x0.5"])
     if variant and VARIANTS[variant] not in NETWORKS[network]:
         raise unknown(f"form of {network}", VARIANTS[variant], NETWORKS[network])
     return network, variant
