@@ -22,14 +22,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.data import STATISTICS, Statistics, damaged, fetching
-from lib.parameters import NETWORKS, split_name
+from lib.parameters import FIXED_WIDTH, NETWORKS, split_name
 from lib.provenance import CompanionError, data_dir, unknown, write_atomically
 
 torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
-# Authors of public ResNets, and their folders on GitHub; the licences are BSD 2-clause and BSD 3-clause.
+# Authors of public ResNets: the shortcut of their networks, and their folder on GitHub.
+# The licences are BSD 2-clause (akamaster) and BSD 3-clause (chenyaofo).
 AUTHORS = {
-    "akamaster": "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models",
-    "chenyaofo": "chenyaofo/pytorch-cifar-models/releases/download/resnet",
+    "akamaster": ("A", "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"),
+    "chenyaofo": ("B", "chenyaofo/pytorch-cifar-models/releases/download/resnet"),
 }
 # Statistics of the images that their networks were trained on, by author and data set, as their training scripts say.
 AUTHORS_STATISTICS = {
@@ -57,14 +58,6 @@ PUBLIC = {
     },
 }
 PUBLISHED_WRONG = {key: wrong for key, (*_, wrong) in PUBLIC.items()}
-FIXED_WIDTH = (
-    "resnet18",
-    "resnet50",
-    "alexnet",
-    "efficientnet_lite0",
-    "vit_b_16",
-    "vit_tiny",
-)  # and the ImageNet form of vgg16
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
 # Channels of 3x3 convolutions, each with BatchNorm and ReLU; "M" is 2x2 max-pooling.
 PLANS = {
@@ -108,7 +101,7 @@ def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
         raise unknown("public checkpoint", f"{name} on {dataset}", [" on ".join(key) for key in PUBLIC])
     author, file, remote, digest, _ = PUBLIC[name, dataset]
     path = data_dir() / author / file
-    state = _checkpoint(path, f"https://github.com/{AUTHORS[author]}/{remote}")
+    state = _checkpoint(path, f"https://github.com/{AUTHORS[author][1]}/{remote}")
     state = state.get("state_dict", state)
     state = {key.removeprefix("module.").replace("linear.", "fc."): value for key, value in state.items()}
     if tensor_digest(state) != digest:
@@ -119,8 +112,8 @@ def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
 
 
 def public_shortcut(name: str, dataset: str) -> str:
-    """The shortcut of a public ResNet: A (padding) by the first author, B (projection) by the second one."""
-    return "A" if PUBLIC[name, dataset][0] == "akamaster" else "B"
+    """The shortcut of a public ResNet, as `build` takes it: it is its author's."""
+    return AUTHORS[PUBLIC[name, dataset][0]][0]
 
 
 def tensor_digest(state: dict[str, Tensor]) -> str:
@@ -287,7 +280,7 @@ def build(
     if variant == "B":
         shortcut, variant = "B", ""
     elif variant.startswith("x"):
-        width, variant = float(variant[1:]), ""
+        width, variant = width * float(variant[1:]), ""
     forms = NETWORKS[name]
     form = form or variant or ("cifar" if "cifar" in forms and (size < 128 or len(forms) == 1) else "imagenet")
     if form not in forms:

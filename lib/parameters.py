@@ -66,14 +66,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolve
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
 MODES = {"OUT", "IN", "KH", "KW"}
-LINEAR = (
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
-    "resnet18",
-)  # MACs linear in the widths that paper 3 prunes
+# Networks whose MACs are linear in the widths that paper 3 prunes, and those that have one width only.
+LINEAR = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18")
+FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
 MAY_BE_EMPTY = set("decides elsewhere enlarged joint_errors levels public trained transfer transfer_quick".split())
 # The range of a number follows from the name of its parameter; the first line that fits decides.
@@ -110,6 +105,8 @@ def split_name(name: str) -> tuple[str, str]:
     if network not in NETWORKS:
         raise unknown("network", name, NETWORKS)
     if re.fullmatch(r"x\d+(\.\d+)?", variant) and float(variant[1:]) > 0:
+        if network in FIXED_WIDTH:
+            raise CompanionError(f"{network} has a fixed width: leave {variant} out.")
         return network, variant
     if variant == "B" and network not in map("resnet{}".format, DEPTHS):
         raise CompanionError(f"{network} has no shortcut B: only ResNets of depth {', '.join(map(str, DEPTHS))} do.")

@@ -227,7 +227,7 @@ def test_head_is_the_last_linear_layer(name, head):
         ("mobilenet_v2", {"size": 224, "width": 0.5, "pretrained": True}, "width=1"),
         ("efficientnet_lite0", {"size": 224, "pretrained": True}, "no pretrained weights of efficientnet_lite0"),
         ("efficientnet_lite0-x0.5", {}, "fixed width"),
-        ("resnet50-x0.5", {}, "fixed width: leave width at 1 and not 0.5"),
+        ("resnet50-x0.5", {}, "resnet50 has a fixed width: leave x0.5 out"),
         ("resnet20-x0", {}, "Unknown variant of resnet20 'x0'"),
         ("vgg16-B", {}, "vgg16 has no shortcut B"),
     ],
@@ -267,6 +267,10 @@ def test_variants_of_a_network_have_names_and_counts_of_their_own(name, macs, pa
 def test_a_name_may_hold_a_factor_on_the_width_or_projection_shortcuts(name, macs, parameters):
     assert counts(build_shape(name), 32) == (macs, parameters)
     assert models.architecture(name) == name
+
+
+def test_a_factor_in_the_name_multiplies_that_of_the_argument():
+    assert counts(models.build("resnet20-x0.5", width=2), 32) == counts(models.build("resnet20"), 32)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16", "mobilenet_v2", "preresnet101", "keras_cnn", "digits_cnn"])
