@@ -213,6 +213,6 @@ def _initial(spec: dict, network: str, device: str) -> tuple[nn.Module, Data]:
 
 def _options(spec: dict) -> dict:
     options = {name: spec[name] for name in ("form", "shortcut", "width") if name in spec}
-    if spec.get("source") == "public" and models.AUTHORS[spec["dataset"]][0] == "B":
+    if spec.get("source") == "public" and models.public_shortcut(spec["network"], spec["dataset"]) == "B":
         options["shortcut"] = "B"
     return options

@@ -26,22 +26,37 @@ from lib.parameters import NETWORKS, split_name
 from lib.provenance import CompanionError, data_dir, unknown, write_atomically
 
 torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
-CHENYAOFO_STATISTICS = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))  # those of its own training script
-# Public ResNets by data set: shortcut, statistics of the images that they were trained on, folder on GitHub.
-# Sources: akamaster/pytorch_resnet_cifar10 (BSD 2-clause), chenyaofo/pytorch-cifar-models (BSD 3-clause).
+# Authors of public ResNets, and their folders on GitHub; the licences are BSD 2-clause and BSD 3-clause.
 AUTHORS = {
-    "cifar10": ("A", STATISTICS["imagenet"], "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"),
-    "cifar100": ("B", CHENYAOFO_STATISTICS, "chenyaofo/pytorch-cifar-models/releases/download/resnet"),
+    "akamaster": "akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models",
+    "chenyaofo": "chenyaofo/pytorch-cifar-models/releases/download/resnet",
 }
-# By network and data set: file in DATA_DIR, file on GitHub, `tensor_digest`.
+# Statistics of the images that their networks were trained on, by author and data set, as their training scripts say.
+AUTHORS_STATISTICS = {
+    ("akamaster", "cifar10"): STATISTICS["imagenet"],
+    ("chenyaofo", "cifar10"): ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ("chenyaofo", "cifar100"): ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+}
+# By network and data set: author, file in DATA_DIR, file on GitHub, `tensor_digest`, and how many of the 10,000 test
+# images it misclassifies, as its author publishes it.
 PUBLIC = {
-    ("resnet20", "cifar10"): ("akamaster/resnet20-12fca82f.th", "resnet20-12fca82f.th", "545fa8b5a258bee4"),
-    ("resnet56", "cifar10"): ("akamaster/resnet56-4bfd9763.th", "resnet56-4bfd9763.th", "0ff5908e066f14b1"),
-    ("resnet20", "cifar100"): ("chenyaofo/cifar100_resnet20.pth", "cifar100_resnet20-23dac2f1.pt", "d7ed4a89f3a881b0"),
-    ("resnet56", "cifar100"): ("chenyaofo/cifar100_resnet56.pth", "cifar100_resnet56-f2eff4c8.pt", "4336c899ec60d9d5"),
+    ("resnet20", "cifar10"): ("akamaster", "resnet20-12fca82f.th", "resnet20-12fca82f.th", "545fa8b5a258bee4", 827),
+    ("resnet56", "cifar10"): ("akamaster", "resnet56-4bfd9763.th", "resnet56-4bfd9763.th", "0ff5908e066f14b1", 661),
+    **{
+        (f"resnet{depth}{variant}", dataset): ("chenyaofo", f"{dataset}_resnet{depth}.pth", *published)
+        for variant, dataset, depth, *published in (
+            ("", "cifar100", 20, "cifar100_resnet20-23dac2f1.pt", "d7ed4a89f3a881b0", 3117),
+            ("", "cifar100", 56, "cifar100_resnet56-f2eff4c8.pt", "4336c899ec60d9d5", 2737),
+            ("", "cifar100", 32, "cifar100_resnet32-84213ce6.pt", "b718c7484b756a7b", 2984),
+            ("", "cifar100", 44, "cifar100_resnet44-ffe32858.pt", "5d23ee4399372942", 2837),
+            ("-B", "cifar10", 20, "cifar10_resnet20-4118986f.pt", "d2db2dc155d93a6c", 740),
+            ("-B", "cifar10", 32, "cifar10_resnet32-ef93fc4d.pt", "f9621adcdaa531f2", 647),
+            ("-B", "cifar10", 44, "cifar10_resnet44-2a3cabcb.pt", "23c515f3bb34cfc3", 599),
+            ("-B", "cifar10", 56, "cifar10_resnet56-187c023a.pt", "9de3a7a514f822e1", 563),
+        )
+    },
 }
-# Test images of 10,000 that each public checkpoint misclassifies, as its authors publish it.
-PUBLISHED_WRONG = dict(zip(PUBLIC, (827, 661, 3117, 2737), strict=True))
+PUBLISHED_WRONG = {key: wrong for key, (*_, wrong) in PUBLIC.items()}
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
 # Channels of 3x3 convolutions, each with BatchNorm and ReLU; "M" is 2x2 max-pooling.
@@ -84,16 +99,21 @@ def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
     """
     if (name, dataset) not in PUBLIC:
         raise unknown("public checkpoint", f"{name} on {dataset}", [" on ".join(key) for key in PUBLIC])
-    shortcut, statistics, address = AUTHORS[dataset]
-    file, remote, digest = PUBLIC[name, dataset]
-    state = _checkpoint(data_dir() / file, f"https://github.com/{address}/{remote}")
+    author, file, remote, digest, _ = PUBLIC[name, dataset]
+    path = data_dir() / author / file
+    state = _checkpoint(path, f"https://github.com/{AUTHORS[author]}/{remote}")
     state = state.get("state_dict", state)
     state = {key.removeprefix("module.").replace("linear.", "fc."): value for key, value in state.items()}
     if tensor_digest(state) != digest:
-        raise damaged(data_dir() / file)
-    model = build(name, classes=len(state["fc.bias"]), shortcut=shortcut)
+        raise damaged(path)
+    model = build(name, classes=len(state["fc.bias"]), shortcut=public_shortcut(name, dataset))
     model.load_state_dict(state)
-    return model.eval(), statistics
+    return model.eval(), AUTHORS_STATISTICS[author, dataset]
+
+
+def public_shortcut(name: str, dataset: str) -> str:
+    """The shortcut of a public ResNet: A (padding) by the first author, B (projection) by the second one."""
+    return "A" if PUBLIC[name, dataset][0] == "akamaster" else "B"
 
 
 def tensor_digest(state: dict[str, Tensor]) -> str:
@@ -236,7 +256,8 @@ def build(
     """A network on the CPU; its weights follow from `seed`, and the global random state stays as it is.
 
     Args:
-        name: of `parameters.NETWORKS`, or with one of `parameters.VARIANTS` behind it, such as "resnet50-imagenet".
+        name: of `parameters.NETWORKS`, or with one of `parameters.VARIANTS` or a factor on its width behind it, such
+            as "resnet50-imagenet" or "vgg16-x0.25".
         classes: number of outputs.
         channels: of the input images.
         size: side of the square images (pixels).
@@ -256,6 +277,10 @@ def build(
         network = build(name, **options, width=width, pretrained=pretrained or variant == "pretrained", seed=seed)
         upsample = nn.Upsample(size=224, mode="bilinear")
         return network if size >= 224 else nn.Sequential(OrderedDict(upsample=upsample, network=network))
+    if variant == "B":
+        shortcut, variant = "B", ""
+    elif variant.startswith("x"):
+        width, variant = float(variant[1:]), ""
     forms = NETWORKS[name]
     form = form or variant or ("cifar" if "cifar" in forms and (size < 128 or len(forms) == 1) else "imagenet")
     if form not in forms:

@@ -17,6 +17,7 @@ import yaml
 from lib.claims import rules_of
 from lib.provenance import CompanionError, root, unknown
 
+DEPTHS = (8, 20, 32, 44, 56, 110)  # of ResNets for small images
 # The forms of each network and the smallest image side (pixels) that each takes. Smaller images would leave no
 # feature map, or, in the CIFAR forms, 3x3 kernels on a 1x1 map, where only the centre tap sees the image.
 NETWORKS = {
@@ -25,7 +26,7 @@ NETWORKS = {
     "digits_cnn": {"cifar": 4},
     "vanilla_cnn": {"cifar": 16},
     "keras_cnn": {"cifar": 10},
-    **{f"resnet{depth}": {"cifar": 5} for depth in (8, 20, 32, 56, 110)},
+    **{f"resnet{depth}": {"cifar": 5} for depth in DEPTHS},
     "preresnet101": {"cifar": 5},
     "resnet18": {"cifar": 9, "imagenet": 32},
     "resnet50": {"cifar": 9, "imagenet": 32},
@@ -35,11 +36,13 @@ NETWORKS = {
     "vit_b_16": {"imagenet": 16},
     "vit_tiny": {"cifar": 8},
 }
-# A variant follows a network's name after a hyphen and stands for one of its forms.
+# A variant follows a network's name after a hyphen and stands for one of its forms; so does a factor on the width of
+# every hidden layer, such as "x0.5".
 VARIANTS = {
     "imagenet": "imagenet",  # torchvision's own, stem included
     "224": "imagenet",  # that form behind an upsampling of the images to 224 pixels
     "pretrained": "imagenet",  # the same, with torchvision's ImageNet weights and a new last layer
+    "B": "cifar",  # a ResNet of depth 6n + 2 with projection shortcuts
     "ungrouped": "ungrouped",  # AlexNet for 32 pixels without its two groups, whose filters cannot be pruned one by one
 }
 # `padding` (pixels) and `flip` are the augmentations that keep a label: a mirrored digit would be another sign.
@@ -52,7 +55,12 @@ DATASETS = {
     "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
 }
 STARTING = ("01_latent_kl", "02_tensor_truncation")  # from 00_baselines; 03_pruning_spaces may
-PUBLIC = ("resnet20/cifar10", "resnet56/cifar10", "resnet20/cifar100", "resnet56/cifar100")  # keys of `models.PUBLIC`
+PUBLIC = (  # keys of `models.PUBLIC`
+    "resnet20/cifar10",
+    "resnet56/cifar10",
+    *(f"resnet{depth}/cifar100" for depth in (20, 56, 32, 44)),
+    *(f"resnet{depth}-B/cifar10" for depth in (20, 32, 44, 56)),
+)
 PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolved before a spec is made
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
@@ -93,7 +101,9 @@ def split_name(name: str) -> tuple[str, str]:
     network, _, variant = name.partition("-")
     if network not in NETWORKS:
         raise unknown("network", name, NETWORKS)
-    if variant and variant not in VARIANTS:
+    if re.fullmatch(r"x\d+(\.\d+)?", variant) and float(variant[1:]) > 0:
+        return network, variant
+    if variant and variant not in VARIANTS or variant == "B" and network not in map("resnet{}".format, DEPTHS):
         raise unknown(f"variant of {network}", variant, VARIANTS)
     if variant and VARIANTS[variant] not in NETWORKS[network]:
         raise unknown(f"form of {network}", VARIANTS[variant], NETWORKS[network])

@@ -6,6 +6,7 @@ Recipes of ResNet-50 on ImageNet, the paper's own setting, are retrained on imag
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
 from lib import baselines, channels, data, models, training
@@ -26,12 +28,13 @@ from lib.spaces import measures
 from lib.study import Study, generator, seed_from
 
 MODES = {"none": 0.0, "finetune": 0.01, "rewind": 0.1, "scratch": 0.1}  # first learning rate of each retraining
+PRUNED = ("inner", "all", "weights")  # of `prunable`
 BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
 
 
 def recipes(folder: Path, dense_folder: Path) -> Study:
     """The study of pruned and retrained recipes; both folders are `runs/<profile>`."""
-    return Study("03_pruning_spaces.recipes", partial(retrain, dense_folder=dense_folder), version=1, folder=folder)
+    return Study("03_pruning_spaces.recipes", partial(retrain, dense_folder=dense_folder), version=2, folder=folder)
 
 
 def priors(folder: Path, dense_folder: Path) -> Study:
@@ -57,9 +60,18 @@ def dense_network(name: str, source: str, profile: str) -> dict:
     return baselines.trained_like(network, dataset, baselines.profile_baselines(profile))
 
 
-def prunable(dense: dict) -> Groups:
-    """The block-internal channel groups of a dense network's spec, which this companion's recipes prune."""
-    return _prunable(json.dumps(baselines.cost_specs([dense])[0], sort_keys=True))
+def prunable(dense: dict, what: str = "inner") -> Groups:
+    """What recipes prune in the network of a dense spec.
+
+    `what` is "inner", the block-internal channel groups; "all", which adds stem and residual streams; or "weights", the
+    single weights of all convolutions but the first, whose "widths" are numbers of weights.
+
+    Raises:
+        CompanionError: for another `what`.
+    """
+    if what not in PRUNED:
+        raise unknown("part of a network to prune", what, PRUNED)
+    return _prunable(json.dumps(baselines.cost_specs([dense])[0], sort_keys=True), what)
 
 
 def imagenet_groups(network: str = "resnet50", classes: int = 1000, size: int = 224) -> Groups:
@@ -75,10 +87,22 @@ def recipe_specs(
     return [dense | {"widths": [int(width) for width in row]} | labels | options for row in widths]
 
 
+def length(images: int, available: int) -> dict:
+    """The options of `retrain` for a retraining of this many images, drawn from an epoch of the `available` ones.
+
+    Raises:
+        CompanionError: for more than one epoch that is no whole number of epochs.
+    """
+    if images > available and images % available:
+        raise CompanionError(f"A retraining of {images:,} images is no whole number of epochs of {available:,} images.")
+    return {"train_images": min(images, available), "retraining_epochs": max(1, images // available)}
+
+
 def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
     """The trial of `recipes`: prune in one shot, re-estimate BatchNorm, retrain to the last epoch, measure.
 
-    The spec holds a dense network and `widths`; `criterion` (of `channels.prune`); `mode`: "none" (BatchNorm
+    The spec holds a dense network and `widths`; `what` they count (of `prunable`); `criterion` (of `channels.prune`;
+    single weights go by their magnitude); `mode`: "none" (BatchNorm
     re-estimated only), "finetune", "rewind" (learning-rate rewinding) or "scratch"; `retraining`, the seed of order and
     augmentation; `retraining_epochs`, `retraining_batch`, `retraining_precision`; `bn_images`, `train_images`,
     `validation_images`, `test_images`: the largest number of each; `by_image`, whether to store which test images were
@@ -100,7 +124,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     if by_image and len(few.test) < spec["test_images"]:
         asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
         raise CompanionError(f"{asked}: lower contest_test_images.")
-    row, pruned = _pruned(model, prunable(dense), spec, dataset.size)
+    row, pruned = _pruned(model, prunable(dense, spec.get("what", "inner")), spec, dataset.size)
     batches = data.batches(dataset.train.first(spec["bn_images"]), BN_BATCH)
     training.reestimate(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))
     row |= _accuracy_and_loss("proxy", training.evaluate(pruned, few.validation, dataset, device=device))
@@ -252,6 +276,11 @@ def _pruned(model: nn.Module, groups: Groups, spec: Mapping, size: int) -> tuple
     """The coordinates of a spec's recipe, and the network cut to its widths."""
     asked, stream = dict(zip(groups.names, spec["widths"], strict=True)), generator(spec["retraining"], "filters")
     row = measures.coordinates(groups, np.array([spec["widths"]])).iloc[0].to_dict()
+    if spec.get("what") == "weights":
+        sparse = deepcopy(model)
+        for (name, width), dense in zip(asked.items(), groups.dense.tolist(), strict=True):
+            prune.l1_unstructured(sparse.get_submodule(name), "weight", dense - width)  # retraining keeps them at 0
+        return row, sparse
     return row, channels.prune(model, asked, spec["criterion"], size=size, generator=stream)
 
 
@@ -274,7 +303,29 @@ def _dense(text: str, dense_folder: Path, device: str) -> tuple[nn.Module, Data]
     return baselines.baseline(json.loads(text), dense_folder, device)
 
 
-@lru_cache(maxsize=8)
-def _prunable(text: str) -> Groups:
+@lru_cache(maxsize=32)
+def _prunable(text: str, what: str) -> Groups:
     spec = json.loads(text)
-    return channels.find(baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]).internal()
+    model, size = baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]
+    if what == "weights":
+        return _weights(model, DATASETS[spec["dataset"]]["channels"], size)
+    groups = channels.find(model, size)
+    return groups if what == "all" else groups.internal()
+
+
+def _weights(model: nn.Module, inputs: int, size: int) -> Groups:
+    """The weights of each convolution but the first as a group: its width is their number, its area the pixels."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    areas = {}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, output, name=name: areas.update({name: output[0, 0].numel()}))
+    with torch.inference_mode():
+        model.eval()(torch.zeros(1, inputs, size, size))
+    names = tuple(areas)[1:]
+    dense, area = np.array([(layers[name].weight.numel(), areas[name]) for name in names]).T
+    shape, alone = (len(names) + 1,) * 2, tuple((name,) for name in names)
+    macs, parameters = np.zeros(shape), np.zeros(shape)
+    macs[0, 1:], parameters[0, 1:] = area, 1
+    macs[0, 0] = models.count_macs(model, (1, inputs, size, size)) - dense @ area
+    parameters[0, 0] = models.count_parameters(model) - dense.sum()
+    return Groups(names, dense, area, alone, alone, macs, parameters)
