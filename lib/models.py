@@ -57,7 +57,14 @@ PUBLIC = {
     },
 }
 PUBLISHED_WRONG = {key: wrong for key, (*_, wrong) in PUBLIC.items()}
-FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "vit_b_16", "vit_tiny")  # and the ImageNet form of vgg16
+FIXED_WIDTH = (
+    "resnet18",
+    "resnet50",
+    "alexnet",
+    "efficientnet_lite0",
+    "vit_b_16",
+    "vit_tiny",
+)  # and the ImageNet form of vgg16
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
 # Channels of 3x3 convolutions, each with BatchNorm and ReLU; "M" is 2x2 max-pooling.
 PLANS = {
@@ -294,6 +301,8 @@ def build(
         raise CompanionError(f"{name} in its imagenet form takes 3 channels and not {channels}: choose another form.")
     if width != 1 and (name in FIXED_WIDTH or (name == "vgg16" and form == "imagenet")):
         raise CompanionError(f"{name} in its {form} form has a fixed width: leave width at 1 and not {width}.")
+    if pretrained and name == "efficientnet_lite0":
+        raise CompanionError(f"There are no pretrained weights of {name}: take another network.")
     if pretrained and (form != "imagenet" or width != 1 or (name in PATCH and size != 224)):
         raise CompanionError(
             f"Pretrained weights of {name} need form='imagenet' and width=1 (a transformer's also size=224)."
@@ -351,6 +360,10 @@ def count_macs(model: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def _imagenet(name: str, classes: int, size: int = 224, width: float = 1.0) -> nn.Module:
+    if name == "efficientnet_lite0":
+        import timm  # a lazy stand-in would break Torch-Pruning, which looks into timm
+
+        return timm.create_model("tf_efficientnet_lite0", num_classes=classes)
     options = {"vit_b_16": {"image_size": size}, "mobilenet_v2": {"width_mult": width}}
     return torchvision.models.get_model(name, num_classes=classes, **options.get(name, {}))
 

@@ -71,7 +71,7 @@ RULES = (
         unit="sd of drop",
         relation=">",
         null=FLAT,
-        n_unit="recipes of a ladder, a third of an epoch",
+        n_unit="recipes of a ladder, short retraining",
     ),
     Rule(
         id="P3.3",
@@ -109,7 +109,7 @@ RULES = (
         unit="sd of drop",
         relation=">",
         null=FLAT,
-        n_unit="recipes of a ladder, a third of an epoch",
+        n_unit="recipes of a ladder, short retraining",
     ),
     Rule(
         id="P3.6",
@@ -213,7 +213,7 @@ RULES = (
         statistic="share of the cross-validated error that they remove, mean over foldings",
         relation=">",
         null="below 0; by permutation",
-        n_unit="recipes retrained for a third of an epoch",
+        n_unit="recipes after short retraining",
     ),
     Rule(
         id="P3.E2",
@@ -222,6 +222,6 @@ RULES = (
         statistic="share of the remaining cross-validated error that it removes, mean over foldings",
         relation=">",
         null="below 0; by permutation",
-        n_unit="recipes retrained for a third of an epoch",
+        n_unit="recipes after short retraining",
     ),
 )

@@ -5,6 +5,7 @@ rounds, and adds or removes single channels until the rounded widths fit the reg
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from scipy import optimize
@@ -19,6 +20,7 @@ MCB_TOLERANCE = 0.05  # largest |log(mCB / target)| of a recipe that hits its ta
 REPAIRS = 8  # channels that may be added or removed after rounding
 STEPS, TILT_STEPS, SPREAD_STEPS = 32, 24, 14  # bisections
 LARGEST_TILT, LARGEST_SPREAD = 4.0, 1.0
+INSETS = (1, 0.97, 0.94, 0.9, 0.85, 0.8)  # shares of its logarithmic range that a ladder tries to span
 TRIES, JITTER = 40, 0.03  # draws of scatter for a target that is missed, and the least scatter of a second one
 
 
@@ -88,14 +90,22 @@ def ladder(
 ) -> np.ndarray:
     """Different recipes (n, G) that climb evenly in log mCB, low to high, by tilting a uniform recipe: no scatter.
 
-    `reach` is the share of the logarithmic `tilted_range` that they span; `std`, if given, the STD that scatter raises
-    a recipe to where its tilt does not; `floor` the smallest kept share of a group.
+    `reach` is the share of the logarithmic `tilted_range` that they span; an end that whole channels cannot meet moves
+    in. `std`, if given, is the STD that scatter raises a recipe to where its tilt does not; `floor` the smallest kept
+    share of a group.
 
     Raises:
         CompanionError: for an empty regime, and where there are too few recipes.
     """
-    low, high = (np.log(bound) * reach for bound in tilted_range(groups, regime, floor))
-    return with_targets(groups, regime, np.exp(np.linspace(low, high, n)), seed=1, sigma=0.0, std=std, floor=floor)
+    how = {"seed": 1, "sigma": 0.0, "std": std, "floor": floor}
+    ends = []
+    for bound in tilted_range(groups, regime, floor):
+        for inset in INSETS:
+            with suppress(CompanionError):
+                with_targets(groups, regime, [bound ** (reach * inset)], **how)
+                break
+        ends.append(np.log(bound) * reach * inset)
+    return with_targets(groups, regime, np.exp(np.linspace(*ends, n)), **how)
 
 
 def tilted_range(groups: Groups, regime: Regime, floor: float = FLOOR) -> tuple[float, float]:

@@ -24,10 +24,12 @@ from lib.channels import Groups
 from lib.data import Data, Split
 from lib.parameters import DATASETS
 from lib.provenance import CompanionError, unknown
-from lib.spaces import measures
+from lib.spaces import measures, samplers
+from lib.spaces.measures import Regime
 from lib.study import Study, generator, seed_from
 
 MODES = {"none": 0.0, "finetune": 0.01, "rewind": 0.1, "scratch": 0.1}  # first learning rate of each retraining
+RANKINGS = ("global L1", "global BN", "group norm", "isomorphic")  # of `ranked_widths`
 PRUNED = ("inner", "all", "weights")  # of `prunable`
 BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
 
@@ -39,7 +41,7 @@ def recipes(folder: Path, dense_folder: Path) -> Study:
 
 def priors(folder: Path, dense_folder: Path) -> Study:
     """The study of the widths that prior pruning chooses."""
-    return Study("03_pruning_spaces.priors", partial(rank_filters, dense_folder=dense_folder), version=1, folder=folder)
+    return Study("03_pruning_spaces.priors", partial(rank_filters, dense_folder=dense_folder), version=2, folder=folder)
 
 
 def latencies(folder: Path) -> Study:
@@ -53,7 +55,7 @@ def streamed(folder: Path) -> Study:
 
 
 def dense_network(name: str, source: str, profile: str) -> dict:
-    """The spec of a dense network from "network/dataset"; a trained one has the settings of the profile's baselines."""
+    """The spec of a dense network "network/dataset"; a "trained" one has the settings of the profile's baselines."""
     network, dataset = name.split("/")
     if source == "public":
         return {"source": source, "network": network, "dataset": dataset}
@@ -85,6 +87,24 @@ def recipe_specs(
     """A spec for each row of widths (n, G): a dense network, the labels of space and regime, options of `retrain`."""
     labels = {"space": space, "kept": kept, "budget": budget}
     return [dense | {"widths": [int(width) for width in row]} | labels | options for row in widths]
+
+
+def ladder_specs(
+    dense: dict,
+    kept: float,
+    rungs: int,
+    options: dict,
+    *,
+    space: str = "ladder",
+    what: str = "inner",
+    budget: str = "macs",
+    every: int = 1,
+    **how: float,
+) -> list[dict]:
+    """A spec for every n-th recipe of a ladder; `how` is what `samplers.ladder` takes besides, `what` of `prunable`."""
+    groups = prunable(dense, what)
+    widths = samplers.ladder(groups, Regime(kept, budget), rungs, **how)[::every]
+    return recipe_specs(dense, space, widths, kept, options | ({} if what == "inner" else {"what": what}), budget)
 
 
 def length(images: int, available: int) -> dict:
@@ -168,10 +188,10 @@ def selection(dataset: Data, spec: dict) -> Data:
 
 
 def rank_filters(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
-    """The trial of `priors`: `global_widths` of a dense network; a spec adds `kept` and `criterion` ("l1", "bn")."""
+    """The trial of `priors`: `ranked_widths` of a dense network; a spec adds `kept` and `ranking`, of RANKINGS."""
     dense = baselines.dense_spec(spec)
     model, _ = _dense(json.dumps(dense, sort_keys=True), dense_folder, device)
-    return {"widths": global_widths(model, prunable(dense), spec["kept"], spec["criterion"]).tolist()}
+    return {"widths": ranked_widths(model, prunable(dense), spec["kept"], spec["ranking"]).tolist()}
 
 
 def measure_latency(spec: dict, device: str, weights: Path) -> dict:
@@ -254,22 +274,48 @@ def reinitialise(model: nn.Module, seed: int) -> None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def global_widths(model: nn.Module, groups: Groups, kept: float, criterion: str) -> np.ndarray:
-    """Widths (G,) of prior pruning: filters of all groups ranked together, the best kept until the MACs are met.
+def ranked_widths(model: nn.Module, groups: Groups, kept: float, ranking: str) -> np.ndarray:
+    """Widths (G,) of prior pruning: filters ranked across groups, the best kept until the MACs are met.
 
-    The criterion is "l1" (the filter's mean absolute weight, so that layers of different size compare) or "bn"
-    (network slimming). Each group keeps at least one channel; of all counts of filters the one nearest to `kept` wins.
+    The ranking is one of RANKINGS: "global L1" (the filter's mean absolute weight, so that layers of different size
+    compare), "global BN" (network slimming), "group norm" (`group_norms` over their mean in the group), or
+    "isomorphic", which ranks by `group_norms` among groups of one shape only and keeps one share of every shape. Each
+    group keeps at least one channel; of all counts of filters the one nearest to `kept` wins.
+
+    Source: Liu et al. 2017 (slimming), Fang et al. 2023 (group norm) and 2024 (isomorphic pruning).
     """
-    scored = [channels.scores(model, groups, name, criterion).cpu().numpy() for name in groups.names]
-    if criterion == "l1":
-        sizes = [model.get_submodule(name).weight[0].numel() for name in groups.names]
-        scored = [score / size for score, size in zip(scored, sizes, strict=True)]
-    place = np.repeat(np.arange(len(groups)), groups.dense)
+    if ranking not in RANKINGS:
+        raise unknown("ranking", ranking, RANKINGS)
+    scored = [_ranking_scores(model, groups, name, ranking) for name in groups.names]
+    place, score = np.repeat(np.arange(len(groups)), groups.dense), np.concatenate(scored)
     best = np.concatenate([score == score.max() for score in scored])
-    order = np.lexsort((-np.concatenate(scored), ~best))
-    steps = np.eye(len(groups), dtype=int)[place[order]].cumsum(axis=0)
-    steps = steps[len(groups) - 1 :]  # one channel of each group first
-    return steps[np.abs(measures.kept_shares(groups, np.maximum(steps, 1))[0] - kept).argmin()]
+    shapes = [tuple(model.get_submodule(name).weight.shape) for name in groups.names]
+    shape = np.array([shapes.index(one) if ranking == "isomorphic" else 0 for one in shapes])[place]
+    rank = np.lexsort((-score, ~best, shape))
+    order = np.empty(len(rank))  # of each filter within its shape, as a share
+    for one in np.unique(shape):
+        order[rank[shape[rank] == one]] = np.linspace(0, 1, (shape == one).sum())
+    steps = np.eye(len(groups), dtype=int)[place[np.argsort(order, kind="stable")]].cumsum(axis=0)
+    steps = np.unique(np.maximum(steps, 1), axis=0)
+    return steps[np.abs(measures.kept_shares(groups, steps)[0] - kept).argmin()]
+
+
+def group_norms(model: nn.Module, groups: Groups, group: str) -> np.ndarray:
+    """The L2 norm of all weights that belong to each channel of a group: filters, BatchNorm scales, readers' inputs."""
+    index = groups.names.index(group)
+    total = channels.scores(model, groups, group, "l2") ** 2 + channels.scores(model, groups, group, "bn") ** 2
+    for name in groups.readers[index]:
+        weight = model.get_submodule(name).weight.detach().double()
+        total += (weight.reshape(len(weight), len(total), -1) ** 2).sum(dim=(0, 2))
+    return total.sqrt().cpu().numpy()
+
+
+def _ranking_scores(model: nn.Module, groups: Groups, name: str, ranking: str) -> np.ndarray:
+    if ranking in ("group norm", "isomorphic"):
+        norms = group_norms(model, groups, name)
+        return norms / norms.mean() if ranking == "group norm" else norms
+    score = channels.scores(model, groups, name, {"global L1": "l1", "global BN": "bn"}[ranking]).cpu().numpy()
+    return score / model.get_submodule(name).weight[0].numel() if ranking == "global L1" else score
 
 
 def _pruned(model: nn.Module, groups: Groups, spec: Mapping, size: int) -> tuple[dict, nn.Module]:
