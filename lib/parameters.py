@@ -357,9 +357,11 @@ def _spaces(values: dict) -> Iterator[Check]:
     yield from _enough(values, 5, "short_rungs", "std_recipes", "space_recipes")
     yield from _enough(values, 2, "seeds", "winners", "rival_seeds", "proxies")
     yield values["best_of"] < values["space_recipes"], "best_of must be smaller than space_recipes, which it draws from"
-    whole = [n for n in values["lengths"] if n > values["train_images"] and n % values["train_images"]]
-    yield not whole, f"lengths holds {', '.join(map(str, whole))}, which is no whole number of epochs of train_images"
-    yield values["short_images"] <= values["train_images"], "short_images must not exceed train_images"
+    asked = [*values["lengths"], values["long_images"], values["short_images"]]
+    odd = [str(n) for n in asked if n > values["train_images"] and n % values["train_images"]]
+    yield not odd, f"{', '.join(odd)} images of retraining are no whole number of epochs of train_images"
+    missing = {values["long_images"], values["short_images"]} - {*values["lengths"]}
+    yield not missing, f"lengths must hold long_images and short_images: add {', '.join(map(str, sorted(missing)))}"
     yield from _among(values, "source", ("trained", "public"))
     yield from _with_data(values, "main", "public", "trained")
     yield from _among(values, "public", PUBLIC)

@@ -1,8 +1,8 @@
 """The rules of paper 3's claims, written before the runs.
 
 C1 to C4 are the paper's four conjectures; T marks two conditions without which the others mean nothing, E this
-companion's own questions. A *ladder* is a series of recipes that climb evenly in mCB without scatter; it is retrained
-for an epoch where a rule says nothing else.
+companion's own questions. A *ladder* is a series of recipes that climb evenly in mCB without scatter, retrained at full
+length where a rule says nothing else.
 """
 
 import math

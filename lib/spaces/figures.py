@@ -60,11 +60,8 @@ def samplings(tables: Sequence[pd.DataFrame], slopes: Sequence[dict], title: str
         axis.text(0.97, 0.04, "outward slope {value:.1f} [{low:.1f}, {high:.1f}]".format(**slope), ha="right", size=8)
         axis.texts[-1].set_transform(axis.transAxes)
     for axis, one in zip(axes, tables, strict=True):
-        mcb_axis(
-            axis,
-            f"{one['space'].iloc[0]}, n = {len(one)}, mean STD {one['std'].mean():.2f}",
-            (0.5, 0.7, 1, 1.4, 2, 2.8),
-        )
+        title_of = f"{one['space'].iloc[0]}, n = {len(one)}\nmean STD {one['std'].mean():.2f}"
+        mcb_axis(axis, title_of, (0.5, 0.7, 1, 1.4, 2, 2.8))
     axes[0].set_ylabel("drop (points)")
     figure.suptitle(title)
     return figure
@@ -162,7 +159,7 @@ def optima(epoch: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float
         label = "lowest point of the curve, 95 % bootstrap"
         axis.axvspan(best[share]["low"], best[share]["high"], color=colour, alpha=0.15, lw=0, label=label)
         mcb_axis(axis, f"{share:.0%} of MACs kept")
-    axes[0].set_ylabel("drop after one epoch (points)")
+    axes[0].set_ylabel("drop (points)")
     _legend_above(figure)
     return figure
 
@@ -187,6 +184,8 @@ def lengths(tables: dict[int, pd.DataFrame], title: str) -> tuple[Figure, pd.Dat
     right.axhline(1, **figures.NULL)
     right.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
     right.set(xscale="log", xlabel="images of retraining", ylabel="m*, in mCB; bars: 95 % bootstrap")
+    right.set_xticks(list(tables), [f"{images:,}" for images in tables], fontsize=8)
+    right.xaxis.set_minor_formatter(plt.NullFormatter())
     return figure, pd.DataFrame(rows)
 
 
@@ -203,7 +202,7 @@ def factors(tables: dict[str, pd.DataFrame]) -> Figure:
 
 def places(found: pd.DataFrame, pooled: dict) -> Figure:
     """m* of every ladder with its 95 % interval, and their mean; hollow where it is an end of the sampled range."""
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.27 * len(found)))
+    figure, axis = plt.subplots(figsize=(9, 1.4 + 0.27 * len(found)))
     height = np.arange(len(found))
     for place, (_, one) in zip(height, found.iterrows(), strict=True):
         colour = figures.PALETTE[0]
@@ -216,7 +215,7 @@ def places(found: pd.DataFrame, pooled: dict) -> Figure:
     axis.set_yticks([*height, len(found)], [*labels, "random-effects mean"], fontsize=8)
     axis.invert_yaxis()
     axis.axvspan(1 / 1.1, 1.1, **EQUIVALENT)
-    mcb_axis(axis, "lowest point m* of each ladder; bars: 95 % bootstrap, grey: 10 % around 1")
+    mcb_axis(axis, "m* of each ladder; bars: 95 % bootstrap, grey: 10 % around 1")
     return figure
 
 
