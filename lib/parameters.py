@@ -363,6 +363,7 @@ def _spaces(values: dict) -> Iterator[Check]:
     missing = {values["long_images"], values["short_images"]} - {*values["lengths"]}
     yield not missing, f"lengths must hold long_images and short_images: add {', '.join(map(str, sorted(missing)))}"
     yield from _among(values, "source", ("trained", "public"))
+    yield from _among(values, "pruned", ("inner", "all"))
     yield from _with_data(values, "main", "public", "trained")
     yield from _among(values, "public", PUBLIC)
     if values["source"] == "public":

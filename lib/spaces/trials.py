@@ -96,15 +96,14 @@ def ladder_specs(
     options: dict,
     *,
     space: str = "ladder",
-    what: str = "inner",
     budget: str = "macs",
     every: int = 1,
     **how: float,
 ) -> list[dict]:
-    """A spec for every n-th recipe of a ladder; `how` is what `samplers.ladder` takes besides, `what` of `prunable`."""
-    groups = prunable(dense, what)
+    """A spec for every n-th recipe of a ladder; `how` is what `samplers.ladder` takes besides."""
+    groups = prunable(dense, options.get("what", "inner"))
     widths = samplers.ladder(groups, Regime(kept, budget), rungs, **how)[::every]
-    return recipe_specs(dense, space, widths, kept, options | ({} if what == "inner" else {"what": what}), budget)
+    return recipe_specs(dense, space, widths, kept, options, budget)
 
 
 def length(images: int, available: int) -> dict:
@@ -188,16 +187,20 @@ def selection(dataset: Data, spec: dict) -> Data:
 
 
 def rank_filters(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
-    """The trial of `priors`: `ranked_widths` of a dense network; a spec adds `kept` and `ranking`, of RANKINGS."""
+    """The trial of `priors`: `ranked_widths` of a dense network; a spec adds `kept`, `ranking` (RANKINGS), `what`."""
     dense = baselines.dense_spec(spec)
     model, _ = _dense(json.dumps(dense, sort_keys=True), dense_folder, device)
-    return {"widths": ranked_widths(model, prunable(dense), spec["kept"], spec["ranking"]).tolist()}
+    return {
+        "widths": ranked_widths(
+            model, prunable(dense, spec.get("what", "inner")), spec["kept"], spec["ranking"]
+        ).tolist()
+    }
 
 
 def measure_latency(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images of an untrained recipe."""
     dense = baselines.dense_spec(spec)
-    entry, groups = DATASETS[dense["dataset"]], prunable(dense)
+    entry, groups = DATASETS[dense["dataset"]], prunable(dense, spec.get("what", "inner"))
     asked = dict(zip(groups.names, spec["widths"], strict=True))
     pruned = channels.prune(baselines.untrained(dense), asked, size=entry["size"])
     shape = (entry["channels"], entry["size"], entry["size"])
