@@ -331,8 +331,8 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
     figure, axis = plt.subplots(figsize=(9, 3.6))
     for place, name in enumerate(names):
         own = scores.loc[scores["space"] == name, "test_accuracy"]
-        low, high = stats.mean_interval(own)
-        axis.fill_between([place - 0.25, place + 0.25], low, high, color="#e3e3e3", lw=0)
+        if len(own) > 2:  # the interval of two covers the whole axis
+            axis.fill_between([place - 0.25, place + 0.25], *stats.mean_interval(own), color="#e3e3e3", lw=0)
         axis.plot(np.full(len(own), place), own, "o", ms=5, color=figures.PALETTE[4 if place == 0 else 8])
         axis.plot([place - 0.25, place + 0.25], [own.mean()] * 2, "k", lw=1.5)
     axis.axhline(scores.loc[scores["space"] == "uniform", "test_accuracy"].mean(), **figures.NULL)
