@@ -1,10 +1,16 @@
 """Counting against published and torch's counts, and surgery against masked networks and Torch-Pruning's own choice."""
 
+import copy
+
 import numpy as np
 import pytest
+import timm
 import torch
 import torch_pruning as tp
+import torchvision
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from lib import channels, models
 from lib.study import generator
@@ -342,8 +348,6 @@ def test_bad_widths_are_refused_in_one_sentence():
         channels.prune(model, {"conv1": 8}, "l3")
     with pytest.raises(ValueError, match="must be the side of square images in pixels"):
         channels.find(model, size=(32, 32))
-    with pytest.raises(ValueError, match="no nn.Linear: give it a linear head"):
-        channels.find(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="No channel group is called 'fc'"):
         groups.only(["fc"])
     with pytest.raises(ValueError, match="in 2 groups"):
@@ -370,3 +374,241 @@ def test_a_pruned_network_can_be_pruned_again():
     images = torch.randn(2, 3, 32, 32, generator=generator(0))
     with torch.no_grad():
         assert torch.equal(once(images), channels.keep(model, {"conv1": [4, 9]})(images))
+
+
+class Net(nn.Module):
+    """Layers by name, and how they compute."""
+
+    def __init__(self, compute, **layers):
+        super().__init__()
+        self.compute = compute
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
+def conv(inputs, outputs, kernel=3, **options):
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
+def costs(model, size, inputs=3):
+    """MACs of all calls of convolutions and linear layers, by hooks, and parameters, on the meta device."""
+    model, macs = copy.deepcopy(model).to("meta").eval(), []
+
+    def add(layer, inputs, output):
+        tensor, channels = output, getattr(layer, "out_features", None) or layer.out_channels
+        if isinstance(layer, nn.ConvTranspose2d):
+            tensor, channels = inputs[0], layer.in_channels
+        macs.append(tensor.numel() // channels * layer.weight.numel())
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_hook(add)
+    shape = (1, inputs, size, size) if size else (1, inputs)
+    model(torch.zeros(shape, device="meta"))
+    return sum(macs), sum(parameter.numel() for parameter in model.parameters())
+
+
+def counts(groups, widths):
+    return tuple(int(value) for value in channels.count(groups, widths))
+
+
+def pruned_at_random(model, size, inputs=3):
+    """A pruned copy at random widths, after its counts were found to be those of its groups."""
+    groups = channels.find(model, size)
+    assert counts(groups, groups.dense) == costs(model, size, inputs)
+    widths = np.minimum(random_widths(groups, size), groups.dense - 1)
+    pruned = channels.prune(model, dict(zip(groups.names, widths, strict=True)), size=size)
+    assert counts(groups, widths) == costs(pruned, size, inputs) != costs(model, size, inputs)
+    with torch.no_grad():
+        pruned.eval()(torch.zeros((2, inputs, size, size) if size else (2, inputs)))
+    return groups, pruned
+
+
+BRANCHES = {  # torchvision's networks at 64 pixels and 10 classes: options, groups, MACs and parameters
+    "densenet121": ({}, 120, (231_286_784, 6_964_106)),
+    "googlenet": ({"aux_logits": False, "init_weights": False}, 57, (122_243_072, 5_610_154)),
+    "convnext_tiny": ({}, 22, (363_661_824, 27_827_818)),
+    "squeezenet1_0": ({}, 25, (49_409_056, 740_554)),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_concatenations_tokens_and_convolutional_heads_are_counted_and_pruned(name):
+    options, number, dense = BRANCHES[name]
+    groups, _ = pruned_at_random(torchvision.models.get_model(name, num_classes=10, **options), 64)
+    assert len(groups) == number and counts(groups, groups.dense) == dense
+
+
+@pytest.mark.parametrize("name", ("tf_efficientnet_lite0", "vit_tiny_patch16_224"))
+def test_timms_networks_are_counted_and_pruned(name):
+    options = {"img_size": 32} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=10, **options)
+    groups = channels.find(model, 32)
+    widths = random_widths(groups, name)
+    pruned = channels.prune(model, dict(zip(groups.names, widths, strict=True)), size=32)
+    for net, at in ((model, groups.dense), (pruned, widths)):
+        assert counts(groups, at) == (models.count_macs(net, (1, 3, 32, 32)), models.count_parameters(net))
+    assert not any(".qkv" in writer for writers in groups.writers for writer in writers)  # heads keep their channels
+
+
+def test_attention_stays_dense_and_its_products_count():
+    model = models.build("vit_tiny")
+    groups = channels.find(model)
+    assert len(groups) == 12 and all(name.endswith("mlp.0") for name in groups.names)
+    dense = models.count_macs(model, (1, 3, 32, 32)), models.count_parameters(model)
+    assert counts(groups, groups.dense) == dense
+    pruned = channels.prune(model, dict.fromkeys(groups.names, 5))
+    assert counts(groups, np.full(12, 5)) == (
+        models.count_macs(pruned, (1, 3, 32, 32)),
+        models.count_parameters(pruned),
+    )
+
+
+def tied():
+    return Net(lambda m, x: m.f(m.c(m.c(m.a(x))).mean((2, 3))), a=conv(3, 8), c=conv(8, 8), f=nn.Linear(8, 4))
+
+
+def decoder():
+    layers = [conv(3, 8), nn.GroupNorm(1, 8), nn.PReLU(8), nn.ConvTranspose2d(8, 6, 2, 2), nn.BatchNorm2d(6)]
+    return nn.Sequential(*layers, conv(6, 4), nn.InstanceNorm2d(4, affine=True), nn.PReLU(), conv(4, 2))
+
+
+def scaled():
+    model = Net(lambda m, x: m.f((m.scale * m.c(x)).mean((2, 3))), c=conv(3, 8), f=nn.Linear(8, 4))
+    model.scale = nn.Parameter(torch.ones(8, 1, 1))
+    return model
+
+
+SMALL = {  # network, its groups, MACs and parameters at 8 pixels
+    "a tied convolution": (tied, ["a"], (64 * (3 * 72 + 2 * 8 * 72) + 32, 224 + 584 + 36)),
+    "a decoder": (
+        decoder,
+        ["0", "3", "5"],
+        (64 * (216 + 192) + 256 * (216 + 72), 224 + 16 + 8 + 198 + 12 + 220 + 8 + 1 + 74),
+    ),
+    "a parameter of its own": (scaled, ["c"], (64 * 216 + 32, 224 + 8 + 36)),
+}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_every_kind_of_layer_and_parameter_is_counted(case):
+    build, names, dense = SMALL[case]
+    groups, _ = pruned_at_random(build(), 8)
+    assert list(groups.names) == names and counts(groups, groups.dense) == dense
+
+
+def test_a_multilayer_perceptron_with_batchnorm():
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+    )
+    groups, _ = pruned_at_random(model, 0, inputs=8)
+    assert counts(groups, groups.dense) == (64 + 40 + 15, 72 + 16 + 45 + 10 + 18)
+
+
+def gated():
+    def compute(m, x):
+        return m.f(m.c((y := m.a(x)) * m.g(y).sigmoid()).mean((2, 3)))
+
+    return Net(compute, a=conv(3, 16), g=conv(16, 1, 1), c=conv(16, 8), f=nn.Linear(8, 10))
+
+
+def headed(compute, **layers):
+    return Net(lambda m, x: m.f(compute(m, x).mean((2, 3))), a=conv(3, 16), d=conv(8, 8), f=nn.Linear(8, 4), **layers)
+
+
+LEFT_DENSE = {  # networks of which only these groups are offered
+    "a gate of one channel": (gated, ["c"]),
+    "a second head": (
+        lambda: Net(
+            lambda m, x: (m.f(y := m.a(x).mean((2, 3))), m.g(y)), a=conv(3, 8), f=nn.Linear(8, 4), g=nn.Linear(8, 2)
+        ),
+        ["a"],
+    ),
+    "a pixel shuffle": (
+        lambda: headed(lambda m, x: m.d(m.c(m.s(m.a(x)))), s=nn.PixelShuffle(2), c=conv(4, 8)),
+        ["c", "d"],
+    ),
+    "a split": (lambda: headed(lambda m, x: m.d(torch.mul(*m.a(x).chunk(2, 1)))), ["d"]),
+    "a GroupNorm of two groups": (
+        lambda: headed(lambda m, x: m.d(m.n(m.c(m.a(x)))), c=conv(16, 8), n=nn.GroupNorm(2, 8)),
+        ["a", "d"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_DENSE)
+def test_what_cannot_lose_a_single_channel_stays_dense(case):
+    build, names = LEFT_DENSE[case]
+    groups, _ = pruned_at_random(build(), 16)
+    assert sorted(groups.names) == names
+    if case == "a gate of one channel":
+        assert counts(groups, groups.dense) == (409_680, 1_715)
+
+
+def test_bn_follows_the_graph_and_not_the_order_of_registration():
+    model = Net(
+        lambda m, x: m.f(m.one(m.b(m.two(m.a(x)))).mean((2, 3))),
+        **{"a": conv(3, 4), "one": nn.BatchNorm2d(4), "b": conv(4, 4), "two": nn.BatchNorm2d(4), "f": nn.Linear(4, 2)},
+    )
+    model.one.weight.data, model.two.weight.data = torch.arange(4.0), torch.arange(4.0) - 9
+    groups = channels.find(model, 8)
+    assert channels.scores(model, groups, "a", "bn").tolist() == [9, 8, 7, 6]
+    assert channels.scores(model, groups, "b", "bn").tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="Group a has a layer without BatchNorm behind it: choose the criterion l1"):
+        channels.prune(tied(), {"a": 3}, "bn", size=8)
+
+
+def test_frozen_parameters_stay_frozen_and_one_group_is_enough():
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)).requires_grad_(
+        False
+    )
+    groups, pruned = pruned_at_random(model, 8)
+    assert len(groups) == 1 and not any(parameter.requires_grad for parameter in pruned.parameters())
+    assert counts(channels.find(tied(), 8).only([]), np.zeros(0, int)) == costs(tied(), 8)
+
+
+def masked():
+    model = nn.Sequential(conv(3, 8), conv(8, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    return model
+
+
+def shared():
+    model = nn.Sequential(conv(3, 3), conv(3, 3), conv(3, 2))
+    model[1].weight = model[0].weight
+    return model
+
+
+REFUSED = {
+    "masks: make the pruning permanent first": masked,
+    "1 and 0 share a parameter: give each its own": shared,
+    "0 is parametrized: remove that first": lambda: nn.Sequential(weight_norm(conv(3, 8)), conv(8, 2)),
+    "no channel group that can be pruned while its outputs stay": lambda: nn.Sequential(conv(3, 8)),
+    "no convolution and no linear layer": nn.Sequential,
+    "One image of shape .3, 8, 8. cannot be computed and counted: check size": lambda: nn.Sequential(
+        conv(3, 8), nn.Flatten(), nn.Linear(9, 2)
+    ),
+    "cannot follow the channels of this network": lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=10),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_networks_are_refused_in_one_sentence(sentence):
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        channels.find(REFUSED[sentence](), 64 if "follow" in sentence else 8)
+    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_a_pruned_network_that_does_not_compute_is_refused():
+    def compute(m, x):
+        assert m.a.out_channels > 4, "too narrow"
+        return m.f(m.a(x).mean((2, 3)))
+
+    model = Net(compute, a=conv(3, 8), f=nn.Linear(8, 4))
+    assert channels.prune(model, {"a": 5}, size=8).a.out_channels == 5
+    sentence = "does not compute without these channels of a: keep them .AssertionError: too narrow..$"
+    with pytest.raises(ValueError, match=sentence):
+        channels.prune(model, {"a": 4}, size=8)
