@@ -377,4 +377,4 @@ def _weights(model: nn.Module, inputs: int, size: int) -> Groups:
     macs[0, 1:], parameters[0, 1:] = area, 1
     macs[0, 0] = models.count_macs(model, (1, inputs, size, size)) - dense @ area
     parameters[0, 0] = models.count_parameters(model) - dense.sum()
-    return Groups(names, dense, area, alone, alone, macs, parameters)
+    return Groups(names, dense, area, alone, alone, ((),) * len(names), macs, parameters)
