@@ -97,13 +97,13 @@ def ladder_specs(
     *,
     space: str = "ladder",
     budget: str = "macs",
-    every: int = 1,
+    places: Sequence[int] = (),
     **how: float,
 ) -> list[dict]:
-    """A spec for every n-th recipe of a ladder; `how` is what `samplers.ladder` takes besides."""
+    """A spec for each recipe of a ladder, or those at some places; `how` is what `samplers.ladder` takes besides."""
     groups = prunable(dense, options.get("what", "inner"))
-    widths = samplers.ladder(groups, Regime(kept, budget), rungs, **how)[::every]
-    return recipe_specs(dense, space, widths, kept, options, budget)
+    widths = samplers.ladder(groups, Regime(kept, budget), rungs, **how)
+    return recipe_specs(dense, space, widths[list(places)] if places else widths, kept, options, budget)
 
 
 def length(images: int, available: int) -> dict:
