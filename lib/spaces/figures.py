@@ -52,12 +52,12 @@ def climb(axis: Axes, table: pd.DataFrame, colour, label: str, low: bool = True)
 
 
 def samplings(tables: Sequence[pd.DataFrame], slopes: Sequence[dict], title: str) -> Figure:
-    """Drop against mCB of three samples of one network's recipes, with the outward slope that each one shows."""
+    """Drop against mCB of three samples of one network's recipes, each with the p of the two-lines test."""
     figure, axes = _row(3, sharey=True, sharex=True)
     for axis, one, slope in zip(axes, tables, slopes, strict=True):
         name = one["space"].iloc[0]
         climb(axis, one, COLOURS[name], name)
-        axis.text(0.97, 0.04, "outward slope {value:.1f} [{low:.1f}, {high:.1f}]".format(**slope), ha="right", size=8)
+        axis.text(0.97, 0.04, f"two lines: p = {slope['p']:.2f}", ha="right", size=8)
         axis.texts[-1].set_transform(axis.transAxes)
     for axis, one in zip(axes, tables, strict=True):
         title_of = f"{one['space'].iloc[0]}, n = {len(one)}\nmean STD {one['std'].mean():.2f}"
