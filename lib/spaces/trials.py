@@ -271,7 +271,8 @@ def reinitialise(model: nn.Module, seed: int) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                weight = getattr(module, "weight_orig", module.weight)  # a mask multiplies the former
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
 
 def ranked_widths(model: nn.Module, groups: Groups, kept: float, ranking: str) -> np.ndarray:
