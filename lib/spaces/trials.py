@@ -268,11 +268,12 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for module in model.modules():
+            if hasattr(module, "weight_orig"):
+                module.weight = module.weight_orig.detach()  # what its mask will multiply
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
             if isinstance(module, nn.Conv2d):
-                weight = getattr(module, "weight_orig", module.weight)  # a mask multiplies the former
-                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def ranked_widths(model: nn.Module, groups: Groups, kept: float, ranking: str) -> np.ndarray:
