@@ -359,8 +359,10 @@ def test_two_lines_see_an_optimum(shape):
 
 def test_the_slopes_of_a_v_are_those_of_its_sides():
     x = np.linspace(-1, 1, 21)
-    found = stats.two_lines([(x[::-1], np.where(x[::-1] < 0, -3 * x[::-1], 2 * x[::-1]))])
-    assert found["value"] == pytest.approx(2, abs=0.1) and found["n"] == 21 and found["p"] < 1e-6
+    for place in (0, -0.6, 0.6):  # in any order of the points, and far from their middle
+        away = x[::-1] - place
+        found = stats.two_lines([(x[::-1], np.where(away < 0, -3 * away, 2 * away))])
+        assert found["value"] == pytest.approx(2, abs=0.3) and found["n"] == 21 and found["p"] < 1e-4
     assert found["low"] <= found["value"] <= found["high"]
     few = np.linspace(-1, 1, 5)
     small = stats.two_lines([(few, few**2)])
