@@ -23,7 +23,7 @@ from lib.provenance import CompanionError, data_dir
 from tests.toy_trials import Program
 
 needs_weights = pytest.mark.skipif(
-    not all((data_dir() / file).is_file() for file, _, _ in models.PUBLIC.values()),
+    not all((data_dir() / author / file).is_file() for author, file, *_ in models.PUBLIC.values()),
     reason=f"the public checkpoints are not in {data_dir()}",
 )
 needs_cifar = pytest.mark.skipif(
@@ -49,6 +49,7 @@ def counts(model: nn.Module, size: int) -> tuple[int, int]:
         ("resnet20", {}, 40_551_040, 269_722),
         ("resnet20", {"shortcut": "B"}, 40_813_184, 272_474),
         ("resnet32", {}, 68_862_592, 464_154),
+        ("resnet44", {}, 97_174_144, 658_586),
         ("resnet56", {}, 125_485_696, 853_018),
         ("resnet56", {"shortcut": "B"}, 125_747_840, 855_770),
         ("resnet110", {}, 252_887_680, 1_727_962),
@@ -80,7 +81,7 @@ def test_depth_50_of_the_6n_plus_2_family_is_a_fifteenth_of_resnet50():
 
 @pytest.mark.parametrize(
     ("name", "options", "parameters"),
-    [  # paper 2's specification, "Stand-ins", and torchvision's table of models
+    [  # paper 2's specification, "Stand-ins", and the tables of torchvision and timm
         ("keras_cnn", {}, 1_250_858),
         ("resnet50", {"classes": 100}, 23_705_252),
         ("resnet50", {"classes": 100, "form": "imagenet"}, 23_712_932),
@@ -89,6 +90,7 @@ def test_depth_50_of_the_6n_plus_2_family_is_a_fifteenth_of_resnet50():
         ("vgg16", {"size": 224, "classes": 1000}, 138_357_544),
         ("alexnet", {"size": 224, "classes": 1000}, 61_100_840),
         ("vit_b_16", {"size": 224, "classes": 1000}, 86_567_656),
+        ("efficientnet_lite0", {"size": 224, "classes": 1000}, 4_652_008),
     ],
 )
 def test_parameters_equal_the_published_counts(name, options, parameters):
@@ -125,7 +127,7 @@ def test_resnet50_has_53_convolutions_by_stem():
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [case for case in FORMS if case[0] not in ("resnet32", "resnet56", "resnet110")]
+    ("name", "form"), [case for case in FORMS if case[0] not in ("resnet32", "resnet44", "resnet56", "resnet110")]
 )
 def test_output_has_one_column_a_class_whatever_the_size(name, form):
     smallest = NETWORKS[name][form]
@@ -223,6 +225,11 @@ def test_head_is_the_last_linear_layer(name, head):
         ("resnet20", {"pretrained": True}, "form='imagenet'"),
         ("vit_b_16", {"pretrained": True}, "size=224"),
         ("mobilenet_v2", {"size": 224, "width": 0.5, "pretrained": True}, "width=1"),
+        ("efficientnet_lite0", {"size": 224, "pretrained": True}, "no pretrained weights of efficientnet_lite0"),
+        ("efficientnet_lite0-x0.5", {}, "fixed width"),
+        ("resnet50-x0.5", {}, "fixed width: leave width at 1 and not 0.5"),
+        ("resnet20-x0", {}, "Unknown variant of resnet20 'x0'"),
+        ("vgg16-B", {}, "Unknown variant of vgg16 'B'"),
     ],
 )
 def test_wrong_argument_is_one_sentence_that_names_the_remedy(name, options, message):
@@ -245,6 +252,32 @@ def test_variants_of_a_network_have_names_and_counts_of_their_own(name, macs, pa
     assert models.count_parameters(model) == parameters
     assert macs in (None, models.count_macs(model, (1, 3, 32, 32)))
     assert model(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "macs", "parameters"),
+    [  # by hand for option A at half width; the others as in the table above
+        ("resnet20-x0.5", 10_248_512, 68_050),
+        ("resnet20-x1", 40_551_040, 269_722),
+        ("resnet20-B", 40_813_184, 272_474),
+        ("vgg16-x0.25", 19_907_840, 923_130),
+        ("vgg16-x0.75", 176_508_672, 8_285_146),
+    ],
+)
+def test_a_name_may_hold_a_factor_on_the_width_or_projection_shortcuts(name, macs, parameters):
+    assert counts(build_shape(name), 32) == (macs, parameters)
+    assert models.architecture(name) == name
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16", "mobilenet_v2", "preresnet101", "keras_cnn", "digits_cnn"])
+def test_a_factor_in_the_name_scales_every_hidden_layer(name):
+    layers = []
+    for factor in ("", "-x0.5"):
+        model, head = build_shape(name + factor), build_shape(name).get_submodule(models.head_name(build_shape(name)))
+        layers.append([len(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d)])
+    assert head.out_features == 10 and len(layers[0]) == len(layers[1])
+    ratios = [half / whole for whole, half in zip(*layers, strict=True)]
+    assert sum(layers[1]) / sum(layers[0]) == pytest.approx(0.5, abs=0.2) and min(ratios) >= 0.5 - 1e-9
 
 
 def test_an_upsampled_network_is_the_network_of_the_upsampled_images():
@@ -313,10 +346,10 @@ def test_a_pickled_program_instead_of_weights_is_refused_and_never_runs(tmp_path
     torch.save({"weight": Program(made)}, zipped)
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for (network, dataset), (file, _, _) in models.PUBLIC.items():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+    for (network, dataset), (author, file, *_) in models.PUBLIC.items():
+        (tmp_path / author).mkdir(exist_ok=True)
         for content in (program, pickle.dumps({"state_dict": Program(made)}), zipped.getvalue()):
-            (tmp_path / file).write_bytes(content)
+            (tmp_path / author / file).write_bytes(content)
             with pytest.raises(CompanionError, match="is damaged"):
                 models.public(network, dataset)
     checkpoints = tmp_path / "hub" / "checkpoints"
@@ -364,6 +397,9 @@ def test_pretrained_network_keeps_all_weights_but_a_head_that_follows_from_the_s
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in body.items())
 
 
+WRONG_OF_200 = (18, 12, 57, 56, 63, 53, 15, 11, 12, 10)  # in the order of `models.PUBLIC`
+
+
 def wrong_of_first(name: str, dataset: str, count: int) -> int:
     model, (mean, std) = models.public(name, dataset)
     first, wrong = data.load(dataset).test.first(count), 0
@@ -375,7 +411,7 @@ def wrong_of_first(name: str, dataset: str, count: int) -> int:
 
 @needs_weights
 @needs_cifar
-@pytest.mark.parametrize(("key", "wrong"), [*zip(models.PUBLIC, (18, 12, 57, 56), strict=True)], ids=str)
+@pytest.mark.parametrize(("key", "wrong"), [*zip(models.PUBLIC, WRONG_OF_200, strict=True)], ids=str)
 def test_public_checkpoints_misclassify_as_many_of_the_first_200_images_as_in_the_full_count(key, wrong):
     assert wrong_of_first(*key, 200) == wrong
 
@@ -393,12 +429,13 @@ def test_public_checkpoints_have_their_published_test_error_to_the_image(name, d
 def test_missing_checkpoint_is_fetched_from_its_authors_and_a_damaged_one_is_named(
     name, dataset, tmp_path, monkeypatch
 ):
-    file, remote, _ = models.PUBLIC[name, dataset]
-    source = data_dir() / file
+    author, file, remote, *_ = models.PUBLIC[name, dataset]
+    source, file = data_dir() / author / file, f"{author}/{file}"
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(torch.hub, "download_url_to_file", offline)
-        with pytest.raises(CompanionError, match=f"{re.escape(file)} is missing and https://github.com.*put it there"):
+        missing = f"{re.escape(file)} is missing and https://github.com/{author}/.*put it there"
+        with pytest.raises(CompanionError, match=missing):
             models.public(name, dataset)
     asked = []
 
@@ -423,6 +460,14 @@ def test_missing_checkpoint_is_fetched_from_its_authors_and_a_damaged_one_is_nam
         CompanionError, match=f"{re.escape(file)} is damaged .*: delete it, so that it is fetched again"
     ):
         models.public(name, dataset)
+
+
+@needs_weights
+def test_public_networks_of_the_second_author_have_projections():
+    for (name, dataset), (author, *_) in models.PUBLIC.items():
+        projections = any("downsample" in key for key in models.public(name, dataset)[0].state_dict())
+        assert projections == (author == "chenyaofo") == (models.public_shortcut(name, dataset) == "B")
+        assert name.endswith("-B") == (projections and dataset == "cifar10")
 
 
 def test_unknown_checkpoint_names_the_known_ones():

@@ -57,7 +57,7 @@ class Regime:
         """
         least = float(self.share(groups, rounded(groups, np.full(len(groups), 1 - floor))))
         if self.kept < least:
-            smallest = f"{floor:.0%} of" if floor > 1 / 16 else "one channel in"
+            smallest = f"{floor:.0%} of" if floor else "one channel in"
             raise CompanionError(
                 f"A regime that keeps {self.kept:.1%} of the {self.budget} is empty: with {smallest} each prunable "
                 f"group this network still keeps {least:.1%}; keep more, or prune more groups."

@@ -25,7 +25,12 @@ TRIES, JITTER = 40, 0.03  # draws of scatter for a target that is missed, and th
 
 
 def patterned(groups: Groups, regime: Regime, patterns: np.ndarray) -> np.ndarray:
-    """Recipes (n, G) whose pruned shares are patterns (n, G) shifted to the regime's budget, clipped and rounded."""
+    """Recipes (n, G) whose pruned shares are patterns (n, G) shifted to the regime's budget, clipped and rounded.
+
+    Raises:
+        CompanionError: for an empty regime.
+    """
+    regime.check(groups, FLOOR)
     return _repaired(groups, regime, rounded(groups, _shifted(groups, regime, patterns, FLOOR)), FLOOR)
 
 
@@ -173,7 +178,7 @@ def _range_by_programming(groups: Groups, regime: Regime) -> tuple[float, float]
                 method="SLSQP",
                 bounds=[(FLOOR, 1)] * len(groups),
                 constraints=[equal],
-                options={"maxiter": 500},
+                options={"maxiter": 500, "ftol": 1e-12},  # the default stops up to 2 % short of the end
             )
             for start in starts
         ]

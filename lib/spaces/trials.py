@@ -271,6 +271,8 @@ def reinitialise(model: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for module in model.modules():
+            if hasattr(module, "weight_orig"):
+                module.weight = module.weight_orig.detach()  # what its mask will multiply
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
             if isinstance(module, nn.Conv2d):
