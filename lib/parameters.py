@@ -102,8 +102,10 @@ def split_name(name: str) -> tuple[str, str]:
         raise unknown("network", name, NETWORKS)
     if re.fullmatch(r"x\d+(\.\d+)?", variant) and float(variant[1:]) > 0:
         return network, variant
-    if variant and variant not in VARIANTS or variant == "B" and network not in map("resnet{}".format, DEPTHS):
-        raise unknown(f"variant of {network}", variant, VARIANTS)
+    if variant == "B" and network not in map("resnet{}".format, DEPTHS):
+        raise CompanionError(f"{network} has no shortcut B: only ResNets of depth {', '.join(map(str, DEPTHS))} do.")
+    if variant and variant not in VARIANTS:
+        raise unknown(f"variant of {network}", variant, [*VARIANTS, "a factor on its width such as x0.5"])
     if variant and VARIANTS[variant] not in NETWORKS[network]:
         raise unknown(f"form of {network}", VARIANTS[variant], NETWORKS[network])
     return network, variant

@@ -229,7 +229,7 @@ def test_head_is_the_last_linear_layer(name, head):
         ("efficientnet_lite0-x0.5", {}, "fixed width"),
         ("resnet50-x0.5", {}, "fixed width: leave width at 1 and not 0.5"),
         ("resnet20-x0", {}, "Unknown variant of resnet20 'x0'"),
-        ("vgg16-B", {}, "Unknown variant of vgg16 'B'"),
+        ("vgg16-B", {}, "vgg16 has no shortcut B"),
     ],
 )
 def test_wrong_argument_is_one_sentence_that_names_the_remedy(name, options, message):

@@ -217,8 +217,8 @@ def test_a_name_is_a_network_and_one_of_its_variants():
             (f"resnet20-{v}", f"Unknown variant of resnet20 '{v}'")
             for v in ("x0", "xfoo", "x-1", "x.5", "x1e3", "x0.5-B")
         ),
-        ("vgg16-B", "Unknown variant of vgg16 'B'"),
-        ("resnet18-B", "Unknown variant of resnet18 'B'"),
+        ("vgg16-B", "vgg16 has no shortcut B"),
+        ("resnet18-B", "resnet18 has no shortcut B"),
     ],
 )
 def test_an_unknown_network_or_variant_is_one_sentence(name, message):

@@ -102,7 +102,7 @@ def absent(name: str, spec: dict) -> str:
     if dataset not in FOLDERS or not (provenance.data_dir() / FOLDERS[dataset]).is_dir():
         return f"the data set {dataset}"
     checkpoint = models.PUBLIC.get((spec.get("network"), dataset))
-    if spec.get("source") == "public" and not (provenance.data_dir() / checkpoint[0]).is_file():
+    if spec.get("source") == "public" and not (provenance.data_dir() / checkpoint[0] / checkpoint[1]).is_file():
         return f"the public weights of {spec['network']} on {dataset}"
     return ""
 
