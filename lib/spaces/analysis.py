@@ -60,14 +60,15 @@ def part(rows: pd.DataFrame, **where: object) -> pd.DataFrame:
 
 
 def ladders(rows: pd.DataFrame, column: str = "drop") -> list[pd.DataFrame]:
-    """Recipes by kept share, the mildest first: `drop` is a column's mean over seeds, `z` is drop over its spread."""
+    """Recipes by kept share, the mildest first: `drop` is a column's mean over seeds, `z` is that over its spread."""
     tables = []
     for _, one in sorted(rows[rows["space"] != "dense"].groupby("kept"), reverse=True):
         means = one.groupby("recipe", sort=False).mean(numeric_only=True).sort_values("log_mcb").reset_index()
         drop = means[column].to_numpy()
         z, first = (drop - drop.mean()) / (drop.std() or 1), one.drop_duplicates("recipe").set_index("recipe")
         texts = {name: first.loc[means["recipe"], name].to_numpy() for name in ("widths", "name", "space")}
-        tables.append(means.assign(drop=drop, z=z, **texts))
+        by_seed = one.sort_values("retraining").groupby("recipe")[column].agg(list).loc[means["recipe"]].to_numpy()
+        tables.append(means.assign(drop=drop, z=z, by_seed=by_seed, **texts))
     return tables
 
 
@@ -83,13 +84,38 @@ def optimum_interval(table: pd.DataFrame) -> dict:
 
 
 def two_lines(tables: Sequence[pd.DataFrame]) -> dict:
-    """The smaller outward slope of two lines of drop on log mCB, in sd of drop, by `stats.two_lines`."""
-    return stats.two_lines([_arrays(table, "z") for table in tables])
+    """The smaller outward slope of two lines of drop on log mCB, in sd of drop, by `stats.two_lines`.
+
+    Where recipes were retrained under several seeds, one places the break and another gives the lines.
+    """
+    samples = []
+    for table in tables:
+        by_seed = np.stack(table["by_seed"]).T
+        samples.append((table["log_mcb"].to_numpy(), (by_seed - by_seed.mean()) / (table["drop"].std(ddof=0) or 1)))
+    return stats.two_lines(samples)
 
 
 def parabola(tables: Sequence[pd.DataFrame]) -> dict:
-    """The smaller outward slope of a parabola of drop on log mCB at the ends of its range, by `stats.u_shape`."""
-    return stats.u_shape([_arrays(table, "z") for table in tables], seed=1, resamples=RESAMPLES)
+    """The smaller of the two outward slopes of a parabola of drop on log mCB at the ends of its range, in sd of drop.
+
+    It is the mean over ladders. The interval redraws recipes; p is the larger of the two one-sided p-values.
+
+    Source: Lind and Mehlum 2010.
+    """
+
+    def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        u = x - x.mean(axis=-1, keepdims=True)
+        powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
+        normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
+        _, b, a = np.moveaxis(np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0], -1, 0)
+        return np.stack([-2 * a * u.min(axis=-1) - b, 2 * a * u.max(axis=-1) + b], axis=-1)
+
+    samples = [_arrays(table, "z") for table in tables]
+    rows = stats.redrawn_rows(*(len(x) for x, _ in samples), seed=1, resamples=RESAMPLES)
+    found = np.mean([slopes(x, y) for x, y in samples], axis=0)
+    draws = np.mean([slopes(x[row], y[row]) for (x, y), row in zip(samples, rows, strict=True)], axis=0)
+    p = float(scipy_stats.norm.sf(found / draws.std(axis=0)).max())
+    return stats.percentile_estimate(found.min(), draws.min(axis=1), sum(len(x) for x, _ in samples)) | {"p": p}
 
 
 def optimum_gain(rows: pd.DataFrame) -> dict:
