@@ -66,11 +66,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolve
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
 MODES = {"OUT", "IN", "KH", "KW"}
-# Networks whose MACs are linear in the widths that paper 3 prunes, and those that have one width only.
-LINEAR = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18")
+# Networks that have one width only.
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
-MAY_BE_EMPTY = set("decides elsewhere enlarged joint_errors levels public trained transfer transfer_quick".split())
+MAY_BE_EMPTY = set("decides elsewhere enlarged joint_errors lengths levels public ruled trained".split())
 # The range of a number follows from the name of its parameter; the first line that fits decides.
 RANGES = (
     (
@@ -89,8 +88,7 @@ RANGES = (
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-    "networks *_network *_networks compared elsewhere trained enlarged public main transfer* controlled formed whole "
-    "full"
+    "networks *_network *_networks compared elsewhere trained enlarged public main ruled controlled formed whole full"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -356,31 +354,27 @@ def _truncation(values: dict) -> Iterator[Check]:
 
 def _spaces(values: dict) -> Iterator[Check]:
     yield values["contest_share"] in values["shares"], "contest_share must be one of shares"
-    yield values["retrained"] + 2 <= values["initial"], "retrained must be smaller than initial by 2 or more"
-    yield values["repeated"] <= values["retrained"], "repeated must not exceed retrained"
-    yield len(values["stds"]) > 1, "stds must hold two or more, which are compared"
-    yield from _enough(values, 4, "retrained", "designed", "std_recipes", "refined")
-    yield from _enough(values, 3, "repeated")
-    yield from _enough(values, 2, "seeds", "contest_seeds")
-    if values["levels"]:
-        yield from _enough(values, 4, "level_recipes")
-    if values["transfer"] or values["transfer_quick"]:
-        yield from _enough(values, 4, "transfer_recipes")
     falling = values["shares"] == sorted(set(values["shares"]), reverse=True)
     yield falling, "shares must fall, the mildest regime first"
     both = sorted({*values["shares"]} & {*values["levels"]})
     yield not both, f"levels repeats {', '.join(map(str, both))} of shares"
+    yield len(values["stds"]) > 1, "stds must hold two or more, which are compared"
+    yield from _enough(values, 6, "rungs")
+    yield from _enough(values, 5, "short_rungs", "std_recipes", "space_recipes")
+    yield from _enough(values, 2, "seeds", "winners", "rival_seeds", "proxies")
+    yield values["best_of"] < values["space_recipes"], "best_of must be smaller than space_recipes, which it draws from"
+    asked = [*values["lengths"], values["long_images"], values["short_images"]]
+    odd = [str(n) for n in asked if n > values["train_images"] and n % values["train_images"]]
+    yield not odd, f"{', '.join(odd)} images of retraining are no whole number of epochs of train_images"
+    missing = {values["long_images"], values["short_images"]} - {*values["lengths"]}
+    yield not missing, f"lengths must hold long_images and short_images: add {', '.join(map(str, sorted(missing)))}"
     yield from _among(values, "source", ("trained", "public"))
-    networks = ("main", "transfer", "transfer_quick")
-    yield from _with_data(values, *networks)
+    yield from _among(values, "pruned", ("inner", "all"))
+    yield from _with_data(values, "main", "public", "trained")
+    yield from _among(values, "public", PUBLIC)
     if values["source"] == "public":
-        for name in networks:
-            yield from _among(values, name, PUBLIC)
-    network = values["main"].partition("/")[0]
-    yield (
-        network.partition("-")[0] in LINEAR,
-        f"main is {network}, whose MACs are not linear in its widths: take {', '.join(LINEAR)}",
-    )
+        yield from _among(values, "main", PUBLIC)
+    yield from _among(values, "ruled", [*values["public"], *values["trained"]])
 
 
 def _spline(values: dict) -> Iterator[Check]:

@@ -11,7 +11,9 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 LEVEL = 0.95  # of every interval and band
-FOLDS = 10  # of every cross-validation
+FOLDS, FOLDINGS = 10, 20  # of every cross-validation, and random divisions into folds that it is averaged over
+KNOTS, RIDGE, GRID = (3, 5), 1e-9, 201  # fewest and most knots of a curve, its ridge, places where it is read
+FEWEST_ON_A_SIDE = 3  # points of each of two lines
 Seed = int | np.random.Generator
 
 
@@ -343,65 +345,83 @@ def standardised_difference(
     return found | {"p": upper_p(abs(value), np.abs(null))}
 
 
-def quadratic_minimum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The place where the least-squares quadratic of y on x is lowest within the range of x: (..., n) -> (...)."""
-    a, b, centre = _quadratic(x, y)
-    low, high = x.min(axis=-1) - centre, x.max(axis=-1) - centre
-    inner = np.clip(-b / (2 * np.where(a > 0, a, np.inf)), low, high)
-    candidates = np.stack([low, high, np.where(a > 0, inner, low)])
-    values = a * candidates**2 + b * candidates
-    return np.take_along_axis(candidates, values.argmin(axis=0)[None], axis=0)[0] + centre
+def curve(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The least-squares natural cubic spline of y on x, at other places: (..., n), (..., n), (..., m) -> (..., m).
 
-
-def u_shape(samples: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: Seed, resamples: int = 1000) -> dict[str, float]:
-    """The smaller of the two outward slopes of y on x at the ends of the range of x, mean over samples.
-
-    It is above 0 only if the fitted quadratic falls at the low end and rises at the high end. The interval redraws
-    units within each sample (x, y); p is the larger of the two one-sided p-values of the mean slopes.
-
-    Source: Lind and Mehlum 2010.
+    Its knots are even over the range of x: half as many as points, but three to five.
     """
+    return (_spline_basis(x, at) @ _spline(x, y)[..., None])[..., 0]
 
-    def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        a, b, centre = _quadratic(x, y)
-        return np.stack([-2 * a * (x.min(axis=-1) - centre) - b, 2 * a * (x.max(axis=-1) - centre) + b], axis=-1)
 
-    rows = redrawn_rows(*(len(x) for x, _ in samples), seed=seed, resamples=resamples)
-    found = np.mean([slopes(x, y) for x, y in samples], axis=0)
-    draws = np.mean([slopes(x[row], y[row]) for (x, y), row in zip(samples, rows, strict=True)], axis=0)
-    p = float(scipy_stats.norm.sf(found / draws.std(axis=0)).max())
-    return percentile_estimate(found.min(), draws.min(axis=1), sum(len(x) for x, _ in samples)) | {"p": p}
+def curve_minimum(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The place in the range of x where the `curve` of y on x is lowest: (..., n) -> (...)."""
+    places = np.linspace(x.min(axis=-1), x.max(axis=-1), GRID, axis=-1)
+    lowest = curve(x, y, places).argmin(axis=-1)[..., None]
+    return np.take_along_axis(places, lowest, axis=-1)[..., 0]
+
+
+def two_lines(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """The smaller of the two outward slopes of two lines of y on x that meet near the lowest y, mean over samples.
+
+    It is above 0 only if y falls below the break and rises above it. The break is chosen so that both slopes are as
+    significant as they can be together: within the places where the `curve` of y is within one standard error of its
+    minimum, and with three or more points on each side. The standard errors of the lines bear unequal variances (HC3).
+
+    A sample holds x (n,) and y (n,) or (repetitions, n). With repetitions, the lines of each are fitted to breaks that
+    the mean of the others places: a break that is placed by the noise of the lines finds a rise too often where a steep
+    wall ends in a plateau. Repetitions of one sample count as one.
+
+    The interval is Student's, and p the larger of the two one-sided ones.
+
+    Source: Simonsohn 2018, whose "Robin Hood" break this is; the curve there is a smoothing spline.
+    """
+    ends, errors, n = np.zeros((len(samples), 2)), np.zeros((len(samples), 2)), 0
+    for place, (x, y) in enumerate(samples):
+        order, n = np.argsort(x, kind="stable"), n + len(x)
+        x, y = x[order], np.atleast_2d(y)[:, order]
+        for number, own in enumerate(y):
+            others = np.delete(y, number, axis=0).mean(axis=0) if len(y) > 1 else own
+            slopes, variances = _outward_slopes(x, own, _robin_hood_break(x, others))
+            ends[place] += slopes / len(y)
+            errors[place] += np.sqrt(variances) / len(y)
+    slopes, error = ends.mean(axis=0), np.sqrt((errors**2).sum(axis=0)) / len(samples)
+    freedom = max(n - 4 * len(samples), 1)  # four coefficients a sample
+    half, p = scipy_stats.t.ppf((1 + LEVEL) / 2, freedom) * error, scipy_stats.t.sf(slopes / error, freedom).max()
+    value, low, high = (float(one.min()) for one in (slopes, slopes - half, slopes + half))
+    return {"value": value, "low": low, "high": high, "n": n, "p": float(p)}
 
 
 def cross_validated_gain(
-    samples: Sequence[tuple[np.ndarray, np.ndarray]], base: int, *, seed: Seed, resamples: int = 400
+    samples: Sequence[tuple[np.ndarray, np.ndarray]], base: int, *, seed: Seed, exchanges: int = 499
 ) -> dict[str, float]:
     """Share of the cross-validated squared error that further columns of x remove, on top of the first `base` ones.
 
-    A sample holds x (n, columns) and y (n,); predictions are least squares on standardised columns within a sample. The
-    interval redraws units; copies of one stay in its fold, so fewer different ones are left to learn from, and the
-    interval is low.
+    A sample holds x (n, columns) and y (n,); predictions are least squares on standardised columns within a sample, and
+    the gain is the mean over FOLDINGS random divisions into FOLDS folds. The interval is the jackknife's over units,
+    because a resample with copies of units has fewer different ones to learn from; p exchanges the further columns
+    between units.
     """
-    random, full, rest = np.random.default_rng(seed), 0.0, 0.0
-
-    def errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
-        total = np.zeros(len(times))
-        for held in range(FOLDS):
-            learnt = times * (fold != held)
-            normal = np.einsum("bn,ni,nj->bij", learnt, x, x) + 1e-9 * np.eye(x.shape[1])
-            slopes = np.linalg.solve(normal, np.einsum("bn,ni,n->bi", learnt, x, y)[..., None])[..., 0]
-            total += (times * (fold == held) * (y - slopes @ x.T) ** 2).sum(axis=1)
-        return total
-
+    random, errors = np.random.default_rng(seed), np.zeros((2, 1))
+    left_out, exchanged = [], np.zeros((2, exchanges))
     for x, y in samples:
-        n = len(y)
-        design = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / x.std(axis=0)])
-        fold = random.permutation(n) % FOLDS
-        times = np.vstack([np.ones(n, dtype=int), random.multinomial(n, np.full(n, 1 / n), resamples)])
-        full = full + errors(design, y, fold, times)
-        rest = rest + errors(design[:, : 1 + base], y, fold, times)
-    value, *draws = 1 - full / rest
-    return percentile_estimate(value, draws, sum(len(y) for _, y in samples))
+        n, columns = len(y), (1 + x.shape[1], 1 + base)  # a constant, then all columns or the first ones
+        design = np.column_stack([np.ones(n), (x - x.mean(axis=0)) / np.where(x.std(axis=0) > 0, x.std(axis=0), 1)])
+        folds = random.permuted(np.tile(np.arange(n) % FOLDS, (FOLDINGS, 1)), axis=1)
+        kept = np.vstack([np.ones(n), 1 - np.eye(n)])  # all units, then all but one
+        parts = np.array([[_fold_errors(design[None, :, :k], y, fold[None], kept) for fold in folds] for k in columns])
+        parts = parts.mean(axis=1)
+        mixed = design[None].repeat(exchanges, axis=0)
+        rows = random.permuted(np.tile(np.arange(n), (exchanges, 1)), axis=1)
+        mixed[:, :, 1 + base :] = design[rows][:, :, 1 + base :]
+        drawn = folds[random.integers(FOLDINGS, size=exchanges)]
+        exchanged += [_fold_errors(mixed[:, :, :k], y, drawn, np.ones((exchanges, n))) for k in columns]
+        errors = errors + parts[:, :1]
+        left_out.append(parts[:, 1:] - parts[:, :1])
+    value, changed = 1 - errors[0, 0] / errors[1, 0], errors + np.concatenate(left_out, axis=1)
+    n, without = changed.shape[1], 1 - changed[0] / changed[1]
+    half = quantile() * float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
+    p = upper_p(value, 1 - exchanged[0] / exchanged[1])
+    return {"value": float(value), "low": float(value - half), "high": float(value + half), "n": n, "p": p}
 
 
 def leave_one_out_error(y: np.ndarray, *x: np.ndarray) -> float:
@@ -411,14 +431,19 @@ def leave_one_out_error(y: np.ndarray, *x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(((y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)) ** 2)))
 
 
+def slope_estimate(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Least-squares slope of y on x (n,) with its t interval, n, and the one-sided p of a slope of at most 0."""
+    line = scipy_stats.linregress(x, y, alternative="greater")
+    half = scipy_stats.t.ppf((1 + LEVEL) / 2, len(x) - 2) * line.stderr
+    value = float(line.slope)
+    return {"value": value, "low": value - half, "high": value + half, "n": len(x), "p": float(line.pvalue)}
+
+
 def mean_gain(values: Sequence[float]) -> dict[str, float]:
-    """Mean of independent differences with its interval, and a one-sided p of a mean of at most 0 (Student's t).
+    """Mean of independent differences with its interval, n, and a one-sided p of a mean of at most 0 (Student's t).
 
-    Values that are not finite are left out.
-
-    Returns:
-        `value`, `low`, `high`, `n` and `p`, as `Ledger.enter` takes them. NaN stands for everything that cannot be
-        computed: the interval of fewer than two values, the p of values that do not vary.
+    Values that are not finite are left out. NaN stands for everything that cannot be computed: the interval of fewer
+    than two values, the p of values that do not vary.
     """
     values = np.asarray(values, dtype=float)
     values, nan = values[np.isfinite(values)], float("nan")
@@ -518,11 +543,58 @@ def _pooled(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
 
 
-def _quadratic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients of (x - centre)^2 and (x - centre) in the least-squares quadratic of each row, and the centre."""
-    centre = x.mean(axis=-1)
-    u = x - centre[..., None]
-    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
-    normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
-    solved = np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0]
-    return solved[..., 2], solved[..., 1], centre
+def _spline(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Coefficients (..., knots) of the natural cubic spline of y on x."""
+    basis = _spline_basis(x, x)
+    transposed = np.swapaxes(basis, -1, -2)
+    normal = transposed @ basis + RIDGE * np.eye(basis.shape[-1])
+    return np.linalg.solve(normal, transposed @ y[..., None])[..., 0]
+
+
+def _spline_basis(x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Natural cubic splines (..., m, knots) at places (..., m), with knots that are even over the range of x."""
+    knots = np.linspace(0, 1, int(np.clip(x.shape[-1] // 2, *KNOTS)))
+    u = (at - x.min(axis=-1, keepdims=True)) / np.maximum(np.ptp(x, axis=-1, keepdims=True), 1e-12)
+    cubes = np.maximum(u[..., None] - knots, 0) ** 3
+    steps = (cubes[..., :-1] - cubes[..., -1:]) / (1 - knots[:-1])
+    return np.concatenate([np.ones_like(u)[..., None], u[..., None], steps[..., :-1] - steps[..., -1:]], axis=-1)
+
+
+def _robin_hood_break(x: np.ndarray, y: np.ndarray) -> float:
+    """The break of `two_lines` for sorted x (n,)."""
+    basis, grid = _spline_basis(x, x), np.linspace(x[0], x[-1], GRID)
+    at, fitted = _spline_basis(x, grid), curve(x, y, grid)
+    variance = ((y - curve(x, y, x)) ** 2).sum() / max(len(x) - basis.shape[1], 1)
+    lowest = at[fitted.argmin()]
+    error = np.sqrt(variance * lowest @ np.linalg.pinv(basis.T @ basis) @ lowest)
+    flat = np.clip(grid[fitted <= fitted.min() + error], x[FEWEST_ON_A_SIDE - 1], x[-FEWEST_ON_A_SIDE])
+    slopes, variances = _outward_slopes(x, y, float(np.median(flat)))
+    low, high = np.abs(slopes) / np.sqrt(variances)
+    return float(np.quantile(flat, high / (low + high)))
+
+
+def _outward_slopes(x: np.ndarray, y: np.ndarray, at: float) -> tuple[np.ndarray, np.ndarray]:
+    """Outward slopes (2,) of the lines below and above a break, and their HC3 variances."""
+    slopes, variances = [], []
+    for sign, side in ((-1, x <= at), (1, x >= at)):
+        side = side if side.sum() >= FEWEST_ON_A_SIDE else np.argsort(sign * -x)[:FEWEST_ON_A_SIDE]
+        design = np.column_stack([np.ones(len(x[side])), x[side]])
+        inverse = np.linalg.pinv(design.T @ design)
+        line = inverse @ design.T @ y[side]
+        leverage = np.einsum("ni,ij,nj->n", design, inverse, design)
+        weighted = design * ((y[side] - design @ line) / np.maximum(1 - leverage, 1e-3))[:, None]
+        slopes.append(sign * line[1])
+        variances.append((inverse @ weighted.T @ weighted @ inverse)[1, 1])
+    return np.array(slopes), np.maximum(variances, 1e-12)
+
+
+def _fold_errors(x: np.ndarray, y: np.ndarray, fold: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Cross-validated squared errors (b,) of y (n,) from x (b, n, columns); `times` (b, n) weighs the units."""
+    total = np.zeros(len(times))
+    for held in range(FOLDS):
+        learnt = times * (fold != held)
+        weighted = x * learnt[..., None]
+        normal = np.swapaxes(x, -1, -2) @ weighted + 1e-9 * np.eye(x.shape[-1])
+        slopes = np.linalg.solve(normal, (np.swapaxes(weighted, -1, -2) @ y)[..., None])
+        total += (times * (fold == held) * (y - (x @ slopes)[..., 0]) ** 2).sum(axis=1)
+    return total

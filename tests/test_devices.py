@@ -15,6 +15,7 @@ from lib import baselines, data, models, training
 from lib.data import Split
 from lib.latent import trials as latent_trials
 from lib.spaces import trials as spaces_trials
+from lib.spaces.trials import RANKINGS
 from lib.spline import measures
 from lib.spline import trials as spline_trials
 from lib.truncation import cuts, forms, recovery
@@ -40,6 +41,8 @@ RECIPE = DENSE | {
     "bn_images": 32,
 }
 RECIPE |= {"retraining_batch": 32, "train_images": 32, "validation_images": 40, "test_images": 40}
+WEIGHTS = [1000, 1000, 2000, 3000, 8000, 20000]  # of the six convolutions of ResNet-8 behind the first
+SPARSE = RECIPE | {"widths": WEIGHTS, "what": "weights"}
 SEARCH = {"dataset": "digits", "network": "digits_cnn", "width": 0.25, "limit": 64, "test_images": 40, "epochs": 4}
 SEARCH |= {"lr": 0.05, "batch_size": 32, "weight_decay": 1e-4, "side": 3, "seed": 0}
 TICKET = SEARCH | {"ratio": 0.5, "draw": 2}
@@ -64,7 +67,8 @@ def studies(folder) -> dict[str, tuple]:
         "plans": (recovery.plans(*both), [CNN | PLAN | {"part": "report", "images": 40}]),
         "recoveries": (recover, [RETRAINED | {"arm": arm} for arm in arms]),
         "recipes": (spaces_trials.recipes(*both), [RECIPE | {"mode": mode} for mode in ("finetune", "scratch")]),
-        "priors": (spaces_trials.priors(*both), [DENSE | {"kept": 0.5, "criterion": name} for name in ("l1", "bn")]),
+        "weights": (spaces_trials.recipes(*both), [SPARSE | {"mode": mode} for mode in ("finetune", "scratch")]),
+        "priors": (spaces_trials.priors(*both), [DENSE | {"kept": 0.5, "ranking": one} for one in RANKINGS]),
         "searches": (spline_trials.study("searches", folder), [SEARCH, SEARCH | {"penalty": 1e-3}]),
         "oneshots": (
             spline_trials.study("oneshots", folder),

@@ -7,7 +7,6 @@ from torch import nn
 
 from lib import baselines, models, parameters, training
 from lib.provenance import CompanionError, root
-from lib.spaces.trials import prunable
 from tests.toy_checkout import enter, write_notebook, write_yaml
 
 NAMED = """profile = "smoke"
@@ -202,6 +201,9 @@ def test_a_name_is_a_network_and_one_of_its_variants():
         "",
     )
     assert parameters.split_name("alexnet-ungrouped") == ("alexnet", "ungrouped")
+    assert parameters.split_name("resnet20-x0.5") == ("resnet20", "x0.5")
+    assert parameters.split_name("vgg16-x2") == ("vgg16", "x2")
+    assert parameters.split_name("resnet44-B") == ("resnet44", "B")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,12 @@ def test_a_name_is_a_network_and_one_of_its_variants():
         ("resnet20-imagenet", "Unknown form of resnet20 .*known are cifar"),
         ("vgg16-ungrouped", "Unknown form of vgg16"),
         ("vgg-224", "Unknown network 'vgg-224'.*vgg16"),
+        *(
+            (f"resnet20-{v}", f"Unknown variant of resnet20 '{v}'")
+            for v in ("x0", "xfoo", "x-1", "x.5", "x1e3", "x0.5-B")
+        ),
+        ("vgg16-B", "vgg16 has no shortcut B"),
+        ("resnet18-B", "resnet18 has no shortcut B"),
     ],
 )
 def test_an_unknown_network_or_variant_is_one_sentence(name, message):
@@ -264,12 +272,20 @@ CASES = [
     ("03_pruning_spaces", {"levels": [0.3, 0.2]}, "levels repeats 0.2 of shares"),
     ("02_tensor_truncation", {"part_step": 0}, "part_step is out of range with 0; it must be 1 or more"),
     ("03_pruning_spaces", {"stds": [0.1]}, "stds must hold two or more"),
-    ("03_pruning_spaces", {"retrained": 23}, "retrained must be smaller than initial by 2"),
-    ("03_pruning_spaces", {"repeated": 15}, "repeated must not exceed retrained"),
-    ("03_pruning_spaces", {"refined": 0}, "refined is 0: its intervals need 4 or more"),
+    ("03_pruning_spaces", {"rungs": 5}, "rungs is 5: its intervals need 6 or more"),
+    ("03_pruning_spaces", {"short_rungs": 4}, "short_rungs is 4: its intervals need 5 or more"),
+    ("03_pruning_spaces", {"space_recipes": 4}, "space_recipes is 4: its intervals need 5 or more"),
+    ("03_pruning_spaces", {"seeds": 1}, "seeds is 1: its intervals need 2 or more"),
+    ("03_pruning_spaces", {"proxies": 1}, "proxies is 1: its intervals need 2 or more"),
+    ("03_pruning_spaces", {"best_of": 8}, "best_of must be smaller than space_recipes"),
+    ("03_pruning_spaces", {"lengths": [512, 1500]}, "lengths holds 1500, which is no whole number of epochs"),
+    ("03_pruning_spaces", {"short_images": 2000}, "short_images must not exceed train_images"),
     ("03_pruning_spaces", {"source": "published"}, "source holds 'published': known are trained, public"),
     ("03_pruning_spaces", {"main": "resnet20"}, "main holds 'resnet20': write network/dataset, such as resnet20/"),
-    ("03_pruning_spaces", {"main": "vgg16/digits"}, "main is vgg16, whose MACs are not linear .*: take resnet20, "),
+    ("03_pruning_spaces", {"trained": ["vgg16-x0.25"]}, "trained holds 'vgg16-x0.25': write network/dataset, such as"),
+    ("03_pruning_spaces", {"trained": ["vgg16-x0/cifar10"]}, "trained: Unknown variant of vgg16 'x0'"),
+    ("03_pruning_spaces", {"public": ["resnet32/cifar10"]}, "public holds 'resnet32/cifar10': known are resnet20/"),
+    ("03_pruning_spaces", {"ruled": ["resnet20/cifar100"]}, "ruled holds 'resnet20/cifar100'"),
     ("03_pruning_spaces", {"source": "public"}, "main holds 'resnet20/digits': known are resnet20/cifar10"),
     ("04_spline_early_bird", {"criteria": ["merged", "random"]}, "criteria lacks magnitude, which claims compare"),
     (
@@ -289,7 +305,9 @@ def test_parameters_that_contradict_each_other_are_one_sentence(notebook, change
 @pytest.mark.parametrize(
     ("notebook", "changes"),
     [
-        ("03_pruning_spaces", {"main": "resnet18-224/digits"}),
+        ("03_pruning_spaces", {"main": "vgg16-x0.25/digits", "levels": []}),
+        ("03_pruning_spaces", {"public": ["resnet44-B/cifar10"], "ruled": ["resnet44-B/cifar10"]}),
+        ("03_pruning_spaces", {"lengths": [3, 1024, 4096]}),
         ("02_tensor_truncation", {"steps": {"resnet8": 1}}),
         ("02_tensor_truncation", {"joint_errors": []}),
     ],
@@ -301,15 +319,6 @@ def test_parameters_that_fit_together_are_accepted(notebook, changes):
 def test_profiles_are_checked_by_the_names_that_the_library_knows():
     assert tuple(f"{network}/{dataset}" for network, dataset in models.PUBLIC) == parameters.PUBLIC
     optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
-    dense = {"dataset": "cifar10", "source": "trained"}
-    found = {
-        name
-        for name in parameters.NETWORKS
-        if "vit" not in name
-        and name not in ("alexnet", "mlp", "linear")
-        and not prunable(dense | {"network": name}).polynomials[2].any()
-    }
-    assert found == set(parameters.LINEAR)
     for name in parameters.PLAIN:
         model = baselines.untrained({"network": name, "dataset": "cifar10"})
         assert model.features and any(isinstance(module, nn.BatchNorm2d) for module in model.modules())

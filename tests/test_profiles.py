@@ -10,6 +10,7 @@ from lib import baselines, data, models, spaces, spline
 from lib.latent import trials as latent_trials
 from lib.parameters import DATASETS, notebook_names, profile_parameters, split_name
 from lib.provenance import root
+from lib.spaces import samplers
 from lib.spaces import trials as spaces_trials
 from lib.spline import selection
 from lib.truncation import sweep
@@ -24,7 +25,15 @@ PARAMETERS = {
     "vanilla_cnn": 2_605_194 + 960,
     "resnet8": 269_722 - 2 * 2 * (9 * (16**2 + 32**2 + 64**2) + 2 * (16 + 32 + 64)),
     "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
     "resnet56": 853_018,
+    "resnet20-B": 272_474,
+    "resnet32-B": 464_154 + 2752,  # two projections with their BatchNorm
+    "resnet44-B": 658_586 + 2752,
+    "resnet56-B": 855_770,
+    "resnet20-x0.5": 68_050,
+    "vgg16-x0.25": 923_130,
     "resnet18": 11_173_962,
     "resnet50": 23_520_842,
     "resnet50-imagenet": 23_528_522,
@@ -60,7 +69,7 @@ def named(profile: str) -> set[tuple[str, str]]:
     for number in ("01", "02"):
         found |= set(split(parameters(profile, number)["public"]))
     three, four = parameters(profile, "03"), parameters(profile, "04")
-    found |= set(split([three["main"], *three["transfer"], *three["transfer_quick"]]))
+    found |= set(split([three["main"], *three["public"], *three["trained"]]))
     return found | {tuple(f"{name}/{four['dataset']}".split("/")[:2]) for name in four["networks"]}
 
 
@@ -88,10 +97,11 @@ def test_every_network_has_its_known_number_of_parameters(network):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_takes_one_batch(network):
     base, variant = split_name(network)
-    reduced = {"form": "imagenet", "size": 64} if variant in ("224", "pretrained") else {"form": variant or None}
-    side = reduced.get("size", 32)
+    name, side, reduced = network, 32, {}
+    if variant in ("224", "pretrained"):
+        name, side, reduced = base, 64, {"form": "imagenet", "size": 64}
     with torch.device("meta"):
-        model = models.build(base, classes=100, **reduced)
+        model = models.build(name, classes=100, **reduced)
         assert model(torch.zeros(2, 3, side, side)).shape == (2, 100)
 
 
@@ -123,7 +133,7 @@ def test_notebooks_find_their_networks_among_the_baselines(profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_numbers_that_belong_together_fit(profile):
     three, four = parameters(profile, "03"), parameters(profile, "04")
-    assert three["validation_images"] + max(three["test_images"], three["contest_test_images"]) <= 10_000
+    assert three["validation_images"] + three["test_images"] <= 10_000
     assert four["epochs"] % 4 == 0
 
 
@@ -146,13 +156,22 @@ def test_the_hidden_layers_of_paper_1_exist(network):
     assert len(found) == 4 and models.head_name(model) not in found
 
 
-def test_the_regimes_of_paper_3_can_be_reached():
-    for profile in PROFILES:
-        three = parameters(profile, "03")
-        network, dataset = three["main"].split("/")
-        groups = spaces_trials.prunable({"source": three["source"], "network": network, "dataset": dataset})
-        for share in (*three["shares"], *three["levels"]):
-            assert 0 < spaces.uniform_ratio(groups, spaces.Regime(share)) < 1
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_regimes_of_paper_3_can_be_reached(profile):
+    three = parameters(profile, "03")
+    main = spaces_trials.dense_network(three["main"], three["source"], profile)
+    for share in (*three["shares"], *three["levels"]):
+        low, high = samplers.tilted_range(spaces_trials.prunable(main), spaces.Regime(share))
+        assert low < 0.9 < 1.1 < high
+    spaces.Regime(three["parameter_share"], "parameters").check(spaces_trials.prunable(main), samplers.FLOOR)
+    contest, kinds = spaces.Regime(three["contest_share"]), {"public": three["public"], "trained": three["trained"]}
+    for what in spaces_trials.PRUNED:
+        contest.check(spaces_trials.prunable(main, what), samplers.FLOOR)
+    for source, name in ((source, name) for source, names in kinds.items() for name in names):
+        contest.check(spaces_trials.prunable(spaces_trials.dense_network(name, source, profile)), 0.25)
+
+
+def test_all_groups_of_resnet50_are_pruned_on_imagenet():
     assert len(spaces_trials.imagenet_groups()) == 37
 
 

@@ -1,9 +1,9 @@
-"""Rows of paper 3's populations as statistics: drops by regime, the optimum of mCB, winners, limits, predictors.
+"""Rows of paper 3's recipes as statistics: drops, the optimum of mCB, winners, limits, predictors, contests.
 
-A *regime* is a table of recipes with `log_mcb`, `drop` and the other coordinates. Statistics take a list of regimes
-and are dictionaries with `value`, `low`, `high`, `n` (recipes) and, where they have one, `p`, as `Ledger.enter` takes
-them. Intervals redraw recipes within each regime; where an optimum is used on other recipes than it was fitted to, the
-two halves are redrawn separately.
+A *ladder* is a table of recipes of one network and one regime with `log_mcb`, `drop` and the other coordinates.
+Statistics take a list of ladders and are dictionaries with `value`, `low`, `high`, `n` and, where they have one, `p`,
+as `Ledger.enter` takes them. Intervals redraw recipes within each ladder; where an optimum is used on other recipes
+than it was fitted to, the two halves are redrawn separately.
 
 The last part puts published networks into the same coordinates: EagleEye's ResNet-50 recipes and results of other
 authors. Paper 3's own tables are not available.
@@ -15,22 +15,35 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from lib import stats
+from lib import channels, models, stats
 from lib.channels import Groups
 from lib.spaces import measures, samplers, trials
 from lib.spaces.measures import Regime, best_of_k
 
 WINNERS, FEWEST_WINNERS = 0.05, 3  # share of a population that wins, and the fewest that have a median
-CONTROL = ["network", "dataset", "mode", "retraining"]
+CONTROL = ["name", "mode", "retraining", "images"]  # what a recipe and the dense network that it is compared with share
 RESAMPLES, SPLITS, REDRAWS = 1000, 20, 400
+RATES = np.linspace(-8, 8, 321)  # of the exponential form of the limit, in 1 / mCB
+
+
+def name_of(spec: dict) -> str:
+    """A dense network's name with its data set, and whether it was trained here."""
+    return f"{spec['network']}/{spec['dataset']}" + (", trained here" if spec["source"] == "trained" else "")
 
 
 def with_drops(rows: pd.DataFrame) -> pd.DataFrame:
-    """Finished rows of recipes with `drop` (validation), `test_drop`, `proxy_drop` in points, and `log_mcb`.
+    """Finished rows of recipes with `drop` (selection images), `test_drop`, `proxy_drop` in points, and `log_mcb`.
 
-    A drop is the accuracy of the dense control of the same network, retraining and seed, minus the recipe's own.
+    A drop is the accuracy of the dense control of the same network, schedule, length and seed of retraining, minus the
+    recipe's own. `name` is the network's, `images` the length of retraining, `recipe` the widths as a text.
     """
     rows = rows[rows["status"] == "done"].reset_index(drop=True)
+    rows["name"] = [name_of(spec) for spec in rows[["network", "dataset", "source"]].to_dict("records")]
+    rows["images"] = np.where(rows["mode"] == "none", 0, rows["train_images"] * rows["retraining_epochs"])
+    rows["recipe"] = [str(list(widths)) for widths in rows["widths"]]
+    if "what" not in rows:
+        rows["what"] = "inner"
+    rows["what"] = rows["what"].fillna("inner")
     accuracies = [name for name in ("validation_accuracy", "test_accuracy", "proxy_accuracy") if name in rows]
     controls = rows[rows["space"] == "dense"].groupby(CONTROL)[accuracies].mean()
     own = controls.reindex(pd.MultiIndex.from_frame(rows[CONTROL])).reset_index(drop=True)
@@ -39,71 +52,151 @@ def with_drops(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(log_mcb=np.log(rows["mcb"]), log_mcb_squared=np.log(rows["mcb"]) ** 2)
 
 
-def regimes(rows: pd.DataFrame, column: str = "drop") -> list[pd.DataFrame]:
-    """Recipes by kept share, the mildest regime first, with `drop` from a column, and `z`, drop over its spread."""
+def part(rows: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """The rows whose columns have these values."""
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows.reset_index(drop=True)
+
+
+def ladders(rows: pd.DataFrame, column: str = "drop") -> list[pd.DataFrame]:
+    """Recipes by kept share, the mildest first: `drop` is a column's mean over seeds, `z` is that over its spread."""
     tables = []
     for _, one in sorted(rows[rows["space"] != "dense"].groupby("kept"), reverse=True):
-        drop = one[column].to_numpy()
-        tables.append(one.assign(drop=drop, z=(drop - drop.mean()) / (drop.std() or 1)).reset_index(drop=True))
+        means = one.groupby("recipe", sort=False).mean(numeric_only=True).sort_values("log_mcb").reset_index()
+        drop = means[column].to_numpy()
+        z, first = (drop - drop.mean()) / (drop.std() or 1), one.drop_duplicates("recipe").set_index("recipe")
+        texts = {name: first.loc[means["recipe"], name].to_numpy() for name in ("widths", "name", "space")}
+        by_seed = one.sort_values("retraining").groupby("recipe")[column].agg(list).loc[means["recipe"]].to_numpy()
+        tables.append(means.assign(drop=drop, z=z, by_seed=by_seed, **texts))
     return tables
 
 
-def one_space(rows: pd.DataFrame, space: str, kept: float) -> pd.DataFrame:
-    """The recipes of one space in one regime."""
-    return rows[(rows["space"] == space) & (rows["kept"] == kept)].reset_index(drop=True)
-
-
-def refined_recipes(groups: Groups, kept: float, pool: np.ndarray, best: float, count: int) -> tuple[np.ndarray, float]:
-    """`count` recipes of the space refined around m* = `best`, and its mass, the share of a random pool (n, G) in it.
-
-    They come from the pool, or are constructed where it holds too few.
-    """
-    inside = measures.refined(groups, pool, best)
-    if inside.sum() >= count:
-        return pool[inside][:count], float(inside.mean())
-    return samplers.with_targets(groups, Regime(kept), [best] * count, seed=3), float(inside.mean())
-
-
 def optimum(table: pd.DataFrame) -> float:
-    """Log m*: the lowest point of the quadratic of drop on log mCB within the sampled range, maybe at an end of it."""
-    return float(stats.quadratic_minimum(*_arrays(table)))
+    """Log m*: the lowest point of the fitted curve of drop on log mCB in the sampled range, maybe at an end of it."""
+    return float(stats.curve_minimum(*_arrays(table)))
 
 
 def optimum_interval(table: pd.DataFrame) -> dict:
-    """m* of one regime with a bootstrap interval over recipes."""
+    """m* of one ladder with a bootstrap interval over recipes."""
     draws = np.exp(_redrawn_optima([table], seed=0)[:, 0])
     return stats.percentile_estimate(np.exp(optimum(table)), draws, len(table))
 
 
-def u_shape(tables: Sequence[pd.DataFrame]) -> dict:
-    """The smaller outward slope of drop on log mCB at the ends of its range, in sd of drop, by `stats.u_shape`."""
-    return stats.u_shape([_arrays(table, "z") for table in tables], seed=1, resamples=RESAMPLES)
+def two_lines(tables: Sequence[pd.DataFrame]) -> dict:
+    """The smaller outward slope of two lines of drop on log mCB, in sd of drop, by `stats.two_lines`.
+
+    Where recipes were retrained under several seeds, one places the break and another gives the lines.
+    """
+    samples = []
+    for table in tables:
+        by_seed = np.stack(table["by_seed"]).T
+        samples.append((table["log_mcb"].to_numpy(), (by_seed - by_seed.mean()) / (table["drop"].std(ddof=0) or 1)))
+    return stats.two_lines(samples)
 
 
-def pooled_optimum(tables: Sequence[pd.DataFrame]) -> dict:
-    """Log m*, the random-effects mean over regimes."""
-    values = np.array([optimum(table) for table in tables])
-    variances = np.maximum(_redrawn_optima(tables, seed=2).var(axis=0), 1e-6)
-    return stats.random_effects_mean(values, variances) | {"n": sum(map(len, tables))}
+def parabola(tables: Sequence[pd.DataFrame]) -> dict:
+    """The smaller of the two outward slopes of a parabola of drop on log mCB at the ends of its range, in sd of drop.
+
+    It is the mean over ladders. The interval redraws recipes; p is the larger of the two one-sided p-values.
+
+    Source: Lind and Mehlum 2010.
+    """
+
+    def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        u = x - x.mean(axis=-1, keepdims=True)
+        powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
+        normal = np.swapaxes(powers, -1, -2) @ powers + 1e-12 * np.eye(3)
+        _, b, a = np.moveaxis(np.linalg.solve(normal, np.swapaxes(powers, -1, -2) @ y[..., None])[..., 0], -1, 0)
+        return np.stack([-2 * a * u.min(axis=-1) - b, 2 * a * u.max(axis=-1) + b], axis=-1)
+
+    samples = [_arrays(table, "z") for table in tables]
+    rows = stats.redrawn_rows(*(len(x) for x, _ in samples), seed=1, resamples=RESAMPLES)
+    found = np.mean([slopes(x, y) for x, y in samples], axis=0)
+    draws = np.mean([slopes(x[row], y[row]) for (x, y), row in zip(samples, rows, strict=True)], axis=0)
+    p = float(scipy_stats.norm.sf(found / draws.std(axis=0)).max())
+    return stats.percentile_estimate(found.min(), draws.min(axis=1), sum(len(x) for x, _ in samples)) | {"p": p}
 
 
-def trend(tables: Sequence[pd.DataFrame]) -> dict:
-    """Slope of log m* on -log(kept): above 0, the optimum rises as pruning gets more aggressive."""
-    level = -np.log([table["kept"].iloc[0] for table in tables])
-    weights = (level - level.mean()) / ((level - level.mean()) ** 2).sum()
-    value = np.array([optimum(table) for table in tables]) @ weights
-    return stats.percentile_estimate(value, _redrawn_optima(tables, seed=3) @ weights, sum(map(len, tables)))
+def optimum_gain(rows: pd.DataFrame) -> dict:
+    """Points of test accuracy by which a recipe at m* beats the uniform one, mean over regimes and both seeds.
+
+    `rows` holds recipes with two seeds of retraining. The curve of `drop` of one seed places m*, and that of
+    `test_drop` of the other seed is read there and at mCB 1. The interval redraws recipes.
+    """
+    random, value, draws = np.random.default_rng(13), 0.0, np.zeros(REDRAWS)
+    regimes = [one for _, one in rows.groupby("kept")]
+    for one in regimes:
+        x, drop, test = (
+            one.pivot(index="recipe", columns="retraining", values=v) for v in ("log_mcb", "drop", "test_drop")
+        )
+        x, drop, test = x.iloc[:, 0].to_numpy(), drop.to_numpy().T, test.to_numpy().T
+
+        def gain(rows: np.ndarray, x=x, drop=drop, test=test) -> np.ndarray:
+            places, total = x[rows], 0.0
+            for a, b in ((0, 1), (1, 0)):
+                best = stats.curve_minimum(places, drop[a][rows])
+                at = np.stack([np.zeros_like(best), best], axis=-1)
+                uniform, chosen = np.moveaxis(stats.curve(places, test[b][rows], at), -1, 0)
+                total = total + (uniform - chosen) / 2
+            return total
+
+        value += float(gain(np.arange(len(x))[None])[0]) / len(regimes)
+        draws += gain(random.integers(len(x), size=(REDRAWS, len(x)))) / len(regimes)
+    return stats.percentile_estimate(value, draws, sum(one["recipe"].nunique() for one in regimes))
+
+
+def optima(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """A row for each ladder: its network, kept share, m* with interval, its standard error in log m, and the limit.
+
+    The standard error is at least that of a place between two neighbouring recipes.
+    """
+    rows = []
+    for table in tables:
+        x, _ = _arrays(table)
+        draws = _redrawn_optima([table], seed=2)[:, 0]
+        error = max(draws.std(), np.ptp(x) / (len(x) - 1) / np.sqrt(12))
+        low, high = np.exp(stats.percentile_interval(draws))
+        best = optimum(table)
+        inside = x.min() + 1e-9 < best < x.max() - 1e-9
+        row = {"name": table["name"].iloc[0], "space": table["space"].iloc[0], "kept": table["kept"].iloc[0]}
+        row |= {
+            "log_optimum": best,
+            "error": error,
+            "optimum": np.exp(best),
+            "low": low,
+            "high": high,
+            "inside": inside,
+        }
+        rows.append(row | {"limit": limit(table), "n": len(table)})
+    return pd.DataFrame(rows)
+
+
+def pooled_optimum(found: pd.DataFrame) -> dict:
+    """Log m*, the random-effects mean over the ladders of `optima`."""
+    mean = stats.random_effects_mean(found["log_optimum"].to_numpy(), found["error"].to_numpy() ** 2)
+    return mean | {"n": len(found)}
+
+
+def trend(rows: pd.DataFrame) -> dict:
+    """Slope of log m* on -log(kept share), each regime and seed of retraining a point; above 0, the optimum rises."""
+    kept, best = [], []
+    for _, one in rows.groupby("retraining"):
+        for table in ladders(one):
+            kept.append(table["kept"].iloc[0])
+            best.append(optimum(table))
+    return stats.slope_estimate(-np.log(kept), np.array(best))
 
 
 def winners(tables: Sequence[pd.DataFrame], exchanges: int = 499) -> dict:
-    """How much nearer winners are than the whole population to an optimum fitted to other recipes; log units.
+    """How much nearer winners are than all recipes to an optimum fitted to other recipes; log units.
 
     Median |log mCB - log m*| of the winners of one half minus that of the whole half, m* from the other half, mean
-    over regimes and over splits; below 0, winners are nearer. p comes from `exchanges` of drops within regimes.
+    over ladders and over splits; below 0, winners are nearer. p comes from `exchanges` of drops within ladders.
     """
 
     def nearer(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        distance = np.abs(x - stats.quadratic_minimum(fit_x, fit_y)[:, None])
+        distance = np.abs(x - stats.curve_minimum(fit_x, fit_y)[:, None])
         best = np.take_along_axis(distance, np.argsort(y, axis=1, kind="stable")[:, : win_count(x.shape[1])], axis=1)
         return np.median(best, axis=1) - np.median(distance, axis=1)
 
@@ -129,13 +222,14 @@ def win_count(n: int) -> int:
 
 
 def deviation_gain(tables: Sequence[pd.DataFrame]) -> dict:
-    """Share of the out-of-sample squared error within regimes that |log mCB - log m*| removes; m* of other recipes."""
+    """Share of the out-of-sample squared error within ladders that |log mCB - log m*| removes; m* of other recipes."""
 
     def errors(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        best = stats.quadratic_minimum(fit_x, fit_y)[:, None]
+        best = stats.curve_minimum(fit_x, fit_y)[:, None]
         old, new, mean = np.abs(fit_x - best), np.abs(x - best), fit_y.mean(axis=1, keepdims=True)
         centred = old - old.mean(axis=1, keepdims=True)
-        slope = (centred * fit_y).sum(axis=1, keepdims=True) / (centred**2).sum(axis=1, keepdims=True)
+        spread = np.maximum((centred**2).sum(axis=1, keepdims=True), 1e-12)  # a redrawn half may hold one recipe alone
+        slope = (centred * fit_y).sum(axis=1, keepdims=True) / spread
         residual = y - mean - slope * (new - old.mean(axis=1, keepdims=True))
         return np.stack([(residual**2).sum(axis=1), ((y - mean) ** 2).sum(axis=1)], axis=1)
 
@@ -183,45 +277,85 @@ def spread_table(spread: dict[float, Sequence[pd.DataFrame]], asked: Sequence[fl
 
 
 def limit(table: pd.DataFrame) -> float:
-    """The limit of a regime: the 5 % quantile of its drops, not the minimum, which falls with n."""
-    return float(np.quantile(table["drop"], WINNERS))
+    """The limit of a regime: the lowest point of the fitted curve of drop on log mCB, in points."""
+    x, y = _arrays(table)
+    return float(stats.curve(x, y, np.array([optimum(table)]))[0])
 
 
-def left_out_errors(limits: np.ndarray, best: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    """Leave-one-regime-out errors of limits (points) and of log m*, from a constant, from log(kept), from log m*."""
-    level, left_out = np.log(kept), stats.leave_one_out_error
-    errors = {"constant": left_out(limits), "level": left_out(limits, level), "optimum": left_out(limits, best)}
-    return errors | {"optimum, constant": left_out(best), "optimum, level": left_out(best, level)}
+def law_errors(found: pd.DataFrame, main: str) -> pd.DataFrame:
+    """Root mean square errors (points) of forms that predict the limit of ladders that did not help to fit them.
+
+    `found` comes from `optima`. "left out" predicts each ladder from all others, "other networks" those of other
+    networks from the ladders of `main`. The forms are (a) a + b log m*, (b) a + b (m* - 1), (c) a exp(b m*), (d) a +
+    b log c of the kept share c, and a constant.
+
+    Source: paper 3's C4, whose form is unknown.
+    """
+    own = (found["name"] == main).to_numpy()
+    table = {}
+    for form in ("a + b log m*", "a + b (m* - 1)", "a exp(b m*)", "a + b log c", "constant"):
+        each = [_predicted(form, found.drop(index), found.loc[[index]])[0] for index in found.index]
+        errors = {"left out": np.array(each) - found["limit"].to_numpy()}
+        if not own.all() and own.sum() > 2:
+            errors["other networks"] = _predicted(form, found[own], found[~own]) - found["limit"].to_numpy()[~own]
+        table[form] = {name: float(np.sqrt((error**2).mean())) for name, error in errors.items()}
+    return pd.DataFrame(table).T
 
 
 def error_ratio(tables: Sequence[pd.DataFrame], model: str, reference: str) -> dict:
-    """Ratio of two of `left_out_errors`; below 1 the model predicts regimes that it has not seen better."""
-    limits, best = [[limit(table) for table in tables]], [[optimum(table) for table in tables]]  # found, then redrawn
+    """Ratio of the left-out errors of two forms of the limit: "optimum" (a), "level" (d) or "constant".
+
+    Below 1 the model predicts ladders that it has not seen better. The interval redraws recipes within ladders.
+    """
     rows = stats.redrawn_rows(*map(len, tables), seed=6, resamples=REDRAWS)
-    drawn = [(x[row], y[row]) for (x, y), row in zip(map(_arrays, tables), rows, strict=True)]
-    limits = np.vstack([limits, np.transpose([np.quantile(y, WINNERS, axis=1) for _, y in drawn])])
-    best = np.vstack([best, np.transpose([stats.quadratic_minimum(x, y) for x, y in drawn])])
-    kept = np.array([table["kept"].iloc[0] for table in tables])
-    errors = [left_out_errors(*pair, kept) for pair in zip(limits, best, strict=True)]
-    value, *draws = (one[model] / max(one[reference], 1e-9) for one in errors)
+    limits, best = [], []
+    for (x, y), row in zip(map(_arrays, tables), rows, strict=True):
+        x, y = (np.vstack([values[None], values[row]]) for values in (x, y))  # found, then redrawn
+        best.append(stats.curve_minimum(x, y))
+        limits.append(stats.curve(x, y, best[-1][:, None])[:, 0])
+    level = np.log([table["kept"].iloc[0] for table in tables])
+
+    def ratio(limit: np.ndarray, place: np.ndarray) -> float:
+        predictors = {"constant": (), "level": (level,), "optimum": (place,)}
+        errors = [stats.leave_one_out_error(limit, *predictors[name]) for name in (model, reference)]
+        return errors[0] / max(errors[1], 1e-9)
+
+    value, *draws = (ratio(*pair) for pair in zip(np.transpose(limits), np.transpose(best), strict=True))
     return stats.percentile_estimate(value, draws, len(tables))
 
 
-def best_of_k_gain(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame]], k: int, price: int = 0) -> dict:
-    """Points of test accuracy that the best of k refined recipes gains over the best initial ones; mean over pairs.
+def best_of_k_gain(initial: pd.DataFrame, refined: pd.DataFrame, k: int, price: int = 0) -> dict:
+    """Points of test accuracy that the best of k refined recipes gains over the best initial ones.
 
-    `pairs` holds (initial, refined), with `drop` on validation images, which selects, and `test_drop`. `price` is the
-    number of recipes that were needed to find m*: the rival is the best of k + price initial recipes, at most the best
-    retrained one. The interval is recentred: redrawing loses the best recipe of a space in a third of the draws.
+    Both have `drop` on validation images, which selects, and `test_drop`. `price` is the number of recipes that were
+    needed to find m*: the rival is the best of k + price initial recipes, at most the best retrained one. The interval
+    is recentred: redrawing loses the best recipe of a space in a third of the draws.
     """
 
     def gain(samples: Sequence[np.ndarray]) -> float:
-        tries = [k + price, k] * len(pairs)
-        best = [best_of_k(*sample.T, [count])[0] for sample, count in zip(samples, tries, strict=True)]
-        return float(np.mean(np.array(best[::2]) - np.array(best[1::2])))
+        rival, best = (best_of_k(*one.T, [n])[0] for one, n in zip(samples, (k + price, k), strict=True))
+        return float(rival - best)
 
-    samples = [part[["drop", "test_drop"]].to_numpy() for pair in pairs for part in pair]
+    samples = [one[["drop", "test_drop"]].to_numpy() for one in (initial, refined)]
     return stats.stratified_bootstrap(gain, samples, seed=8, resamples=REDRAWS, recentred=True)
+
+
+def redrawn_winners(table: pd.DataFrame, k: int, redraws: int, seed: int) -> list[list[int]]:
+    """The widths of the best of k recipes by `drop`, for each of some redraws of k different recipes of a space."""
+    random = np.random.default_rng(seed)
+    drawn = [table.iloc[random.choice(len(table), k, replace=False)] for _ in range(redraws)]
+    return [list(one.loc[one["drop"].idxmin(), "widths"]) for one in drawn]
+
+
+def transfer_gain(ladder: pd.DataFrame, log_mcb: np.ndarray, best: float) -> float:
+    """Points that knowing log m* = `best` saves on a ladder: its mean test drop over a population's log mCB minus that.
+
+    Drops are read on the fitted curve; a place outside the ladder's range counts as its end.
+    """
+    x, y = _arrays(ladder, "test_drop")
+    places = np.clip(np.append(log_mcb, best), x.min(), x.max())
+    fitted = stats.curve(x, y, places)
+    return float(fitted[:-1].mean() - fitted[-1])
 
 
 def common_share(selection: pd.DataFrame, report: pd.DataFrame) -> dict:
@@ -260,9 +394,9 @@ def proxy_agreement(tables: Sequence[pd.DataFrame]) -> dict:
 
 
 def prediction_gain(tables: Sequence[pd.DataFrame], features: Sequence[str], beyond: Sequence[str] = ()) -> dict:
-    """Share of the cross-validated squared error of drop within regimes that features remove, on top of others."""
+    """Share of the cross-validated squared error of drop within ladders that features remove, on top of others."""
     samples = [(table[[*beyond, *features]].to_numpy(), table["z"].to_numpy()) for table in tables]
-    return stats.cross_validated_gain(samples, len(beyond), seed=11, resamples=REDRAWS)
+    return stats.cross_validated_gain(samples, len(beyond), seed=11)
 
 
 def contest(rows: pd.DataFrame, champion: str, rivals: Sequence[str]) -> dict:
@@ -284,11 +418,27 @@ def _arrays(table: pd.DataFrame, column: str = "drop") -> tuple[np.ndarray, np.n
     return table["log_mcb"].to_numpy(dtype=float), table[column].to_numpy(dtype=float)
 
 
+def _predicted(form: str, known: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
+    """Limits of the ladders `asked` by a form of `law_errors`, fitted to `known` by least squares."""
+    limits = known["limit"].to_numpy()
+    if form == "a exp(b m*)":
+        powers = np.exp(RATES[:, None] * known["optimum"].to_numpy())
+        factors = (powers @ limits) / (powers**2).sum(axis=1)
+        chosen = ((limits - factors[:, None] * powers) ** 2).sum(axis=1).argmin()
+        return factors[chosen] * np.exp(RATES[chosen] * asked["optimum"].to_numpy())
+    column = {"a + b log m*": "log_optimum", "a + b (m* - 1)": "optimum", "a + b log c": "kept"}.get(form)
+    if column is None:
+        return np.full(len(asked), limits.mean())
+    x, at = (np.log(one[column]) if column == "kept" else one[column] for one in (known, asked))
+    slope, start = np.polyfit(x, limits, 1) if np.ptp(x) > 0 else (0.0, limits.mean())
+    return start + slope * at.to_numpy()
+
+
 def _redrawn_optima(tables: Sequence[pd.DataFrame], seed: int) -> np.ndarray:
-    """Bootstrap draws (RESAMPLES, regimes) of log m*."""
+    """Bootstrap draws (RESAMPLES, ladders) of log m*."""
     rows = stats.redrawn_rows(*map(len, tables), seed=seed, resamples=RESAMPLES)
     pairs = zip(map(_arrays, tables), rows, strict=True)
-    return np.stack([stats.quadratic_minimum(x[row], y[row]) for (x, y), row in pairs], axis=1)
+    return np.stack([stats.curve_minimum(x[row], y[row]) for (x, y), row in pairs], axis=1)
 
 
 def _over_halves(
@@ -332,6 +482,26 @@ RESULTS = [
     ("ABCPruner", "resnet110", "cifar10", 89.87 / 257.08, 0.56 / 1.727962, 93.58),
     ("ABCPruner", "vgg16", "cifar10", 82.81 / 314.59, 1.67 / 14.724042, 93.08),
 ]
+
+
+def shape_of(title: str, network: str, size: int, options: dict, kept: float = 0.5) -> dict:
+    """An architecture's pruning space at one kept share of MACs, without weights: counts, and what mCB it can reach.
+
+    `options` is what `models.build` takes besides name and image size. Returns counts, the feasible range of mCB
+    (`lowest`, `highest`), the middle 95 % of 500 random recipes, the `uniform` recipe's, and the shares of MACs and of
+    parameters that no recipe can remove.
+    """
+    groups, regime = channels.find(models.build(network, size=size, **options), size), Regime(kept)
+    macs, parameters = channels.count(groups, groups.dense)
+    lowest, highest = samplers.feasible_range(groups, regime)
+    drawn = measures.sample_recipes(groups, regime, 500, seed=0).widths
+    low, high = np.quantile(measures.mean_computation_budget(groups, drawn), [0.025, 0.975])
+    widths = np.maximum(groups.dense * (1 - measures.uniform_ratio(groups, regime)), 1.0)
+    constants = groups.polynomials[0]
+    row = {"network": title, "groups": len(groups), "macs": int(macs), "parameters": int(parameters)}
+    row |= {"macs_per_parameter": macs / parameters, "lowest": lowest, "highest": highest, "random_low": low}
+    row |= {"random_high": high, "uniform": float(measures.mean_computation_budget(groups, widths))}
+    return row | {"fixed_macs": constants[0] / macs, "fixed_parameters": constants[1] / parameters}
 
 
 def eagleeye_groups() -> Groups:

@@ -13,17 +13,13 @@ from lib.channels import Groups
 from lib.spaces import measures
 from lib.spaces.analysis import winning
 
-COLOURS = {"initial": figures.PALETTE[0], "designed": figures.PALETTE[1], "refined": figures.PALETTE[4]}
+COLOURS = {"random": figures.PALETTE[0], "ladder": figures.PALETTE[1], "refined": figures.PALETTE[4]}
+COLOURS |= {"first design": figures.PALETTE[2], "initial": figures.PALETTE[0]}
 MCB_TICKS = (0.5, 0.6, 0.7, 0.85, 1, 1.2, 1.5, 2, 2.8)
 EQUIVALENT = {"color": "#e3e3e3", "zorder": 0}  # the band of 10 % around mCB 1
 SHADES = (0.1, 0.8)  # part of the colour map for the kept shares
 SHARE_TICKS = {"ylim": (-0.02, 1.02), "yticks": [0, 0.25, 0.5, 0.75, 1]}  # of a distribution function
-
-
-def shaded(tables: Sequence[pd.DataFrame]) -> list[tuple[float, tuple, pd.DataFrame]]:
-    """Kept share, colour and table of each regime."""
-    colours = figures.shades([table["kept"].iloc[0] for table in tables], *SHADES)
-    return [(*pair, table) for pair, table in zip(colours.items(), tables, strict=True)]
+ACCURACY = "test accuracy (%)"
 
 
 def mcb_axis(axis: Axes, title: str, ticks: Sequence[float] = MCB_TICKS) -> None:
@@ -44,6 +40,33 @@ def edf_step(axis: Axes, drops: Sequence[float], colour, label: str, band: bool 
         axis.fill_between(x, *stats.dkw_band(n), step="post", color=colour, alpha=0.12, lw=0)
 
 
+def climb(axis: Axes, table: pd.DataFrame, colour, label: str, low: bool = True) -> None:
+    """The drops of a ladder, the fitted curve, and a star at its lowest point."""
+    x, y = table["log_mcb"].to_numpy(), table["drop"].to_numpy()
+    places = np.linspace(x.min(), x.max(), 100)
+    axis.plot(np.exp(x), y, "o", ms=4, color=colour, label=label)
+    axis.plot(np.exp(places), stats.curve(x, y, places), color=colour)
+    if low:
+        best = stats.curve_minimum(x, y)
+        axis.plot(np.exp(best), stats.curve(x, y, np.array([best])), "*", ms=13, color=colour, mec="k", zorder=3)
+
+
+def samplings(tables: Sequence[pd.DataFrame], slopes: Sequence[dict], title: str) -> Figure:
+    """Drop against mCB of three samples of one network's recipes, each with the p of the two-lines test."""
+    figure, axes = _row(3, sharey=True, sharex=True)
+    for axis, one, slope in zip(axes, tables, slopes, strict=True):
+        name = one["space"].iloc[0]
+        climb(axis, one, COLOURS[name], name)
+        axis.text(0.97, 0.04, f"two lines: p = {slope['p']:.2f}", ha="right", size=8)
+        axis.texts[-1].set_transform(axis.transAxes)
+    for axis, one in zip(axes, tables, strict=True):
+        title_of = f"{one['space'].iloc[0]}, n = {len(one)}\nmean STD {one['std'].mean():.2f}"
+        mcb_axis(axis, title_of, (0.5, 0.7, 1, 1.4, 2, 2.8))
+    axes[0].set_ylabel("drop (points)")
+    figure.suptitle(title)
+    return figure
+
+
 def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]) -> Figure:
     """STD against mCB of each space's recipes, a panel for each regime, with the ends of the feasible range."""
     figure, axes = _row(len(feasible), sharey=True, sharex=True)
@@ -56,6 +79,25 @@ def populations(frames: pd.DataFrame, feasible: dict[float, tuple[float, float]]
         mcb_axis(axis, f"{share:.0%} of MACs kept", (0.5, 0.7, 1, 1.4, 2, 2.8))
     axes[0].set_ylabel("STD of the pruned shares")
     _legend_above(figure)
+    return figure
+
+
+def rungs(groups: Groups, widths: np.ndarray) -> Figure:
+    """The kept share of every group in each recipe of a ladder (n, G), as a map."""
+    figure, axis = plt.subplots(figsize=(10, 0.9 + 0.24 * len(groups)))
+    mcb = measures.mean_computation_budget(groups, widths)
+    image = axis.imshow((widths / groups.dense).T, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none")
+    axis.set_xticks(range(len(widths)), [f"{value:.2f}" for value in mcb], fontsize=8)
+    axis.set_yticks(
+        range(len(groups)), [f"{n} ({area})" for n, area in zip(groups.names, groups.area, strict=True)], fontsize=8
+    )
+    axis.set(xlabel="mCB of the recipe (dense = 1)", title="kept share of each group; in brackets its pixels")
+    for place, row in enumerate(widths):
+        for group, width in enumerate(row):
+            bright = width / groups.dense[group] > 0.6
+            axis.text(place, group, str(width), ha="center", va="center", size=7, color="k" if bright else "w")
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, pad=0.01)
     return figure
 
 
@@ -81,70 +123,124 @@ def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figu
     return figure
 
 
-def edfs(tables: Sequence[pd.DataFrame]) -> Figure:
-    """EDF of the drop of each regime with its band; dashed with kept parameters made uniform over five bins (NDS)."""
-    figure, axis = plt.subplots(figsize=(8, 3.6))
-    for share, colour, one in shaded(tables):
-        edf_step(axis, one["drop"], colour, f"{share:.0%} of MACs kept")
-        x = np.sort(one["drop"])
-        weighted = measures.edf(one["drop"], measures.complexity_weights(one["kept_parameters"], 5))
-        axis.step(x, weighted(np.nextafter(x, np.inf)), "--", where="post", color=colour)
-    axis.set(xlabel="drop after fine-tuning (points)", ylabel="share of recipes below", **SHARE_TICKS)
-    axis.set_title("random recipes; dashed: kept parameters made uniform")
-    _legend_above(figure)
-    return figure
-
-
-def noise(by_seed: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.DataFrame], icc: float) -> Figure:
-    """Drops by seed, ranks by schedule, test drops after retraining against drops before."""
+def noise(epoch: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> Figure:
+    """Drops under one seed against those under another, ranks by schedule, drops after against before retraining."""
     figure, axes = _row(3)
-    order = by_seed.mean(axis=1).sort_values().index
-    places, style = np.arange(1, len(order) + 1), {"ms": 4, "color": figures.PALETTE[0], "alpha": 0.7}
-    for seed in by_seed:
-        axes[0].plot(places, by_seed.loc[order, seed], "o", **style)
-    axes[0].set(xlabel="recipe, by mean drop", ylabel="drop (points)")
-    axes[0].set_title(f"{by_seed.shape[1]} seeds: ICC {icc:.2f}")
+    for share, colour, _ in shaded(tables):
+        by_seed = epoch[epoch["kept"] == share].pivot(index="recipe", columns="retraining", values="drop")
+        axes[0].plot(by_seed[0], by_seed[1], "o", ms=4, color=colour, label=f"{share:.0%}")
+    ends = [epoch["drop"].min(), epoch["drop"].max()]
+    axes[0].plot(ends, ends, **figures.NULL)
+    axes[0].set(xlabel="drop, seed 0 (points)", ylabel="drop, seed 1 (points)", title="two seeds of retraining")
+    axes[0].legend(title="MACs kept")
     for mode, colour in (("rewind", figures.PALETTE[1]), ("scratch", figures.PALETTE[2])):
         axes[1].plot(by_mode["finetune"].rank(), by_mode[mode].rank(), "o", color=colour, label=mode)
     ends = (0.5, len(by_mode) + 0.5)
     axes[1].plot(ends, ends, **figures.NULL, label="alike")
     axes[1].set(xlabel="rank after fine-tuning", ylabel="rank after the other", title=f"schedules, n = {len(by_mode)}")
-    for axis in (axes[0].xaxis, axes[1].xaxis, axes[1].yaxis):
+    for axis in (axes[1].xaxis, axes[1].yaxis):
         axis.set_major_locator(plt.MaxNLocator(6, integer=True))
-    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0.2, columnspacing=0.8)
+    axes[1].legend()
     for share, colour, one in shaded(tables):
-        label = f"{share:.0%}, n = {len(one)}"
-        axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=label)
+        axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=f"{share:.0%}")
     axes[2].set(xlabel="drop before retraining (points)", ylabel="test drop after it (points)", title="the proxy")
-    axes[2].legend(title="MACs kept")
     return figure
 
 
-def optima(final: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float, dict]) -> Figure:
-    """Drop against mCB by regime, the parabola of the designed sample, and the 95 % interval of its lowest point."""
+def optima(epoch: pd.DataFrame, tables: Sequence[pd.DataFrame], best: dict[float, dict]) -> Figure:
+    """Drop against mCB by regime: dots of both seeds, the curve of their means, the interval of its lowest point."""
     figure, axes = _row(len(tables))
-    for axis, (share, place), one in zip(axes, best.items(), tables, strict=True):
-        random = final[(final["space"] == "initial") & (final["kept"] == share)]
-        for name, part in (("initial", random), ("designed", one)):
-            axis.scatter(part["mcb"], part["drop"], s=14, color=COLOURS[name], label=f"{name}, n = {len(part)}")
-        _parabola(axis, one, 1)
-        label = "lowest point of the fit, 95 % bootstrap"
-        axis.axvspan(place["low"], place["high"], color=COLOURS["designed"], alpha=0.15, lw=0, label=label)
+    for axis, (share, colour, one) in zip(axes, shaded(tables), strict=True):
+        for seed, dots in epoch[epoch["kept"] == share].groupby("retraining"):
+            axis.plot(
+                dots["mcb"], dots["drop"], "ox"[seed % 2], ms=4, mfc="none", color="#94a4a2", label=f"seed {seed}"
+            )
+        climb(axis, one, colour, "mean of the seeds")
+        label = "lowest point of the curve, 95 % bootstrap"
+        axis.axvspan(best[share]["low"], best[share]["high"], color=colour, alpha=0.15, lw=0, label=label)
         mcb_axis(axis, f"{share:.0%} of MACs kept")
-    axes[0].set_ylabel("drop after fine-tuning (points)")
+    axes[0].set_ylabel("drop (points)")
     _legend_above(figure)
     return figure
 
 
+def lengths(tables: dict[int, pd.DataFrame], title: str) -> tuple[Figure, pd.DataFrame]:
+    """Drop against mCB after retrainings of different length (images), and m* against the length."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.5, 1])
+    rows, tones = [], plt.cm.viridis(np.linspace(0.85, 0.1, len(tables)))
+    for (images, one), tone in zip(tables.items(), tones, strict=True):
+        climb(left, one, tone, f"{images:,} images")
+        draws = stats.redrawn_rows(len(one), seed=0, resamples=1000)[0]
+        x, y = (one[name].to_numpy() for name in ("log_mcb", "drop"))
+        low, high = np.exp(stats.percentile_interval(stats.curve_minimum(x[draws], y[draws])))
+        best = float(np.exp(stats.curve_minimum(x, y)))
+        right.errorbar(
+            images, best, [[best - min(low, best)], [max(high, best) - best]], fmt="*", ms=11, color=tone, capsize=3
+        )
+        rows.append({"images": images, "optimum": best, "low": low, "high": high, "n": len(one)})
+    mcb_axis(left, title)
+    left.set_ylabel("drop (points)")
+    left.legend()
+    right.axhline(1, **figures.NULL)
+    right.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
+    right.set(xscale="log", xlabel="images of retraining", ylabel="m*, in mCB; bars: 95 % bootstrap")
+    right.set_xticks(list(tables), [f"{images:,}" for images in tables], fontsize=8)
+    right.xaxis.set_minor_formatter(plt.NullFormatter())
+    return figure, pd.DataFrame(rows)
+
+
+def factors(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Drop against mCB of ladders with and without scatter and a floor on the smallest kept share."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    for (name, one), colour in zip(tables.items(), figures.PALETTE[1:], strict=False):
+        climb(axis, one, colour, f"{name}, n = {len(one)}")
+    mcb_axis(axis, "")
+    axis.set_ylabel("drop (points)")
+    axis.legend()
+    return figure
+
+
+def places(found: pd.DataFrame, pooled: dict) -> Figure:
+    """m* of every ladder with its 95 % interval, and their mean; hollow where it is an end of the sampled range."""
+    figure, axis = plt.subplots(figsize=(9, 1.4 + 0.27 * len(found)))
+    height = np.arange(len(found))
+    for place, (_, one) in zip(height, found.iterrows(), strict=True):
+        colour = figures.PALETTE[0]
+        axis.plot([one["low"], one["high"]], [place] * 2, color=colour)
+        axis.plot(one["optimum"], place, "o", color=colour, mfc=colour if one["inside"] else "w")
+    low, value, high = np.exp([pooled["low"], pooled["value"], pooled["high"]])
+    axis.plot([low, high], [len(found)] * 2, color="k")
+    axis.plot(value, len(found), "D", color="k")
+    labels = [f"{one['name']}, {one['kept']:.0%}, n = {one['n']}" for _, one in found.iterrows()]
+    axis.set_yticks([*height, len(found)], [*labels, "random-effects mean"], fontsize=8)
+    axis.invert_yaxis()
+    axis.axvspan(1 / 1.1, 1.1, **EQUIVALENT)
+    mcb_axis(axis, "m* of each ladder; bars: 95 % bootstrap, grey: 10 % around 1")
+    return figure
+
+
+def kinds(tables: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Drop against mCB of ladders of filters, of streams too, and of single weights, at equal MACs."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    for (name, one), colour in zip(
+        tables.items(), (figures.PALETTE[1], figures.PALETTE[3], figures.PALETTE[0]), strict=True
+    ):
+        climb(axis, one, colour, f"{name}, n = {len(one)}")
+    mcb_axis(axis, title)
+    axis.set_ylabel("drop (points)")
+    axis.legend()
+    return figure
+
+
 def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
-    """Drop against kept MACs of recipes that keep one share of the parameters, with the parabola in log mCB."""
+    """Drop against kept MACs of recipes that keep one share of the parameters."""
     figure, axis = plt.subplots(figsize=(6, 3.6))
-    style = {"s": 16, "color": COLOURS["designed"], "label": f"designed, n = {len(table)}"}
-    axis.scatter(100 * table["kept_macs"], table["drop"], **style)
-    _parabola(axis, table, 100 * share)
+    x, y = table["log_mcb"].to_numpy(), table["drop"].to_numpy()
+    places = np.linspace(x.min(), x.max(), 100)
+    axis.plot(100 * table["kept_macs"], y, "o", color=COLOURS["ladder"], label=f"ladder, n = {len(table)}")
+    axis.plot(100 * share * np.exp(places), stats.curve(x, y, places), color=COLOURS["ladder"])
     axis.axvline(100 * share, **figures.NULL, label="mCB 1")
-    axis.set(xlabel="MACs kept (%)", ylabel="drop after fine-tuning (points)")
-    axis.set_title(f"{share:.0%} of parameters kept")
+    axis.set(xlabel="MACs kept (%)", ylabel="drop (points)", title=f"{share:.0%} of parameters kept")
     axis.legend()
     return figure
 
@@ -168,31 +264,21 @@ def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     return figure, pd.concat(frames)
 
 
-def winners(final: pd.DataFrame, best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
-    """MCB of all recipes and winners by space and regime; the lowest point m* of each fit in the sampled range."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), width_ratios=[1.6, 1])
-    frames, colours, labels = [], figures.shades(list(best), *SHADES), {}
-    for share, place in best.items():
-        for name in ("initial", "designed"):
-            part = final[(final["space"] == name) & (final["kept"] == share)].reset_index(drop=True)
-            won, height = part.index.isin(winning(part["drop"])), len(labels)
-            left.plot(part["mcb"], np.full(len(part), height), "|", ms=11, color=COLOURS[name], alpha=0.7)
-            left.plot(part["mcb"][won], np.full(won.sum(), height), "v", ms=7, color="k", mfc="none")
-            labels[height] = f"{share:.0%} {name}, {won.sum()} of {len(part)}"
-            frames.append(part.assign(won=won)[["kept", "space", "mcb", "drop", "won"]])
-        right.plot([100 * share] * 2, [part["mcb"].min(), part["mcb"].max()], color="#c8c8c8", lw=6, zorder=1)
-        right.errorbar(100 * share, place["value"], _reach(place), fmt="o", color=colours[share], capsize=4)
-    left.set_yticks(list(labels), labels.values())
-    left.set_ylim(len(labels) - 0.4, -0.6)
-    mcb_axis(left, "every recipe; triangles are the winners", (0.6, 0.7, 0.85, 1, 1.2, 1.5, 2))
-    right.axhline(1, **figures.NULL)
-    right.axhspan(1 / 1.1, 1.1, **EQUIVALENT)
-    right.margins(x=0.2)
-    right.invert_xaxis()
-    right.set(xlabel="MACs kept (%)", ylabel="m*, in mCB", title="lowest point of the fit")
-    key = "grey bar: sampled range\nthin bar: 95 % bootstrap"
-    right.text(0.02, 0.98, key, transform=right.transAxes, va="top", size=8)
-    right.set_ylim(top=right.get_ylim()[1] * 1.12)
+def winners(spaces: dict[str, pd.DataFrame], best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
+    """MCB of all recipes and winners of each space, and the lowest point of the ladder in its regime."""
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.5 * len(spaces)))
+    frames, labels = [], []
+    for height, (label, table) in enumerate(spaces.items()):
+        won, colour = table.index.isin(winning(table["drop"])), COLOURS[table["space"].iloc[0]]
+        place = best.get(table["kept"].iloc[0])
+        axis.plot([place["low"], place["high"]], [height] * 2, color="#e3e3e3", lw=12, solid_capstyle="butt", zorder=0)
+        axis.plot(table["mcb"], np.full(len(table), height), "|", ms=11, color=colour)
+        axis.plot(table["mcb"][won], np.full(won.sum(), height), "v", ms=7, color="k", mfc="none")
+        labels.append(f"{label}, {won.sum()} of {len(table)}")
+        frames.append(table.assign(label=label, won=won)[["label", "kept", "mcb", "drop", "won"]])
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    mcb_axis(axis, "every recipe; triangles: winners; grey: 95 % interval of m*")
     return figure, pd.concat(frames)
 
 
@@ -209,51 +295,95 @@ def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -
     return figure
 
 
-def limits(kept: np.ndarray, values: np.ndarray, places: Sequence[dict]) -> Figure:
-    """The limit of each regime by its kept share, and by the lowest point m* of its fit with 95 % interval."""
+def law(found: pd.DataFrame, main: str) -> Figure:
+    """The limit of each ladder by its kept share and by its m*; the main network is filled."""
     figure, axes = _row(2, sharey=True)
-    for (share, colour), y, place in zip(figures.shades(kept, *SHADES).items(), values, places, strict=True):
-        axes[0].plot(100 * share, y, "o", ms=7, color=colour)
-        style = {"fmt": "o", "color": colour, "capsize": 3, "label": f"{share:.0%}"}
-        axes[1].errorbar(place["value"], y, xerr=_reach(place), **style)
+    for axis, column, scale in ((axes[0], "kept", 100), (axes[1], "optimum", 1)):
+        for name, one in found.groupby("name", sort=False):
+            own = name == main
+            style = {"color": "k", "label": name} if own else {"label": name, "mfc": "none"}
+            axis.plot(scale * one[column], one["limit"], "o" if own else "s", ms=6 if own else 5, **style)
     axes[0].invert_xaxis()
-    axes[0].set(xlabel="MACs kept (%)", ylabel="limit: 5 % quantile of drop (points)", title="by kept share")
-    mcb_axis(axes[1], f"by m*, {len(kept)} regimes")
-    axes[1].set_xlabel("m*, in mCB (dense = 1); bars: 95 % bootstrap")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", title="MACs kept")
+    axes[0].set(xlabel="MACs kept (%)", ylabel="limit: lowest fitted drop (points)", title="by kept share")
+    mcb_axis(axes[1], "by m*")
+    axes[1].set_xlabel("m*, in mCB (dense = 1)")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 
 
-def refined(pairs: dict[float, tuple[pd.DataFrame, pd.DataFrame]], ks: np.ndarray) -> tuple[Figure, pd.DataFrame]:
-    """EDFs of test drops in the initial and the refined space, and the expected best of k, a column for each regime."""
-    figure, axes = plt.subplots(2, len(pairs), figsize=(10, 6), squeeze=False)
+def refined(pair: tuple[pd.DataFrame, pd.DataFrame], ks: np.ndarray, title: str) -> tuple[Figure, pd.DataFrame]:
+    """EDFs of test drops in the initial and the refined space, and the expected best of k."""
+    figure, (left, right) = _row(2)
     frames = []
-    for (above, below), (share, pair) in zip(axes.T, pairs.items(), strict=True):
-        for name, one in zip(("initial", "refined"), pair, strict=True):
-            edf_step(above, one["test_drop"], COLOURS[name], name)
-            curve = measures.best_of_k(one["drop"], one["test_drop"], ks)
-            below.plot(ks, curve, "o-", ms=4, color=COLOURS[name])
-            frames.append(pd.DataFrame({"kept": share, "space": name, "k": ks, "best": curve}))
-        above.set(title=f"{share:.0%} of MACs kept", xlabel="drop on test images (points)", **SHARE_TICKS)
-        below.set(xlabel="k, retrained recipes to choose from")
-    axes[0, 0].set_ylabel("share of recipes below")
-    axes[1, 0].set_ylabel("expected test drop of\nthe best of k (points)")
+    for name, one in zip(("initial", "refined"), pair, strict=True):
+        edf_step(left, one["test_drop"], COLOURS[name], name)
+        best = measures.best_of_k(one["drop"], one["test_drop"], ks)
+        right.plot(ks, best, "o-", ms=4, color=COLOURS[name])
+        frames.append(pd.DataFrame({"space": name, "k": ks, "best": best}))
+    left.set(title=title, xlabel="drop on test images (points)", ylabel="share of recipes below", **SHARE_TICKS)
+    right.set(xlabel="k, retrained recipes to choose from", ylabel="expected test drop of\nthe best of k (points)")
     _legend_above(figure)
     return figure, pd.concat(frames)
 
 
 def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
-    """Test accuracy of contestants, a dot for each seed, mean and 95 % t interval; dotted: mean of uniform pruning."""
-    figure, axis = plt.subplots(figsize=(8, 3.4))
+    """Test accuracy of contestants, a dot for each training, mean and 95 % t interval; dotted: uniform pruning."""
+    figure, axis = plt.subplots(figsize=(9, 3.6))
     for place, name in enumerate(names):
-        low, high = stats.mean_interval(scores[name])
-        axis.fill_between([place - 0.25, place + 0.25], low, high, color="#e3e3e3", lw=0)
-        axis.plot(np.full(len(scores), place), scores[name], "o", ms=5, color=figures.PALETTE[4 if place == 0 else 8])
-        axis.plot([place - 0.25, place + 0.25], [scores[name].mean()] * 2, "k", lw=1.5)
-    axis.axhline(scores["uniform"].mean(), **figures.NULL)
+        own = scores.loc[scores["space"] == name, "test_accuracy"]
+        if len(own) > 2:  # the interval of two covers the whole axis
+            axis.fill_between([place - 0.25, place + 0.25], *stats.mean_interval(own), color="#e3e3e3", lw=0)
+        axis.plot(np.full(len(own), place), own, "o", ms=5, color=figures.PALETTE[4 if place == 0 else 8])
+        axis.plot([place - 0.25, place + 0.25], [own.mean()] * 2, "k", lw=1.5)
+    axis.axhline(scores.loc[scores["space"] == "uniform", "test_accuracy"].mean(), **figures.NULL)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
-    axis.set(ylabel="test accuracy (%)", title=title)
-    axis.set_xlabel("dots: seeds; line and grey: their mean and its 95 % t interval; dotted: mean of uniform")
+    axis.set(ylabel=ACCURACY, title=title)
+    axis.set_xlabel("dots: trainings; line and grey: their mean and its 95 % t interval; dotted: mean of uniform")
+    return figure
+
+
+def transfer(tables: Sequence[pd.DataFrame], best: float) -> Figure:
+    """The ladder of each other network above its own lowest drop, and the main network's m*."""
+    figure, axis = plt.subplots(figsize=(9, 4))
+    for one, colour in zip(tables, plt.cm.tab10.colors * 2, strict=False):
+        lowest = float(stats.curve(*(one[n].to_numpy() for n in ("log_mcb", "drop")), one["log_mcb"].to_numpy()).min())
+        climb(axis, one.assign(drop=one["drop"] - lowest), colour, one["name"].iloc[0])
+    axis.axvline(best, color="k", label="m* of the main network")
+    mcb_axis(axis, "")
+    axis.set(yscale="symlog", ylabel="drop above the lowest one (points)")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure
+
+
+def ruled(scores: pd.DataFrame) -> Figure:
+    """Test accuracy of each way to choose a recipe (columns) minus that of uniform pruning, on each network (rows)."""
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    gains = scores.sub(scores["uniform"], axis=0).drop(columns="uniform")
+    for place, one in enumerate(gains[name] for name in gains):
+        for height, colour, network in zip(one, plt.cm.tab10.colors, gains.index, strict=False):
+            axis.plot(place, height, "o", color=colour, label=network)
+        axis.plot([place - 0.25, place + 0.25], [one.mean()] * 2, "k", lw=1.5)
+    axis.axhline(0, **figures.NULL)
+    axis.set_xticks(range(gains.shape[1]), gains.columns)
+    axis.set(ylabel="test accuracy minus uniform (points)", title="equal MACs, equal total cost; lines: means")
+    _legend_above(figure)
+    return figure
+
+
+def shapes(table: pd.DataFrame) -> Figure:
+    """The range of mCB that each architecture can reach at one kept share, and where its uniform recipe lies."""
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.3 * len(table)))
+    for height, (_, one) in enumerate(table.iterrows()):
+        axis.plot([one["lowest"], one["highest"]], [height] * 2, color="#94a4a2", lw=5, solid_capstyle="butt")
+        axis.plot(
+            [one["random_low"], one["random_high"]], [height] * 2, color=COLOURS["random"], lw=5, solid_capstyle="butt"
+        )
+        axis.plot(one["uniform"], height, "|", ms=14, mew=2, color="k")
+    axis.set_yticks(range(len(table)), table["network"], fontsize=8)
+    axis.invert_yaxis()
+    mcb_axis(
+        axis, "grey: feasible; blue: middle 95 % of random recipes; black: uniform", (0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 8)
+    )
     return figure
 
 
@@ -294,6 +424,12 @@ def latency(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def shaded(tables: Sequence[pd.DataFrame]) -> list[tuple[float, tuple, pd.DataFrame]]:
+    """Kept share, colour and table of each regime."""
+    colours = figures.shades([table["kept"].iloc[0] for table in tables], *SHADES)
+    return [(*pair, table) for pair, table in zip(colours.items(), tables, strict=True)]
+
+
 def _legend_above(figure: Figure, ncols: int = 4) -> None:
     """One legend for all panels, above them, each label once."""
     labelled = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
@@ -304,18 +440,6 @@ def _legend_above(figure: Figure, ncols: int = 4) -> None:
 def _row(count: int, **options) -> tuple[Figure, np.ndarray]:
     figure, axes = plt.subplots(1, count, figsize=(10, 3.5), squeeze=False, **options)
     return figure, axes[0]
-
-
-def _parabola(axis: Axes, table: pd.DataFrame, scale: float) -> None:
-    """The fitted quadratic of drop on log mCB, over `scale` times mCB."""
-    x = np.linspace(table["log_mcb"].min(), table["log_mcb"].max(), 100)
-    fitted = np.polyval(np.polyfit(table["log_mcb"], table["drop"], 2), x)
-    axis.plot(scale * np.exp(x), fitted, color=COLOURS["designed"])
-
-
-def _reach(place: dict) -> np.ndarray:
-    """How far an interval reaches below and above its value, (2, 1)."""
-    return np.abs([[place["value"] - place["low"]], [place["high"] - place["value"]]])
 
 
 def _annotate(axis: Axes, text: str, point: tuple[float, float], above: float, fontsize: int) -> None:

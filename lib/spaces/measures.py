@@ -49,17 +49,18 @@ class Regime:
         """Whether widths (..., G) are within the tolerance."""
         return np.abs(self.share(groups, widths) - self.kept) <= self.tolerance * self.kept
 
-    def check(self, groups: Groups) -> None:
-        """Refuse an empty regime.
+    def check(self, groups: Groups, floor: float = 0.0) -> None:
+        """Refuse a regime that is empty if every group keeps at least a share `floor`, and at least one channel.
 
         Raises:
             CompanionError: if no widths can keep so little; it names the smallest possible share.
         """
-        floor = float(self.share(groups, np.ones(len(groups), dtype=int)))
-        if self.kept < floor:
+        least = float(self.share(groups, rounded(groups, np.full(len(groups), 1 - floor))))
+        if self.kept < least:
+            smallest = f"{floor:.0%} of" if floor else "one channel in"
             raise CompanionError(
-                f"A regime that keeps {self.kept:.1%} of the {self.budget} is empty: with one channel in each prunable "
-                f"group this network still keeps {floor:.1%}; keep more, or prune more groups."
+                f"A regime that keeps {self.kept:.1%} of the {self.budget} is empty: with {smallest} each prunable "
+                f"group this network still keeps {least:.1%}; keep more, or prune more groups."
             )
 
 
@@ -144,7 +145,8 @@ def ratio_range(groups: Groups, regime: Regime) -> tuple[float, float]:
     With a lower end of 0 a regime that keeps 30 % or less is empty in practice: the mean of many ratios concentrates.
     """
     uniform = uniform_ratio(groups, regime)
-    return max(0.0, 2 * uniform - LARGEST_RANDOM), min(2 * uniform, LARGEST_RANDOM)
+    largest = min(2 * uniform, LARGEST_RANDOM if uniform < LARGEST_RANDOM else (1 + uniform) / 2)
+    return max(0.0, 2 * uniform - largest), largest
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,30 @@ def test_an_empty_regime_names_the_floor(nets):
         Regime(1.5)
 
 
+@pytest.mark.parametrize("above", (1.0, 1.001, 1.02))
+def test_a_regime_just_above_the_floor_has_a_range_of_ratios(above, nets):
+    for net in ("R20-A", "VGG-16", "R50-ImageNet"):
+        groups = nets[net]
+        regime = Regime(above * float(Regime(0.5).share(groups, np.ones(len(groups), dtype=int))))
+        low, high = spaces.ratio_range(groups, regime)
+        assert 0.7 < low <= high < 1
+        middle = np.maximum(groups.dense * (1 - (low + high) / 2), 1)
+        assert regime.share(groups, middle) == pytest.approx(regime.kept, rel=1e-3)
+    assert spaces.sample_recipes(nets["VGG-16"], Regime(0.0005), 20, seed=0).widths.max() > 1
+
+
+def test_a_regime_is_checked_against_the_smallest_share_that_is_kept(nets):
+    groups = nets["R20-A"]
+    Regime(0.05).check(groups)
+    Regime(0.26).check(groups, 0.25)
+    with pytest.raises(CompanionError, match="5.0% of the macs is empty: with 6% of each .* keeps 7.3%; keep more"):
+        Regime(0.05).check(groups, 1 / 16)
+    with pytest.raises(CompanionError, match="5.0% of the parameters is empty: with 25% of each"):
+        Regime(0.05, "parameters").check(groups, 0.25)
+    with pytest.raises(CompanionError, match="with one channel in each prunable group"):
+        Regime(0.01).check(groups)
+
+
 def test_a_range_that_would_take_too_many_draws_is_refused_at_once(nets):
     with pytest.raises(CompanionError, match="too few to find 100 recipes: .*with_targets"):
         spaces.sample_recipes(nets["R56-A"], Regime(0.8), 100, seed=0, ratios=(0, 0.95))

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from lib import baselines, channels, data, models, spaces, training
+from lib.parameters import DATASETS
 from lib.provenance import CompanionError
-from lib.spaces import Regime, analysis, trials
+from lib.spaces import Regime, analysis, samplers, trials
 from lib.study import generator
 
 DENSE = {"source": "trained", "network": "resnet8", "dataset": "digits", "seed": 0, "epochs": 2, "lr": 0.1}
@@ -99,22 +100,178 @@ def test_fresh_weights_follow_from_the_seed_alone():
     assert not torch.equal(nets[0].conv1.weight, nets[2].conv1.weight)
 
 
-@pytest.mark.parametrize("criterion", ("l1", "bn"))
-def test_global_ranking_meets_the_budget_and_keeps_the_best(criterion):
-    model = models.build("resnet20")
-    random = generator(0)
+def scaled(name="resnet20", **options):
+    """A network whose BatchNorm scales differ."""
+    model, random = models.build(name, **options), generator(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data = torch.rand(module.weight.shape, generator=random)
+    return model
+
+
+@pytest.mark.parametrize("ranking", trials.RANKINGS)
+def test_a_ranking_meets_the_budget_and_keeps_the_best(ranking):
+    model = scaled()
     groups = channels.find(model).internal()
-    widths = trials.global_widths(model, groups, 0.5, criterion)
+    widths = trials.ranked_widths(model, groups, 0.5, ranking)
     assert abs(spaces.kept_shares(groups, widths)[0] - 0.5) < 0.01
     assert (widths >= 1).all() and (widths <= groups.dense).all() and len(set(widths / groups.dense)) > 2
-    if criterion == "bn":
-        scores = [channels.scores(model, groups, name, "bn").numpy() for name in groups.names]
-        kept = [np.sort(s)[::-1][:w] for s, w in zip(scores, widths, strict=True) if w > 1]
-        lost = [np.sort(s)[::-1][w:] for s, w in zip(scores, widths, strict=True)]
-        assert min(map(min, kept)) >= max(max(part) for part in lost if len(part))
+    if ranking != "isomorphic":
+        scores = {"global BN": lambda name: channels.scores(model, groups, name, "bn").numpy()}
+        scores["global L1"] = lambda name: (
+            model.get_submodule(name).weight.detach().double().abs().mean((1, 2, 3)).numpy()
+        )
+        scores["group norm"] = lambda name: trials.group_norms(model, groups, name)
+        each = [scores[ranking](name) for name in groups.names]
+        if ranking == "group norm":
+            each = [one / one.mean() for one in each]
+        kept = [np.sort(one)[::-1][:width] for one, width in zip(each, widths, strict=True) if width > 1]
+        lost = [np.sort(one)[::-1][width:] for one, width in zip(each, widths, strict=True)]
+        assert min(map(min, kept)) >= max(max(part) for part in lost if len(part)) - 1e-6
+
+
+def test_isomorphic_pruning_keeps_one_share_of_the_filters_of_each_shape():
+    model = scaled()
+    groups = channels.find(model).internal()
+    widths = trials.ranked_widths(model, groups, 0.5, "isomorphic")
+    shapes = [tuple(model.get_submodule(name).weight.shape) for name in groups.names]
+    shares, norms = {}, [np.sort(trials.group_norms(model, groups, name))[::-1] for name in groups.names]
+    for shape in set(shapes):
+        alike = [place for place, one in enumerate(shapes) if one == shape]
+        shares[shape] = widths[alike].sum() / groups.dense[alike].sum()
+        if len(alike) > 1:
+            assert len(set(widths[alike])) > 1
+            best = min(norms[place][widths[place] - 1] for place in alike)
+            assert best > max(norms[place][widths[place]] for place in alike)
+    assert len(shares) == 5 and np.ptp(list(shares.values())) < 0.04
+    uniform = trials.ranked_widths(model, groups, 0.5, "global BN")
+    assert np.ptp(uniform / groups.dense) > np.ptp(list(shares.values()))
+
+
+def test_an_unknown_ranking_or_part_of_a_network_is_one_sentence():
+    model = models.build("resnet8")
+    with pytest.raises(CompanionError, match="Unknown ranking 'l1'.*known are global L1, global BN, group norm, iso"):
+        trials.ranked_widths(model, channels.find(model).internal(), 0.5, "l1")
+    with pytest.raises(CompanionError, match="Unknown part of a network to prune 'weight' .did you mean weights"):
+        trials.prunable(DENSE, "weight")
+
+
+def test_group_norms_hold_filters_scales_and_the_inputs_of_readers():
+    model = scaled("resnet8", channels=1, size=8)
+    groups = channels.find(model, 8).internal()
+    block = model.layer2[0]
+    expected = [
+        (block.conv1.weight[k] ** 2).sum() + block.bn1.weight[k] ** 2 + (block.conv2.weight[:, k] ** 2).sum()
+        for k in range(32)
+    ]
+    found = trials.group_norms(model, groups, "layer2.0.conv1")
+    assert found == pytest.approx(torch.stack(expected).sqrt().detach().numpy(), rel=1e-5)
+    plain = models.build("digits_cnn", channels=1, size=8, width=0.25)
+    every = channels.find(plain, 8)
+    last = every.names[-1]
+    norm, (reader,) = trials.group_norms(plain, every, last), every.readers[-1]
+    pixels = plain.get_submodule(reader).weight.detach().double().reshape(10, every.dense[-1], -1)
+    scales = plain.get_submodule(last).weight.detach().double().flatten(1).square().sum(1) + 1  # scales start at 1
+    assert norm == pytest.approx((scales + pixels.square().sum(dim=(0, 2))).sqrt().numpy())
+
+
+def test_the_priors_of_a_network_are_stored_by_ranking(folder, groups):
+    rows = trials.priors(folder, folder).run([DENSE | {"kept": 0.5, "ranking": name} for name in trials.RANKINGS])
+    assert rows["status"].tolist() == ["done"] * 4
+    model, _ = baselines.baseline(DENSE, folder)
+    for ranking, widths in zip(rows["ranking"], rows["widths"], strict=True):
+        assert list(widths) == trials.ranked_widths(model, groups, 0.5, ranking).tolist()
+
+
+def weights_of(model, groups):
+    return np.array([int((model.get_submodule(name).weight != 0).sum()) for name in groups.names])
+
+
+def test_single_weights_are_counted_as_the_network_counts_them():
+    for dense in (DENSE, DENSE | {"network": "vgg16", "dataset": "cifar10"}):
+        groups = trials.prunable(dense, "weights")
+        model, entry = baselines.untrained(dense), DATASETS[dense["dataset"]]
+        macs, parameters = channels.count(groups, groups.dense)
+        assert macs == models.count_macs(model, (1, entry["channels"], entry["size"], entry["size"]))
+        assert parameters == models.count_parameters(model) and (groups.dense == weights_of(model, groups)).all()
+        few = groups.dense.copy()
+        few[2] -= 7
+        less = channels.count(groups, few)
+        assert (macs - less[0], parameters - less[1]) == (7 * groups.area[2], 7)
+        first = next(name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d))
+        assert first not in groups.names and len(groups) == sum(isinstance(m, nn.Conv2d) for m in model.modules()) - 1
+
+
+@pytest.mark.parametrize("mode", ("finetune", "rewind"))
+def test_pruned_weights_stay_pruned_while_the_others_are_retrained(folder, mode, monkeypatch):
+    groups, seen = trials.prunable(DENSE, "weights"), []
+    fit = training.fit
+
+    def recording(model, *arguments, **options):
+        before = [model.get_submodule(name).weight.detach().clone() for name in groups.names]
+        seen.append(weights_of(model, groups))
+        history = fit(model, *arguments, **options)
+        after = [model.get_submodule(name).weight.detach() for name in groups.names]
+        seen.append(weights_of(model, groups))
+        for old, new in zip(before, after, strict=True):
+            assert torch.equal(old == 0, new == 0) and not torch.equal(old, new)
+        return history
+
+    monkeypatch.setattr(training, "fit", recording)
+    (spec,) = trials.ladder_specs(DENSE, 0.3, 3, ASKED | {"mode": mode}, what="weights")[:1]
+    baselines.baseline(DENSE, folder)
+    seen.clear()  # the dense network may have been trained here
+    row = trials.retrain(spec, "cpu", folder / "none", dense_folder=folder)
+    assert len(seen) == 2 and all((found == spec["widths"]).all() for found in seen)
+    assert row["kept_macs"] == pytest.approx(0.3, rel=0.01) and row["validation_loss"] != row["proxy_loss"]
+
+
+def test_pruned_weights_are_the_smallest_of_their_layer(folder):
+    model, groups = models.build("resnet8", channels=1, size=8), trials.prunable(DENSE, "weights")
+    spec = {"widths": (groups.dense // 3).tolist(), "what": "weights", "retraining": 0}
+    row, sparse = trials._pruned(model, groups, spec, 8)
+    for name in groups.names:
+        old, new = (net.get_submodule(name).weight.detach() for net in (model, sparse))
+        assert torch.equal(new[new != 0], old[new != 0]) and old[new == 0].abs().max() <= old[new != 0].abs().min()
+    assert row["std"] < 1e-3 and all((net.weight != 0).all() for net in [model.layer1[0].conv1])
+
+
+def test_pruned_weights_are_drawn_anew_from_scratch():
+    model, groups = models.build("resnet8", channels=1, size=8), trials.prunable(DENSE, "weights")
+    spec = {"widths": (groups.dense // 3).tolist(), "what": "weights", "retraining": 0}
+    _, sparse = trials._pruned(model, groups, spec, 8)
+    trials.reinitialise(sparse, 5)
+    sparse(torch.zeros(2, 1, 8, 8))  # applies the masks
+    for name in groups.names:
+        old, new = (net.get_submodule(name).weight for net in (model, sparse))
+        assert not torch.equal(old[new != 0], new[new != 0])
+
+
+def test_a_length_is_a_part_of_an_epoch_or_whole_epochs():
+    assert trials.length(512, 1024) == {"train_images": 512, "retraining_epochs": 1}
+    assert trials.length(1024, 1024) == {"train_images": 1024, "retraining_epochs": 1}
+    assert trials.length(3072, 1024) == {"train_images": 1024, "retraining_epochs": 3}
+    with pytest.raises(CompanionError, match=r"^A retraining of 1,500 images is no whole number .* of 1,024 images\.$"):
+        trials.length(1500, 1024)
+
+
+def test_a_ladder_of_specs_names_its_space_and_leaves_rungs_out(groups):
+    every = trials.ladder_specs(DENSE, 0.5, 6, ASKED)
+    assert [spec["widths"] for spec in every] == samplers.ladder(groups, Regime(0.5), 6).tolist()
+    assert {(spec["space"], spec["kept"], spec["budget"]) for spec in every} == {("ladder", 0.5, "macs")}
+    assert "what" not in every[0] and trials.ladder_specs(DENSE, 0.5, 6, ASKED, every=2) == every[::2]
+    options = {"space": "floor", "floor": 0.25, "reach": 0.8, "budget": "parameters"}
+    other = trials.ladder_specs(DENSE, 0.5, 4, ASKED, **options)
+    assert other[0]["space"] == "floor" and "floor" not in other[0] and other[0]["budget"] == "parameters"
+    assert (np.array([spec["widths"] for spec in other]) >= groups.dense / 4).all()
+    (streams,) = trials.ladder_specs(DENSE, 0.5, 2, ASKED, what="all")[:1]
+    assert streams["what"] == "all" and len(streams["widths"]) == len(trials.prunable(DENSE, "all")) > len(groups)
+
+
+def test_streams_are_pruned_when_asked(folder):
+    specs = trials.ladder_specs(DENSE, 0.5, 3, ASKED, what="all")[1:2]
+    row = trials.recipes(folder, folder).run(specs).iloc[0]
+    assert row["status"] == "done" and row["kept_macs"] == pytest.approx(0.5, rel=0.01)
 
 
 def test_latency_is_measured_beside_exact_counts(folder, groups):
