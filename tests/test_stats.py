@@ -344,6 +344,16 @@ def test_two_lines_err_a_little_more_often_where_a_wall_ends_in_a_plateau_with_a
     assert supported(lambda x: 8 * np.maximum(-0.5 + side * x, 0)) <= 0.13
 
 
+@pytest.mark.parametrize("side", (-1, 1))
+def test_a_break_from_another_seed_does_not_err_where_a_wall_ends_in_a_plateau(side):
+    def twice(seed):  # the same places, two independent noises
+        one, two = (populations(lambda x: 8 * np.maximum(-0.5 + side * x, 0), k) for k in (seed, seed + 1000))
+        return [(x, np.stack([y, z])) for (x, y), (_, z) in zip(one, two, strict=True)]
+
+    found = [stats.two_lines(twice(seed)) for seed in range(100)]
+    assert np.mean([one["low"] > 0 and one["p"] < 0.025 for one in found]) <= 0.06
+
+
 @pytest.mark.parametrize(
     "shape",
     [

@@ -119,10 +119,10 @@ def parabola(tables: Sequence[pd.DataFrame]) -> dict:
 
 
 def optimum_gain(rows: pd.DataFrame) -> dict:
-    """Points of test accuracy by which a recipe at m* beats the uniform one, mean over regimes and both seeds.
+    """Points of test accuracy by which a recipe at m* beats the uniform one, mean over regimes and seeds of retraining.
 
-    `rows` holds recipes with two seeds of retraining. The curve of `drop` of one seed places m*, and that of
-    `test_drop` of the other seed is read there and at mCB 1. The interval redraws recipes.
+    The curve of `drop` of all other seeds places m*, and that of one seed's `test_drop` is read there and at mCB 1; a
+    single seed does both. The interval redraws recipes.
     """
     random, value, draws = np.random.default_rng(13), 0.0, np.zeros(REDRAWS)
     regimes = [one for _, one in rows.groupby("kept")]
@@ -134,11 +134,12 @@ def optimum_gain(rows: pd.DataFrame) -> dict:
 
         def gain(rows: np.ndarray, x=x, drop=drop, test=test) -> np.ndarray:
             places, total = x[rows], 0.0
-            for a, b in ((0, 1), (1, 0)):
-                best = stats.curve_minimum(places, drop[a][rows])
+            for seed, judged in enumerate(test):
+                others = np.delete(drop, seed, axis=0) if len(drop) > 1 else drop
+                best = stats.curve_minimum(places, others.mean(axis=0)[rows])
                 at = np.stack([np.zeros_like(best), best], axis=-1)
-                uniform, chosen = np.moveaxis(stats.curve(places, test[b][rows], at), -1, 0)
-                total = total + (uniform - chosen) / 2
+                uniform, chosen = np.moveaxis(stats.curve(places, judged[rows], at), -1, 0)
+                total = total + (uniform - chosen) / len(test)
             return total
 
         value += float(gain(np.arange(len(x))[None])[0]) / len(regimes)

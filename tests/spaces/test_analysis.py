@@ -314,6 +314,13 @@ def test_an_optimum_gains_its_depth_on_a_bowl_and_nothing_on_a_plateau():
     assert np.mean([one["low"] <= 0 <= one["high"] for one in flat]) >= 0.8
 
 
+def test_the_gain_of_an_optimum_takes_any_number_of_seeds():
+    bowl = two_seeds(lambda x: 20 * (x + 0.4) ** 2, 0.3, seed=4)
+    third = bowl[bowl["retraining"] == 0].assign(retraining=2)
+    for rows in (bowl[bowl["retraining"] == 0], pd.concat([bowl, third])):
+        assert 2 < analysis.optimum_gain(rows)["low"] < 20 * 0.4**2 < analysis.optimum_gain(rows)["high"]
+
+
 def test_optima_say_where_they_are_how_surely_and_whether_inside():
     tables = [
         population(best, k, n=60, kept=kept, even=True) for k, (best, kept) in enumerate(((0.1, 0.6), (-0.9, 0.4)))
