@@ -112,7 +112,8 @@ def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figu
     left.set_xticks(x, groups.names, rotation=60, ha="right", fontsize=7)
     left.set(ylabel="channels", title=f"{own['macs'] / 1e6:.2f} MMACs, {own['parameters'] / 1e3:.0f} k parameters")
     left.legend(loc="upper left")
-    right.scatter(population["mcb"], population["std"], s=10, color="#94a4a2", label=f"random, n = {len(population)}")
+    label = f"random, n = {len(population)}"
+    right.scatter(population["mcb"], population["std"], s=10, color="#94a4a2", rasterized=True, label=label)
     right.scatter(own["mcb"], own["std"], s=80, marker="*", color=figures.PALETTE[2], label="this recipe", zorder=3)
     right.axvline(1, **figures.NULL)
     right.set(xscale="log", xlabel="mCB (dense = 1)", ylabel="STD of the pruned shares")
@@ -245,25 +246,6 @@ def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
     return figure
 
 
-def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Median drop and quartiles by bucket of kept parameters, a panel for each regime."""
-    figure, axes = _row(len(tables))
-    frames = []
-    for axis, (share, colour, one) in zip(axes, shaded(tables), strict=True):
-        grouped = one.groupby(measures.parameter_buckets(one["kept_parameters"]))["drop"]
-        summary = grouped.describe().rename_axis("bucket").reset_index()
-        spread = np.array([summary["50%"] - summary["25%"], summary["75%"] - summary["50%"]])
-        axis.errorbar(100 * summary["bucket"], summary["50%"], spread, fmt="o", color=colour, capsize=3)
-        for _, line in summary.iterrows():
-            _annotate(axis, f"n = {line['count']:.0f}", (100 * line["bucket"], line["75%"]), 4, fontsize=7)
-        axis.axvline(100 * share, **figures.NULL)
-        axis.margins(0.15)
-        axis.set(title=f"{share:.0%} of MACs kept", xlabel="parameters kept (%), bucket centre")
-        frames.append(summary.assign(kept=share))
-    axes[0].set_ylabel("drop (points): median, quartiles")
-    return figure, pd.concat(frames)
-
-
 def winners(spaces: dict[str, pd.DataFrame], best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
     """MCB of all recipes and winners of each space, and the lowest point of the ladder in its regime."""
     figure, axis = plt.subplots(figsize=(9, 0.9 + 0.5 * len(spaces)))
@@ -346,11 +328,11 @@ def transfer(tables: Sequence[pd.DataFrame], best: float) -> Figure:
     """The ladder of each other network above its own lowest drop, and the main network's m*."""
     figure, axis = plt.subplots(figsize=(9, 4))
     for one, colour in zip(tables, plt.cm.tab10.colors * 2, strict=False):
-        lowest = float(stats.curve(*(one[n].to_numpy() for n in ("log_mcb", "drop")), one["log_mcb"].to_numpy()).min())
-        climb(axis, one.assign(drop=one["drop"] - lowest), colour, one["name"].iloc[0])
+        drop = one["drop"] - one["drop"].min()
+        axis.plot(one["mcb"], drop, "o-", color=colour, ms=5, lw=1, label=one["name"].iloc[0])
     axis.axvline(best, color="k", label="m* of the main network")
     mcb_axis(axis, "")
-    axis.set(yscale="symlog", ylabel="drop above the lowest one (points)")
+    axis.set(ylim=(-0.5, 15), ylabel="drop above the lowest one\n(points, cut at 15)")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
