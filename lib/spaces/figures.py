@@ -57,7 +57,7 @@ def samplings(tables: Sequence[pd.DataFrame], slopes: Sequence[dict], title: str
     for axis, one, slope in zip(axes, tables, slopes, strict=True):
         name = one["space"].iloc[0]
         climb(axis, one, COLOURS[name], name)
-        axis.text(0.97, 0.04, f"two lines: p = {slope['p']:.2f}", ha="right", size=8)
+        axis.text(0.97, 0.04, f"two lines: p = {slope['p']:.3f}", ha="right", size=8)
         axis.texts[-1].set_transform(axis.transAxes)
     for axis, one in zip(axes, tables, strict=True):
         title_of = f"{one['space'].iloc[0]}, n = {len(one)}\nmean STD {one['std'].mean():.2f}"
@@ -141,7 +141,8 @@ def noise(epoch: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.DataFr
     axes[1].set(xlabel="rank after fine-tuning", ylabel="rank after the other", title=f"schedules, n = {len(by_mode)}")
     for axis in (axes[1].xaxis, axes[1].yaxis):
         axis.set_major_locator(plt.MaxNLocator(6, integer=True))
-    axes[1].legend()
+    axes[1].set_ylim(0.5, len(by_mode) + 3.5)
+    axes[1].legend(loc="upper left", ncols=2)
     for share, colour, one in shaded(tables):
         axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=f"{share:.0%}")
     axes[2].set(xlabel="drop before retraining (points)", ylabel="test drop after it (points)", title="the proxy")
@@ -195,6 +196,8 @@ def factors(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4))
     for (name, one), colour in zip(tables.items(), figures.PALETTE[1:], strict=False):
         climb(axis, one, colour, f"{name}, n = {len(one)}")
+    for dots, marker in zip(axis.lines[::3], "o^sD", strict=False):  # ladders share recipes: open markers show all
+        dots.set(marker=marker, mfc="none", ms=7)
     mcb_axis(axis, "")
     axis.set_ylabel("drop (points)")
     axis.legend()
@@ -202,13 +205,14 @@ def factors(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def places(found: pd.DataFrame, pooled: dict) -> Figure:
-    """m* of every ladder with its 95 % interval, and their mean; hollow where it is an end of the sampled range."""
+    """m* of every ladder with its interval and best rung, and the mean of all m*; hollow where m* is an end."""
     figure, axis = plt.subplots(figsize=(9, 1.4 + 0.27 * len(found)))
     height = np.arange(len(found))
     for place, (_, one) in zip(height, found.iterrows(), strict=True):
         colour = figures.PALETTE[0]
         axis.plot([one["low"], one["high"]], [place] * 2, color=colour)
         axis.plot(one["optimum"], place, "o", color=colour, mfc=colour if one["inside"] else "w")
+        axis.plot(one["best_rung"], place, "x", color=figures.PALETTE[2])
     low, value, high = np.exp([pooled["low"], pooled["value"], pooled["high"]])
     axis.plot([low, high], [len(found)] * 2, color="k")
     axis.plot(value, len(found), "D", color="k")
@@ -216,7 +220,7 @@ def places(found: pd.DataFrame, pooled: dict) -> Figure:
     axis.set_yticks([*height, len(found)], [*labels, "random-effects mean"], fontsize=8)
     axis.invert_yaxis()
     axis.axvspan(1 / 1.1, 1.1, **EQUIVALENT)
-    mcb_axis(axis, "m* of each ladder; bars: 95 % bootstrap, grey: 10 % around 1")
+    mcb_axis(axis, "dots: m* with 95 % bootstrap (hollow: an end); crosses: best rung; grey: 10 % around 1")
     return figure
 
 
@@ -260,7 +264,7 @@ def winners(spaces: dict[str, pd.DataFrame], best: dict[float, dict]) -> tuple[F
         frames.append(table.assign(label=label, won=won)[["label", "kept", "mcb", "drop", "won"]])
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
-    mcb_axis(axis, "every recipe; triangles: winners; grey: 95 % interval of m*")
+    mcb_axis(axis, "every recipe; triangles: winners; grey: interval of m* of the main ladder")
     return figure, pd.concat(frames)
 
 
@@ -342,8 +346,9 @@ def ruled(scores: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 3.6))
     gains = scores.sub(scores["uniform"], axis=0).drop(columns="uniform")
     for place, one in enumerate(gains[name] for name in gains):
-        for height, colour, network in zip(one, plt.cm.tab10.colors, gains.index, strict=False):
-            axis.plot(place, height, "o", color=colour, label=network)
+        beside = place + np.linspace(-0.15, 0.15, len(one))  # networks of one accuracy would hide each other
+        for x, height, colour, network in zip(beside, one, plt.cm.tab10.colors, gains.index, strict=False):
+            axis.plot(x, height, "o", color=colour, label=network)
         axis.plot([place - 0.25, place + 0.25], [one.mean()] * 2, "k", lw=1.5)
     axis.axhline(0, **figures.NULL)
     axis.set_xticks(range(gains.shape[1]), gains.columns)
