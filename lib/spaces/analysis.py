@@ -49,8 +49,7 @@ def with_drops(rows: pd.DataFrame) -> pd.DataFrame:
     own = controls.reindex(pd.MultiIndex.from_frame(rows[CONTROL])).reset_index(drop=True)
     for name in accuracies:
         rows[name.replace("accuracy", "drop").replace("validation_", "")] = own[name] - rows[name]
-    logs = np.log(rows["mcb"])
-    return rows.assign(log_mcb=logs, log_mcb_squared=logs**2, tilt_squared=rows["tilt"] ** 2)
+    return rows.assign(log_mcb=np.log(rows["mcb"]), log_mcb_squared=np.log(rows["mcb"]) ** 2)
 
 
 def part(rows: pd.DataFrame, **where: object) -> pd.DataFrame:
@@ -171,7 +170,7 @@ def optima(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             "low": low,
             "high": high,
             "inside": inside,
-            "best_rung": table.loc[table["drop"].idxmin(), "mcb"],
+            "best_rung": np.exp(table.loc[table["drop"].idxmin(), "log_mcb"]),
         }
         rows.append(row | {"limit": limit(table), "n": len(table)})
     return pd.DataFrame(rows)

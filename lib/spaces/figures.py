@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from lib import figures, stats
 from lib.channels import Groups
 from lib.spaces import measures
-from lib.spaces.analysis import winning
 
 COLOURS = {"random": figures.PALETTE[0], "ladder": figures.PALETTE[1], "refined": figures.PALETTE[4]}
 COLOURS |= {"first design": figures.PALETTE[2], "initial": figures.PALETTE[0]}
@@ -248,24 +247,6 @@ def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
     axis.set(xlabel="MACs kept (%)", ylabel="drop (points)", title=f"{share:.0%} of parameters kept")
     axis.legend()
     return figure
-
-
-def winners(spaces: dict[str, pd.DataFrame], best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
-    """MCB of all recipes and winners of each space, and the lowest point of the ladder in its regime."""
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.5 * len(spaces)))
-    frames, labels = [], []
-    for height, (label, table) in enumerate(spaces.items()):
-        won, colour = table.index.isin(winning(table["drop"])), COLOURS[table["space"].iloc[0]]
-        place = best.get(table["kept"].iloc[0])
-        axis.plot([place["low"], place["high"]], [height] * 2, color="#e3e3e3", lw=12, solid_capstyle="butt", zorder=0)
-        axis.plot(table["mcb"], np.full(len(table), height), "|", ms=11, color=colour)
-        axis.plot(table["mcb"][won], np.full(won.sum(), height), "v", ms=7, color="k", mfc="none")
-        labels.append(f"{label}, {won.sum()} of {len(table)}")
-        frames.append(table.assign(label=label, won=won)[["label", "kept", "mcb", "drop", "won"]])
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
-    mcb_axis(axis, "every recipe; triangles: winners; grey: interval of m* of the main ladder")
-    return figure, pd.concat(frames)
 
 
 def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -> Figure:

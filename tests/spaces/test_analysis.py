@@ -336,6 +336,7 @@ def test_optima_say_where_they_are_how_surely_and_whether_inside():
     assert found["name"].tolist() == ["n0/d", "n1/d"] and found["kept"].tolist() == [0.6, 0.4]
     assert found["inside"].tolist() == [True, False] and found["n"].tolist() == [60, 60]
     assert found["log_optimum"].tolist() == [analysis.optimum(table) for table in tables]
+    assert found["best_rung"].tolist() == [np.exp(t.loc[t["drop"].idxmin(), "log_mcb"]) for t in tables]
     assert (found["low"] <= found["optimum"]).all() and (found["optimum"] <= found["high"]).all()
     assert found["error"].min() >= 0.7 / 59 / np.sqrt(12) * 0.999 and found["limit"][0] == analysis.limit(tables[0])
 

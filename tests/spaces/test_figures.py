@@ -56,9 +56,6 @@ def test_populations_and_optima_have_a_panel_for_each_regime(rows):
         assert titles(figure) == ["60% of MACs kept", "40% of MACs kept"]
     stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert stars[0].get_xdata()[0] == pytest.approx(best[0.6]["value"])
-    spaces_of = {f"{one['kept'].iloc[0]:.0%}": one for one in [*even, *means(rows, "random")]}
-    _, numbers = figures.winners(spaces_of, best)
-    assert numbers.groupby("label")["won"].sum().tolist() == [3] * len(spaces_of)
 
 
 def test_three_samplings_share_axes_and_say_their_slopes(rows):
@@ -67,7 +64,7 @@ def test_three_samplings_share_axes_and_say_their_slopes(rows):
     figure = figures.samplings(tables, slopes, "title")
     assert [title.split(",")[0] for title in titles(figure)] == ["ladder", "first design", "random"]
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert texts == [f"two lines: p = {slope['p']:.2f}" for slope in slopes]
+    assert texts == [f"two lines: p = {slope['p']:.3f}" for slope in slopes]
 
 
 def test_refined_returns_its_numbers(rows):
