@@ -192,7 +192,7 @@ def lengths(tables: dict[int, pd.DataFrame], title: str) -> tuple[Figure, pd.Dat
 
 def factors(tables: dict[str, pd.DataFrame]) -> Figure:
     """Drop against mCB of ladders with and without scatter and a floor on the smallest kept share."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+    figure, axis = plt.subplots(figsize=(7, 3.5))
     for (name, one), colour in zip(tables.items(), figures.PALETTE[1:], strict=False):
         climb(axis, one, colour, f"{name}, n = {len(one)}")
     for dots, marker in zip(axis.lines[::3], "o^sD", strict=False):  # ladders share recipes: open markers show all
@@ -225,7 +225,7 @@ def places(found: pd.DataFrame, pooled: dict) -> Figure:
 
 def kinds(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     """Drop against mCB of ladders of filters, of streams too, and of single weights, at equal MACs."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+    figure, axis = plt.subplots(figsize=(7, 3.5))
     for (name, one), colour in zip(
         tables.items(), (figures.PALETTE[1], figures.PALETTE[3], figures.PALETTE[0]), strict=True
     ):
@@ -311,7 +311,7 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
 def transfer(tables: Sequence[pd.DataFrame], best: float) -> Figure:
     """The ladder of each other network above its own lowest drop, and the main network's m*."""
-    figure, axis = plt.subplots(figsize=(9, 4))
+    figure, axis = plt.subplots(figsize=(7.5, 3.3))
     for one, colour in zip(tables, plt.cm.tab10.colors * 2, strict=False):
         drop = one["drop"] - one["drop"].min()
         axis.plot(one["mcb"], drop, "o-", color=colour, ms=5, lw=1, label=one["name"].iloc[0])
