@@ -219,7 +219,8 @@ def places(found: pd.DataFrame, pooled: dict) -> Figure:
     axis.set_yticks([*height, len(found)], [*labels, "random-effects mean"], fontsize=8)
     axis.invert_yaxis()
     axis.axvspan(1 / 1.1, 1.1, **EQUIVALENT)
-    mcb_axis(axis, "dots: m* with 95 % bootstrap (hollow: an end); crosses: best rung; grey: 10 % around 1")
+    mcb_axis(axis, "dots: m* (hollow: an end of the range); crosses: best rung")
+    axis.set_xlabel("mCB (dense = 1); bars: 95 % bootstrap; grey: within 10 % of 1")
     return figure
 
 
