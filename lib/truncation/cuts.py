@@ -1,7 +1,7 @@
 """The seven ways to cut a convolution kernel in two, the SVD across a cut, and the controls of truncation.
 
 A kernel is a tensor (OUT, IN, KH, KW) of any floating dtype; decompositions are in float64. The functions raise
-ValueError for a kernel that has another shape or is not finite, an unknown cut, and a rank outside its range.
+ValueError for a kernel that has another dtype or shape or is not finite, an unknown cut, and a rank outside its range.
 """
 
 import math
@@ -31,6 +31,8 @@ def checked(kernel: Tensor) -> Tensor:
     """The kernel, detached and in float64."""
     if not isinstance(kernel, Tensor):
         raise ValueError(f"A kernel is a tensor, not a {type(kernel).__name__}: pass layer.weight.")
+    if not kernel.is_floating_point():  # integers would be rounded back, complex numbers lose their imaginary part
+        raise ValueError(f"A kernel has a floating dtype, not {kernel.dtype}: convert it with .float().")
     if kernel.dim() != 4 or not kernel.numel():
         raise ValueError(
             f"A kernel has the modes OUT, IN, KH, KW, not the shape {tuple(kernel.shape)}: view a linear layer's "

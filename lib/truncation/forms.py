@@ -168,7 +168,13 @@ class CP:
 
 
 def decompose(
-    kernel: Tensor, form: str, rank: Ranks, order: Order = ORDER, generator: torch.Generator | None = None
+    kernel: Tensor,
+    form: str,
+    rank: Ranks,
+    order: Order = ORDER,
+    generator: torch.Generator | None = None,
+    starts: int = 5,
+    iterations: int = 5000,
 ) -> Train | Tucker | CP:
     """A kernel in a form.
 
@@ -179,6 +185,8 @@ def decompose(
             "tt"; for "ring" the closing bond before the first mode, then the three others.
         order: of the modes, for "tt" and "ring".
         generator: of the starts of "cp".
+        starts: of "cp", of which the best is kept.
+        iterations: of each start at most; the default takes up to 40 minutes for 256 terms of a 256x256x3x3 kernel.
     """
     ranks = checked_ranks(kernel.shape, form, rank, order)
     if form in CUTS:
@@ -188,7 +196,7 @@ def decompose(
     if form in ("tucker", "tucker2"):
         return _tucker(checked(kernel), ranks)
     if form == "cp":
-        return cp(kernel, *ranks, generator)
+        return cp(kernel, *ranks, generator, starts, iterations=iterations)
     return _ring(checked(kernel), ranks if form == "ring" else (1, *ranks), mode_order(order))
 
 
@@ -407,7 +415,7 @@ def layers(conv: nn.Conv2d, factors: Train | Tucker | CP) -> nn.Sequential:
     """The factorised layer: convolutions that give what `conv` gives with the kernel `factors.kernel()`.
 
     Stride, padding and dilation are placed, axis by axis, where KH and KW are; the bias is on the last convolution. The
-    first stages are shared by all groups. Dtype and device are those of `conv`.
+    first stages are shared by all groups. Dtype and device are those of `conv`, and what is frozen there stays frozen.
 
     Raises:
         ValueError: for a tensor ring in which OUT and IN are no neighbours, which has no such layer.
@@ -436,15 +444,20 @@ def _convolution(conv: nn.Conv2d, stage: Stage, last: bool) -> nn.Conv2d:
         "device": "meta",  # no random numbers are drawn for weights that are replaced at once
     }
     layer = nn.Conv2d(**keywords) if stage.copies == 1 else SharedConv2d(stage.copies, **keywords)
-    layer.weight = nn.Parameter(stage.weight.to(conv.weight).clone(memory_format=torch.contiguous_format))
+    weight = stage.weight.to(conv.weight).clone(memory_format=torch.contiguous_format)
+    layer.weight = nn.Parameter(weight, conv.weight.requires_grad)
     if last and conv.bias is not None:
-        layer.bias = nn.Parameter(conv.bias.detach().clone())
+        layer.bias = nn.Parameter(conv.bias.detach().clone(), conv.bias.requires_grad)
     return layer
 
 
 @torch.no_grad()
-def dense_kernel(factorised: nn.Sequential) -> Tensor:
-    """The kernel (OUT, IN, KH, KW) of a factorised layer without groups: its answer to single pixels, without bias."""
+def dense_kernel(factorised: nn.Sequential, groups: int = 1) -> Tensor:
+    """The kernel (OUT, IN / groups, KH, KW) of a factorised layer: its answer to single pixels, without bias.
+
+    Raises:
+        ValueError: if the layer does not have these groups: an output reads inputs outside its own.
+    """
     steps = deepcopy(factorised)
     for step in steps:
         step.stride, step.padding, step.dilation, step.bias, step.padding_mode = (1, 1), (0, 0), (1, 1), None, "zeros"
@@ -452,7 +465,11 @@ def dense_kernel(factorised: nn.Sequential) -> Tensor:
     window = [1 + sum(step.kernel_size[axis] - 1 for step in steps) for axis in (0, 1)]
     pixels = torch.zeros(inputs, inputs, *[2 * side - 1 for side in window]).to(steps[0].weight)
     pixels[range(inputs), range(inputs), window[0] - 1, window[1] - 1] = 1
-    return steps(pixels).transpose(0, 1).flip(2, 3)
+    whole = steps(pixels).transpose(0, 1).flip(2, 3)
+    blocks = [rows.tensor_split(groups, 1)[k] for k, rows in enumerate(whole.tensor_split(groups))]
+    if any(side % groups for side in whole.shape[:2]) or whole.count_nonzero() > sum(b.count_nonzero() for b in blocks):
+        raise ValueError(f"This factorised layer does not have {groups} groups: pass those of its convolution.")
+    return torch.cat(blocks)
 
 
 def parameters(shape: Sequence[int], form: str, rank: Ranks, order: Order = ORDER) -> int:

@@ -85,10 +85,13 @@ def patch_moment(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     It is not centred, so that `output_error` is that of the layer's outputs. `inputs` are (images, IN, height, width).
 
     Raises:
-        ValueError: for a grouped convolution, whose groups read different patches.
+        ValueError: for a grouped convolution, whose groups read different patches; for inputs of another shape.
     """
     if conv.groups != 1:
         raise ValueError(f"A patch moment belongs to one group, not to {conv.groups}: pass one group at a time.")
+    if inputs.dim() != 4 or inputs.shape[1] != conv.in_channels or not inputs.numel():
+        shape = f"(images, {conv.in_channels}, height, width)"
+        raise ValueError(f"The inputs of this convolution are {shape}, not {tuple(inputs.shape)}: pass such a batch.")
     (top, bottom), (left, right) = _padding(conv)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     total, count = 0, 0
@@ -105,6 +108,7 @@ def output_error(kernel: Tensor, truncated: Tensor, moment: Tensor) -> float:
     Source: the covariance-weighted norm of paper 2's critics.
     """
     kernel, truncated = _pair(kernel, truncated)
+    moment = _moment(moment, kernel)
     whole, change = (
         ((part.flatten(1) @ moment) * part.flatten(1)).sum().item() for part in (kernel, kernel - truncated)
     )
@@ -116,7 +120,7 @@ def output_error(kernel: Tensor, truncated: Tensor, moment: Tensor) -> float:
 def truncate_outputs(kernel: Tensor, rank: int, moment: Tensor) -> Tensor:
     """The kernel of a rank on the OUT cut with least `output_error`: projected on its outputs' main directions."""
     matrix = unfold(checked(kernel), "OUT")
-    rank = checked_rank(rank, kernel.shape, "OUT")
+    rank, moment = checked_rank(rank, kernel.shape, "OUT"), _moment(moment, matrix)
     main = torch.linalg.eigh(matrix @ moment @ matrix.mT).eigenvectors[:, -rank:]
     return fold(main @ (main.mT @ matrix), "OUT", kernel.shape).to(kernel)
 
@@ -156,6 +160,14 @@ def _pair(kernel: Tensor, truncated: Tensor) -> tuple[Tensor, Tensor]:
     if not kernel.any():
         raise ValueError("The zero kernel has no norm to lose: leave it out.")
     return kernel, truncated
+
+
+def _moment(moment: Tensor, kernel: Tensor) -> Tensor:
+    """The moment in the kernel's dtype and on its device, if it is one of the patches that the kernel reads."""
+    side = kernel[0].numel()
+    if moment.shape != (side, side) or not moment.isfinite().all():
+        raise ValueError(f"The moment of this kernel's patches is {side} x {side} and finite: take `patch_moment`.")
+    return moment.to(kernel)
 
 
 def _padding(conv: nn.Conv2d) -> list[tuple[int, int]]:

@@ -159,7 +159,8 @@ def multiply_out(model: nn.Module, factorised: nn.Module, names: Sequence[str]) 
         if isinstance(layer, nn.Linear):
             small = nn.Sequential(*map(_as_convolution, small))
         with torch.no_grad():
-            layer.weight.copy_(forms.dense_kernel(small).view_as(layer.weight))
+            kernel = forms.dense_kernel(small, layer.groups if isinstance(layer, nn.Conv2d) else 1)
+            layer.weight.copy_(kernel.view_as(layer.weight))
             if layer.bias is not None:
                 layer.bias.copy_(small[-1].bias)
         other.set_submodule(name, layer)
@@ -168,13 +169,14 @@ def multiply_out(model: nn.Module, factorised: nn.Module, names: Sequence[str]) 
 
 def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
     conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
-    conv.weight, conv.bias = nn.Parameter(linear.weight[..., None, None]), linear.bias
+    conv.weight = nn.Parameter(linear.weight[..., None, None], linear.weight.requires_grad)
+    conv.bias = linear.bias
     return conv
 
 
 def _as_linear(conv: nn.Conv2d) -> nn.Linear:
     linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
-    linear.weight, linear.bias = nn.Parameter(conv.weight.flatten(1)), conv.bias
+    linear.weight, linear.bias = nn.Parameter(conv.weight.flatten(1), conv.weight.requires_grad), conv.bias
     return linear
 
 

@@ -241,6 +241,35 @@ def test_a_factorised_layer_keeps_dtype_and_bias_and_draws_no_random_numbers():
     assert torch.equal(again(image), model(image))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_dense_kernel_of_a_grouped_layer_has_the_shape_of_its_weight(form):
+    conv = convolution(groups=4, padding=1, stride=2)
+    factors = decomposed(conv.weight.data, form)
+    model = layers(conv, factors)
+    kernel = dense_kernel(model, 4)
+    assert kernel.shape == conv.weight.shape and (kernel - factors.kernel()).norm() < 1e-13 * kernel.norm()
+    for groups in (3, 8, 20):
+        with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+            dense_kernel(model, groups)
+
+
+def test_a_frozen_convolution_stays_frozen_when_it_is_factorised():
+    conv = convolution()
+    conv.weight.requires_grad_(False)
+    assert [p.requires_grad for p in factorise(conv, "tucker2", (8, 4)).parameters()] == [False] * 3 + [True]
+    conv.requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in factorise(conv, "KH", 1).parameters())
+
+
+def test_fewer_starts_and_iterations_of_cp_reach_every_function_that_decomposes():
+    kernel = gaussian(*SHAPE)
+    quick = cp(kernel, 10, seeded(), starts=1, iterations=3).kernel()
+    options = {"starts": 1, "iterations": 3}
+    assert torch.equal(approximate(kernel, "cp", 10, generator=seeded(), **options), quick)
+    model = factorise(convolution(), "cp", 10, generator=seeded(), **options)
+    assert (dense_kernel(model) - quick).norm() < 1e-13 * quick.norm()
+
+
 def test_strides_sit_where_the_specification_puts_them():
     conv = convolution(stride=(2, 3), padding=1)
     strides = {
@@ -588,6 +617,8 @@ def test_factorised_cp_equals_the_kernel_of_the_same_generator():
         lambda: decompose(gaussian(*SHAPE), "ring", (0, 5, 4, 4)),
         lambda: decompose(gaussian(*SHAPE) * math.nan, "tucker2", (4, 4)),
         lambda: decompose(gaussian(*SHAPE)[0], "tt", (4, 4, 4)),
+        lambda: approximate((9 * gaussian(*SHAPE)).int(), "OUT", 2),
+        lambda: approximate(gaussian(*SHAPE) * 1j, "tt", (4, 4, 4)),
         lambda: cp(gaussian(4, 4, 3, 3), 37, seeded()),
         lambda: factorise(nn.Linear(12, 20), "OUT", 2),
         lambda: factorise(nn.ConvTranspose2d(12, 20, 3), "OUT", 2),

@@ -226,6 +226,14 @@ def test_truncating_the_outputs_beats_truncating_the_norm_on_correlated_inputs()
     assert output_error(kernel, truncate_outputs(kernel, 4, moment), moment) == pytest.approx(best, rel=1e-9)
 
 
+def test_a_moment_in_float32_gives_what_it_gives_in_float64():
+    kernel, half = gaussian((10, 6, 3, 3)), gaussian((54, 54), seed=1).float()
+    moment = half @ half.mT
+    truncated = truncate_outputs(kernel, 4, moment)
+    assert torch.equal(truncated, truncate_outputs(kernel, 4, moment.double()))
+    assert output_error(kernel, truncated, moment) == output_error(kernel, truncated, moment.double())
+
+
 @pytest.mark.parametrize(("size", "stride"), USAGE)
 def test_tap_usage_matches_the_printed_table(size, stride):
     output, taps, mean = USAGE[size, stride]
@@ -318,8 +326,15 @@ def test_resnet50_convolutions_by_the_cuts_that_apply_to_them():
         lambda k: graded(k, truncate(k, "OUT", 1), -0.1),
         lambda k: effective_rank(0 * k, "OUT"),
         lambda k: patch_moment(nn.Conv2d(4, 4, 3, groups=2), torch.zeros(1, 4, 5, 5)),
+        lambda k: patch_moment(nn.Conv2d(12, 4, 3), torch.zeros(12, 5, 5)),
+        lambda k: patch_moment(nn.Conv2d(12, 4, 3), torch.zeros(2, 5, 5, 5)),
+        lambda k: patch_moment(nn.Conv2d(12, 4, 3), torch.zeros(0, 12, 5, 5)),
         lambda k: output_error(k, k, torch.zeros(180, 180, dtype=torch.float64)),
+        lambda k: output_error(k, k, torch.eye(60)),
         lambda k: truncate_outputs(k, 21, torch.eye(180, dtype=torch.float64)),
+        lambda k: truncate_outputs(k, 2, torch.eye(60)),
+        lambda k: truncate_outputs(k, 2, torch.ones(180)),
+        lambda k: truncate_outputs(k, 2, torch.eye(180) * math.nan),
         lambda k: tap_usage(nn.Conv2d(1, 1, 3), (2, 5)),
         lambda k: effective_norm_loss(k, k, torch.zeros(3, 5)),
     ),

@@ -129,6 +129,23 @@ def test_a_linear_layer_is_factorised_as_a_kernel_of_one_pixel(form):
         assert (factorised(images) - model(images)).norm() < 1e-10 * model(images).norm()
 
 
+def test_a_grouped_convolution_is_factorised_and_multiplied_out_in_a_plan():
+    model = nn.Sequential(nn.Conv2d(4, 12, 3, groups=2, dtype=torch.float64), nn.ReLU())
+    plan = {"layers": ["0"], "forms": ["OUT.KH"], "ranks": [[3]]}
+    recovery.apply_plan(model, plan)
+    factorised = deepcopy(model)
+    recovery.factorise_plan(factorised, plan)
+    again = recovery.multiply_out(model, factorised, ["0"])
+    assert again[0].weight.shape == (12, 2, 3, 3) and torch.allclose(again[0].weight, model[0].weight, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", (nn.Linear(8, 6), nn.Conv2d(8, 6, 3)), ids=("linear", "convolution"))
+def test_frozen_layers_of_a_plan_stay_frozen(layer):
+    model = nn.Sequential(deepcopy(layer)).requires_grad_(False)
+    recovery.factorise_plan(model, {"layers": ["0"], "forms": ["OUT"], "ranks": [[2]]})
+    assert len(list(model.parameters())) == 3 and not any(one.requires_grad for one in model.parameters())
+
+
 def test_parameters_of_a_plan_are_those_of_the_factorised_network_unless_the_dense_kernel_is_smaller():
     model = network()
     cheap = {"layers": ["features.3", "features.7"], "forms": ["OUT", "tucker2"], "ranks": [[2], [3, 2]]}
