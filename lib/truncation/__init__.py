@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "measures": MEASURES.split(),
         "cuts": ["CUTS", "MODES", "cut_svd", "fold", "spectrum", "unfold"],
-        "forms": ["approximate", "decompose", "factorise"],
+        "forms": ["approximate", "best_ranks", "decompose", "factorise"],
         "sweep": ["LayerSweep"],
     },
 )

@@ -4,6 +4,7 @@ A form is named as in RANKS. The functions raise ValueError as those of `cuts`, 
 of ranks, and for ranks outside 1 to `limits`.
 """
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lib.truncation.cuts import CUTS, MODES, checked, cut_svd, matrix_shape, normal, sides
+from lib.truncation.measures import relative_error
 
 RANKS = {**dict.fromkeys(CUTS, 1), "tucker": 4, "tucker2": 2, "cp": 1, "tt": 3, "ring": 4}  # ranks that a form has
 ORDER = ("OUT", "KH", "KW", "IN")
 WINDOW = 50  # iterations of CP between two looks at the error
+COMPARED = 100  # candidates of `best_ranks` whose exact errors are compared
 Ranks = int | Sequence[int]
 Order = Sequence[str]
 
@@ -510,6 +513,75 @@ def ranks_within(shape: Sequence[int], form: str, budget: float, order: Order = 
     if not fitting:
         raise ValueError(f"No {form!r} form of a {tuple(shape)} kernel has at most {budget} parameters: allow more.")
     return ranks_at(shape, form, shares[fitting - 1], order)
+
+
+def best_ranks(kernel: Tensor, form: str, budget: float, order: Order = ORDER) -> int | tuple[int, ...]:
+    """The ranks with which a form errs least on this kernel within a budget; `ranks_within` looks at its shape alone.
+
+    Candidates are all ranks that fit, with the first of Tucker or the last bond as large as fits. The squares that
+    each rank discards bound the squared error: their largest from below, their sum from above. The result has the least
+    error of `approximate` among the COMPARED candidates with the least mean of both bounds, and `ranks_within`. A form
+    with one rank has the largest that fits. Arguments and errors as `ranks_within`; a zero kernel is refused.
+
+    Source: bounds of TT-SVD, Oseledets 2011, and of HOSVD, De Lathauwer et al. 2000; Tucker ranks by the latter within
+    a budget, Ghadiri et al. (arXiv 2302.03886). A ring is the train after its first SVD, for every split of that rank
+    into two bonds, Mickelin and Karaman (arXiv 1807.02513).
+    """
+    kernel, best = checked(kernel), ranks_within(kernel.shape, form, budget, order)
+    if RANKS[form] == 1:
+        return best
+    if form in ("tucker", "tucker2"):
+        ranks, lower, upper = _tucker_candidates(kernel, RANKS[form], math.floor(budget))
+    else:
+        ranks, lower, upper = _ring_candidates(kernel, form == "ring", math.floor(budget), mode_order(order))
+    least, whole = relative_error(kernel, approximate(kernel, form, best, order=order)), kernel.square().sum().item()
+    for k in (lower + upper).argsort(stable=True)[:COMPARED].tolist():
+        if lower[k] < least**2 * whole:
+            other = tuple(ranks[k].tolist())
+            error = relative_error(kernel, approximate(kernel, form, other, order=order))
+            best, least = (other, error) if error < least else (best, least)
+    return best
+
+
+def _tails(matrix: Tensor) -> Tensor:
+    """The squares that rank 0, 1, ... of a matrix discards, through the short side's Gram matrix."""
+    flat = matrix.shape[0] <= matrix.shape[1]
+    squares = torch.linalg.eigvalsh(matrix @ matrix.mT if flat else matrix.mT @ matrix).clamp(min=0).cumsum(0)
+    return torch.cat([squares.new_zeros(1), squares]).flip(0).cpu()
+
+
+def _tucker_candidates(kernel: Tensor, count: int, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks (candidates, count) within a budget, and the bounds on their squared errors."""
+    sizes = torch.tensor(kernel.shape)
+    others = torch.cartesian_prod(*[torch.arange(1, size + 1) for size in sizes[1:count]]).reshape(-1, count - 1)
+    core = others.prod(1) * sizes[count:].prod()
+    out = ((budget - others @ sizes[1:count]) // (core + sizes[0])).minimum(core).clamp(max=sizes[0])
+    ranks = torch.cat([out[:, None], others], 1)
+    ranks = ranks[(out > 0) & (ranks.square() <= (out * core)[:, None]).all(1)]
+    discarded = torch.stack([_tails(_rows(kernel, mode))[ranks[:, mode]] for mode in range(count)])
+    return ranks, discarded.amax(0), discarded.sum(0)
+
+
+def _ring_candidates(kernel: Tensor, ring: bool, budget: int, modes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_tucker_candidates`; a train by three spectra of the kernel, a ring by those that follow its first SVD."""
+    matrix = kernel.permute(modes).flatten(1)
+    most, (size, *sizes) = min(matrix.shape), (kernel.shape[mode] for mode in modes)
+    core, ends, found = _basis(matrix, most).mT @ matrix, _tails(matrix), []
+    for closing, first in itertools.product(range(1, most + 1 if ring else 2), range(1, most + 1)):
+        if closing * first > most:
+            continue
+        columns = (math.prod(sizes[1:]) * closing, sizes[2] * closing)
+        if ring or first == 1:
+            rest = (core[: closing * first] if ring else core).reshape(closing, -1).mT
+            middle, last = (_tails(rest.reshape(-1, count)) for count in columns)
+        second = torch.arange(1, min(first * sizes[0], columns[0]) + 1)
+        left = budget - size * closing * first - first * sizes[0] * second
+        third = (left // (second * sizes[1] + columns[1])).minimum(second * sizes[1]).clamp(max=columns[1])
+        ranks = torch.stack([*torch.tensor([[closing], [first]]).expand(2, len(second)), second, third], 1)[third > 0]
+        outer, inner, end = middle[ranks[:, 2]], last[ranks[:, 3]], ends[closing * first]
+        lower = end + outer.maximum(inner) if ring else outer.maximum(inner).maximum(end)
+        found.append((ranks if ring else ranks[:, 1:], lower, outer + inner + end))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def _useful(shape: Sequence[int], form: str, ranks: tuple[int, ...], order: Order) -> tuple[int, ...]:
