@@ -173,9 +173,13 @@ def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
     """Every form that fits in a share of the dense parameters, for the `budgets` of a spec; CP from `starts` starts.
 
     `target` is the share. For tensor trains `cut` names the order of the modes. "as cp" is every cut graded to the
-    error of the best CP kernel.
+    error of the best CP kernel. The ranks of trains and Tucker follow the spec's `rank_rule`: "equal" shares of the
+    largest ones (`forms.ranks_within`, the default), or the "best" for the kernel (`forms.best_ranks`).
     """
     shape = kernel.shape
+    rules = {"equal": partial(forms.ranks_within, shape), "best": partial(forms.best_ranks, kernel)}
+    if (rule := spec.get("rank_rule", "equal")) not in rules:
+        raise ValueError(f"A rank_rule is equal or best, not {rule!r}: choose one.")
     for budget in spec["budgets"]:
         target, within = {"target": budget}, budget * kernel.numel()
         for cut in applicable_cuts(shape):
@@ -186,7 +190,7 @@ def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
         tensors += [("tt", order, " ".join(order)) for order in itertools.permutations(cuts.MODES)]
         for form, order, name in tensors:
             if forms.parameters(shape, form, forms.ranks_at(shape, form, 0, order), order) <= within:
-                ranks = forms.ranks_within(shape, form, within, order)
+                ranks = rules[rule](form, within, order)
                 yield {"method": form, "cut": name} | target, forms.approximate(kernel, form, ranks, order=order)
         if forms.parameters(shape, "cp", 1) > within:
             continue

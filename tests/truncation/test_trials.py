@@ -395,6 +395,23 @@ def test_forms_come_whole_with_all_cp_starts_and_every_order_and_cuts_as_good_as
         assert relative_error(kernel, formed) == pytest.approx(best, rel=1e-5)
 
 
+def test_the_rank_rule_of_a_spec_changes_the_ranks_of_trains_and_tucker_alone():
+    kernel, spec = gaussian(12, 8, 3, 3), FORMS | {"layer": "layer"}
+    default, equal, best = (
+        list(trials.form_kernels(kernel, spec | rule)) for rule in ({}, {"rank_rule": "equal"}, {"rank_rule": "best"})
+    )
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(default, equal, strict=True))
+    gains = {}
+    for (labels, one), (same, other) in zip(equal, best, strict=True):
+        assert labels == same
+        gain = relative_error(kernel, one) - relative_error(kernel, other)
+        gains.setdefault(labels["method"], []).append(gain)
+    assert {method for method, values in gains.items() if any(values)} == {"tt", "tucker", "tucker2"}
+    assert min(map(min, gains.values())) >= 0
+    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
+        next(trials.form_kernels(kernel, spec | {"rank_rule": "fair"}))
+
+
 COMMON = {"dataset": "digits", "epochs": 3, "source": "trained"}
 KNOWN = [COMMON | {"network": name, "seed": seed} for name in ("digits_cnn", "resnet8") for seed in range(3)]
 KNOWN += [KNOWN[0] | {"labels": "shuffled"}, {"source": "public", "network": "resnet20", "dataset": "cifar10"}]
