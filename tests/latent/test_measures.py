@@ -135,6 +135,32 @@ def test_a_large_tensor_is_measured_part_by_part_without_changing_the_result_or_
             measure(weight, pruned)
 
 
+@pytest.mark.parametrize("shape", ((100, 4096), (2048, 512)))
+def test_a_head_that_is_being_trained_is_measured_above_the_size_of_a_part_too(shape):
+    weight = torch.nn.Parameter(torch.randn(shape, generator=seeded()))
+    assert weight.numel() > measures.BLOCK
+    plain = weight.detach().numpy().astype(np.float64)
+    for pruned in (weight * 0, weight.detach() * 0):
+        assert latent.ap2(weight, pruned) == pytest.approx((plain**2).sum(), rel=1e-12)
+        size = plain.size // 100
+        means = np.add.reduceat(plain.ravel(), np.arange(0, plain.size, size))
+        means /= np.diff([*range(0, plain.size, size), plain.size])
+        expected = latent.kl_student_t(np.linalg.norm(means), len(means), 4).item()
+        assert latent.t_ap3(weight, pruned) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.int8))
+def test_weights_of_low_precision_are_summed_in_float64(dtype):
+    weight = (torch.randn(2048, 512, generator=seeded()) * (20 if dtype == torch.int8 else 1)).to(dtype)
+    zero, plain = torch.zeros_like(weight), weight.float().numpy().astype(np.float64)
+    own = (weight - zero).square().sum().item()
+    assert not math.isfinite(own) or own != (plain**2).sum()  # what the type itself can do
+    assert latent.ap2(weight, zero) == pytest.approx((plain**2).sum(), rel=1e-12)
+    assert latent.kl_gaussian(weight[0], 1.0, zero[0], 1.0) == pytest.approx((plain[0] ** 2).sum() / 2, rel=1e-12)
+    assert latent.wasserstein_gaussian(weight[0], 1.0, zero[0], 1.0) == pytest.approx(np.linalg.norm(plain[0]))
+    assert latent.group_means(weight)[0].item() == pytest.approx(plain.ravel()[: plain.size // 100].mean(), rel=1e-9)
+
+
 def test_t_ap3_depends_on_the_grouped_distance_alone_and_counts_actual_groups():
     weight, pruned = torch.randn(10, 64, generator=seeded()), torch.zeros(10, 64)
     r = math.sqrt(squared_group_distance(weight, pruned))
@@ -336,6 +362,151 @@ def test_permutation_leaves_fine_tuned_weights_where_they_are():
     assert not torch.equal(latent.permute_pruned(delta, mask, seeded(2)), delta)
 
 
+def test_controls_refuse_what_they_cannot_use_and_never_draw_from_the_global_stream():
+    delta, stream, mask = torch.arange(12.0).view(3, 4), seeded(), torch.ones(3, 4, dtype=torch.bool)
+    before = torch.get_rng_state()
+    for call in (
+        lambda: latent.sign_flips(delta, None),
+        lambda: latent.random_direction(delta, None),
+        lambda: latent.permute_pruned(delta, mask, None),
+        lambda: latent.nondiagonal_precision_code(3, None),
+    ):
+        with pytest.raises(ValueError, match=r"^generator must be [^\n]+\.$"):
+            call()
+    assert torch.equal(torch.get_rng_state(), before)
+    for wrong in (mask.float(), mask.int(), mask[:2], None):  # an int mask would index rows, without a word
+        with pytest.raises(ValueError, match=r"^mask must be [^\n]+\.$"):
+            latent.permute_pruned(delta, wrong, stream)
+
+
+def test_no_gradient_goes_through_controls_and_projections():
+    weight, mask = torch.nn.Parameter(torch.randn(10, 64, generator=seeded())), torch.rand(10, 64) > 0.5
+    results = (
+        latent.random_direction(weight, seeded()),
+        latent.sign_flips(weight, seeded()),
+        latent.permute_pruned(weight, mask, seeded()),
+        latent.group_means(weight),
+        latent.prune_highest_code(weight, 0.5)[0],
+        latent.fisher_covariance(weight**2),
+        latent.kl_student_t(weight.norm(), 100, 4),
+    )
+    assert not any(result.requires_grad for result in results)
+    estimate = latent.kl_student_t_monte_carlo(weight[0], torch.nn.Parameter(weight[1] * 1), 4, draws=10, seed=0)
+    assert all(map(math.isfinite, estimate))
+
+
+# For each measure, its arguments with a call that puts something bad there: into one entry of a vector or a matrix.
+VECTOR, EYE = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+
+
+def spoiled(good, bad, *place):
+    result = good.clone()
+    result[place] = bad
+    return result
+
+
+def gaussian_calls(measure):
+    v = VECTOR
+    return [
+        ("mean_p", lambda bad: measure(spoiled(v, bad, 1), 1.0, v, 1.0)),
+        ("mean_q", lambda bad: measure(v, 1.0, spoiled(v, bad, 1), 1.0)),
+        ("covariance_p", lambda bad: measure(v, bad, v, 1.0)),
+        ("covariance_p", lambda bad: measure(v, spoiled(v, bad, 2), v, EYE)),
+        ("covariance_q", lambda bad: measure(v, EYE, v, spoiled(v, bad, 2))),
+        *(
+            (name, lambda bad, place=place, build=build: measure(*build(spoiled(EYE, bad, *place))))
+            for place in ((0, 0), (0, 2), (2, 0))  # a factorisation reads one triangle only
+            for name, build in (("covariance_p", lambda m: (v, m, v, 1.0)), ("covariance_q", lambda m: (v, 1.0, v, m)))
+        ),
+    ]
+
+
+BAD_VALUES = {
+    "ap2": [
+        ("weight", lambda bad: latent.ap2(spoiled(VECTOR, bad, 0), VECTOR)),
+        ("pruned", lambda bad: latent.ap2(VECTOR, spoiled(VECTOR, bad, 0))),
+        ("weight", lambda bad: latent.ap2(spoiled(VECTOR, bad, 0), spoiled(VECTOR, bad, 0))),
+    ],
+    "t_ap3": [
+        ("weight", lambda bad: latent.t_ap3(spoiled(VECTOR, bad, 0), VECTOR)),
+        ("pruned", lambda bad: latent.t_ap3(VECTOR, spoiled(VECTOR, bad, 0))),
+        ("groups", lambda bad: latent.t_ap3(VECTOR, VECTOR, bad)),
+        ("df", lambda bad: latent.t_ap3(VECTOR, VECTOR, 100, bad)),
+    ],
+    "group_means": [
+        ("vector", lambda bad: latent.group_means(spoiled(VECTOR, bad, 0))),
+        ("groups", lambda bad: latent.group_means(VECTOR, bad)),
+    ],
+    **{
+        name: gaussian_calls(getattr(latent, name))
+        for name in ("kl_gaussian", "kl_gaussian_printed", "wasserstein_gaussian")
+    },
+    "mahalanobis": [
+        ("mean_p", lambda bad: latent.mahalanobis(spoiled(VECTOR, bad, 0), VECTOR, 1.0)),
+        ("mean_q", lambda bad: latent.mahalanobis(VECTOR, spoiled(VECTOR, bad, 0), 1.0)),
+        ("covariance", lambda bad: latent.mahalanobis(VECTOR, VECTOR, spoiled(EYE, bad, 0, 2))),
+        ("covariance", lambda bad: latent.mahalanobis(VECTOR, VECTOR, bad)),
+    ],
+    "precision_range": [
+        ("covariance", lambda bad: latent.precision_range(spoiled(EYE, bad, 0, 2))),
+        ("covariance", lambda bad: latent.precision_range(spoiled(VECTOR, bad, 0))),
+    ],
+    "equal_covariance_divergences": [("distance", lambda bad: latent.equal_covariance_divergences([1.0, bad]))],
+    "kl_student_t": [
+        ("distance", lambda bad: latent.kl_student_t([1.0, bad], 1, 4)),
+        ("dim", lambda bad: latent.kl_student_t(1.0, bad, 4)),
+        ("df", lambda bad: latent.kl_student_t(1.0, 1, bad)),
+    ],
+    "kl_student_t_monte_carlo": [
+        ("mean_p", lambda bad: latent.kl_student_t_monte_carlo(spoiled(VECTOR, bad, 0), VECTOR, 4, draws=9, seed=0)),
+        ("mean_q", lambda bad: latent.kl_student_t_monte_carlo(VECTOR, spoiled(VECTOR, bad, 0), 4, draws=9, seed=0)),
+        ("df", lambda bad: latent.kl_student_t_monte_carlo(VECTOR, VECTOR, bad, draws=9, seed=0)),
+    ],
+    "total_variation_lower_bound": [
+        ("squared_distance", lambda bad: latent.total_variation_lower_bound([1.0, bad], 1.0, 1.0)),
+        ("trace_p", lambda bad: latent.total_variation_lower_bound(1.0, bad, 1.0)),
+        ("trace_q", lambda bad: latent.total_variation_lower_bound(1.0, 1.0, bad)),
+    ],
+    "recovered_squared_distance": [
+        ("kl", lambda bad: latent.recovered_squared_distance([1.0, bad], 1.0, 1.0)),
+        ("trace_p", lambda bad: latent.recovered_squared_distance(1.0, bad, 1.0)),
+        ("trace_q", lambda bad: latent.recovered_squared_distance(1.0, 1.0, bad)),
+    ],
+    "performance_bound": [
+        ("kl", lambda bad: latent.performance_bound([1.0, bad], 1.0, 1.0, 1.0)),
+        ("hessian_max", lambda bad: latent.performance_bound(1.0, bad, 1.0, 1.0)),
+        ("trace_p", lambda bad: latent.performance_bound(1.0, 1.0, bad, 1.0)),
+        ("trace_q", lambda bad: latent.performance_bound(1.0, 1.0, 1.0, bad)),
+    ],
+    "gaussian_performance_bound": [
+        ("kl", lambda bad: latent.gaussian_performance_bound([1.0, bad], 1.0, 1.0)),
+        ("hessian_max", lambda bad: latent.gaussian_performance_bound(1.0, bad, 1.0)),
+        ("precision_min", lambda bad: latent.gaussian_performance_bound(1.0, 1.0, bad)),
+    ],
+    "fisher_covariance": [
+        ("diagonal", lambda bad: latent.fisher_covariance(spoiled(VECTOR, bad, 0))),
+        ("damping", lambda bad: latent.fisher_covariance(VECTOR, bad)),
+    ],
+    "prune_highest_code": [("weight", lambda bad: latent.prune_highest_code(spoiled(VECTOR, bad, 0), 0.5))],
+    "random_mask_code": [("fraction", lambda bad: latent.random_mask_code((3,), bad))],
+    "random_direction": [("delta", lambda bad: latent.random_direction(spoiled(VECTOR, bad, 0), seeded()))],
+    "sign_flips": [("delta", lambda bad: latent.sign_flips(spoiled(VECTOR, bad, 0), seeded()))],
+    "permute_pruned": [("delta", lambda bad: latent.permute_pruned(spoiled(VECTOR, bad, 0), VECTOR > 1, seeded()))],
+}
+
+
+@pytest.mark.parametrize("bad", (math.nan, math.inf, -math.inf))
+@pytest.mark.parametrize("measure", sorted(BAD_VALUES))
+def test_what_is_not_finite_is_refused_in_one_sentence_that_names_the_argument(measure, bad):
+    for name, call in BAD_VALUES[measure]:
+        with pytest.raises(ValueError, match=rf"^{name} must be [^\n]+\.$"):
+            call(bad)
+
+
+def test_no_measure_is_left_out_of_the_rule_for_values_that_are_not_finite():
+    assert set(BAD_VALUES) == set(latent.MEASURES.split()) - {"nondiagonal_precision_code"}  # it takes no values
+
+
 @pytest.mark.parametrize(
     "call",
     (
@@ -344,6 +515,13 @@ def test_permutation_leaves_fine_tuned_weights_where_they_are():
         lambda w: latent.group_means(w * math.inf),
         lambda w: latent.group_means(w, 0),
         lambda w: latent.group_means(w[:0]),
+        lambda w: latent.ap2(w[:0], w[:0]),
+        lambda w: latent.ap2(w * 1j, w),
+        lambda w: latent.random_mask_code((3,), -0.1),
+        lambda w: latent.random_mask_code((3,), 1.0),
+        lambda w: latent.total_variation_lower_bound(1.0, -1.0, 3.0),
+        lambda w: latent.kl_student_t_monte_carlo(w[0], w[1], 4, draws=1, seed=0),
+        lambda w: latent.kl_student_t_monte_carlo(w[0], w[1][:2], 4, draws=9, seed=0),
         lambda w: latent.performance_bound(-1.0, 1.0, 1.0, 1.0),
         lambda w: latent.performance_bound(1.0, -1.0, 1.0, 1.0),
         lambda w: latent.gaussian_performance_bound(math.nan, 1.0, 1.0),
@@ -680,6 +858,12 @@ def test_lower_bounds_on_total_variation_and_kl_hold_for_gaussians():
             assert 2 * values["total_variation"] ** 2 <= values["kl"]
 
 
+def test_the_bounds_allow_one_of_the_distributions_to_be_a_point():
+    # P is 0 or 2 with equal chance (mean and trace 1), Q the point 0: their total variation is 1/2
+    assert latent.total_variation_lower_bound(1.0, 1.0, 0.0).item() == pytest.approx(1 / 3)
+    assert latent.recovered_squared_distance(2 / 9, 1.0, 0.0).item() == pytest.approx(1.0)
+
+
 def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
     squared = torch.tensor([1e-4, 0.3, 7.0, 100.0], dtype=torch.float64)
     kl = 2 * latent.total_variation_lower_bound(squared, 4.0, 6.0) ** 2
@@ -708,6 +892,7 @@ def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
         lambda v: latent.mahalanobis(v, v * math.inf, 1.0),
         lambda v: latent.wasserstein_gaussian(v, torch.eye(3), v, -torch.eye(3)),
         lambda v: latent.precision_range(math.nan),
+        lambda v: latent.precision_range(torch.ones(2, 3)),
         lambda v: latent.kl_student_t(-1.0, 1, 4),
         lambda v: latent.kl_student_t(math.nan, 1, 4),
         lambda v: latent.kl_student_t(1.0, 0, 4),
