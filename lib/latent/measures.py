@@ -7,16 +7,20 @@ generator. Divergences are in nats. Tensors of any real type are summed in float
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy import stats
-from torch import Tensor
+from scipy import integrate, stats
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor, distributions
 
 from lib.masks import magnitude_mask
 
 Values = Tensor | float
 BLOCK = 2**18  # entries of a difference that are computed at a time, so that they stay in the processor's cache
+BINS = 100  # of the histograms of entries
+PSEUDOCOUNT = 0.5  # added to each bin before a KL is taken (Jeffreys' prior), so that an empty bin costs no infinity
 KL_LIMIT = 1.9  # the released code scales the largest KL to this value, so that it stays below the 2 of Lemma 2
 
 # Quadrature of the Student-t KL. The integrand is analytic in a strip of half-width pi / 2, so a trapezoid of step h
@@ -183,6 +187,65 @@ def kl_student_t_monte_carlo(
     x = p.rvs(draws, random_state=seed)
     ratio = p.logpdf(x) - q.logpdf(x)
     return float(ratio.mean()), float(ratio.std(ddof=1) / math.sqrt(draws))
+
+
+def entry_divergences(weight: Tensor, pruned: Tensor) -> dict[str, float]:
+    """Divergences of two tensors of one shape as populations of all their entries, whatever the places of these.
+
+    The zeros of removed weights are entries of the pruned tensor like others. Both tensors need two different entries.
+
+    Returns:
+        KLs in nats, original first, of distributions fitted to both:
+        `kl_gaussian`, with their means and variances;
+        `kl_laplace`, with their medians (0 where half of the entries are zeros) and mean distances from these;
+        `kl_student_t`, with their means, variances and degrees of freedom 4 + 6 / excess kurtosis, at most 1e6 + 4,
+        which is Gaussian. Tails of fewer than 4 degrees of freedom are not told apart, but maximum likelihood (scipy's
+        `t.fit`) has no solution for pruned tensors: with a share z of zeros the likelihood grows without bound as the
+        scale shrinks, for any degrees of freedom below z / (1 - z);
+        `kl_histogram`, of counts in 100 equal bins over the range of both, half an entry added to each. Where pruning
+        empties bins it grows with the logarithm of the number of entries: compare tensors of one size.
+        And `jensen_shannon`, in [0, ln 2], of these counts as they are; `wasserstein`, the exact 1-Wasserstein
+        distance of the entries, in their unit.
+
+    Source: extension of this companion; the paper leaves other families and divergences open (section 5.4).
+    """
+    flat = _finite(weight=weight, pruned=pruned)
+    for name, entries in zip(("weight", "pruned"), flat, strict=True):
+        if entries.min() == entries.max():
+            raise ValueError(f"{name} must have two different entries: no distribution can be fitted to one value.")
+    p, q = (entries.sort().values.cpu().numpy() for entries in flat)
+    limits = min(p[0], q[0]), max(p[-1], q[-1])
+    counts = [np.histogram(entries, BINS, limits)[0] for entries in (p, q)]
+    laplace = [distributions.Laplace(*torch.tensor(stats.laplace.fit(one), dtype=torch.float64)) for one in (p, q)]
+    gaussian = [torch.tensor([[moment(one)] for moment in (np.mean, np.var)], dtype=torch.float64) for one in (p, q)]
+    return {
+        "kl_gaussian": kl_gaussian(*gaussian[0], *gaussian[1]),
+        "kl_laplace": distributions.kl_divergence(*laplace).clamp(min=0).item(),
+        "kl_student_t": _kl_of_student_t_fits(p, q),
+        "kl_histogram": max(float(stats.entropy(*(count + PSEUDOCOUNT for count in counts))), 0.0),
+        "jensen_shannon": float(jensenshannon(*counts) ** 2),
+        "wasserstein": float(np.abs(p - q).mean()),
+    }
+
+
+def effective_number(scores: Tensor) -> float:
+    """Number of components that matter, in [1, N]: 1 / sum p^2 with p = |score| / sum |score|; not all scores are 0.
+
+    Source: effective model pruning (arXiv 2509.25606). Only this formula is known first-hand, not which scores the
+    paper takes, its bound on the loss or its experiments.
+    """
+    (flat,) = _finite(scores=scores)
+    _check_positive(sum_of_magnitudes=flat.abs().sum().item())
+    return 1 / (flat.abs() / flat.abs().sum()).square().sum().item()
+
+
+def effective_sparsity(weight: Tensor) -> float:
+    """Share of weights, in [0, 1), beyond their `effective_number`, magnitudes being scores; 1 - 2 / pi for a Gaussian.
+
+    Source: as `effective_number`; that weights score by magnitude is this companion's choice.
+    """
+    (flat,) = _finite(weight=weight)
+    return 1 - effective_number(flat) / len(flat)
 
 
 def precision_range(covariance: Values) -> tuple[float, float]:
@@ -363,6 +426,17 @@ def _reduced(weight: Tensor, pruned: Tensor, reduce: Callable[[Tensor], Tensor],
     if not result.isfinite().all():  # looks at the weights themselves only now: each look costs as much as the sum
         _finite(weight=weight, pruned=pruned)
     return result
+
+
+def _kl_of_student_t_fits(p: np.ndarray, q: np.ndarray) -> float:
+    """KL of the Student-t distributions that have the first moments of two populations, in units of the first one."""
+    df_p, df_q = (4 + 6 / max(float(stats.kurtosis(entries)), 6e-6) for entries in (p, q))
+    scale_p, scale_q = (entries.std() * math.sqrt((df - 2) / df) for entries, df in ((p, df_p), (q, df_q)))
+    shift = (q.mean() - p.mean()) / scale_p
+    one, other = stats.t(df_p), stats.t(df_q, shift, scale_q / scale_p)
+    pieces = pairwise([-math.inf, *sorted({0.0, shift}), math.inf])
+    log_ratio = lambda x: one.pdf(x) * (one.logpdf(x) - other.logpdf(x))  # noqa: E731
+    return max(sum(integrate.quad(log_ratio, *piece, limit=200)[0] for piece in pieces), 0.0)
 
 
 def _group_size(entries: int, groups: int) -> int:
