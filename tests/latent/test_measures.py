@@ -1078,3 +1078,32 @@ def test_the_effective_share_of_a_family_is_its_squared_mean_magnitude_over_its_
     weight = torch.from_numpy(0.02 * family.rvs(size=1_000_000, random_state=18))
     assert 1 - latent.effective_sparsity(weight) == pytest.approx(share, abs=3e-3)
     assert latent.effective_number(weight) == pytest.approx(share * weight.numel(), rel=6e-3)
+
+
+# Two versions of one assumption, and a plot without its half
+
+
+def test_definition_five_and_theorem_two_take_different_terms_and_move_in_opposite_directions():
+    weight, last = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    tuned = [last + 0.5**t * torch.tensor([1.0, 0.0]) for t in range(20)]  # approaches the last epoch from outside
+    limit = latent.kl_gaussian(weight, 1.0, last, 1.0)
+    definition = [abs(limit - latent.kl_gaussian(weight, 1.0, one, 1.0)) for one in tuned]
+    theorem = [abs(limit - latent.kl_gaussian(last, 1.0, one, 1.0)) for one in tuned]
+    assert definition == pytest.approx([abs(1 - (1 + 0.5**t) ** 2) / 2 for t in range(20)], rel=1e-6)
+    assert theorem == pytest.approx([abs(1 - 0.25**t) / 2 for t in range(20)], rel=1e-6)
+    assert all(np.diff(definition) < 0) and definition[-1] < 1e-5
+    assert all(np.diff(theorem) > 0) and theorem[-1] == pytest.approx(limit)
+    turned = torch.tensor([-1.0, 0.0], dtype=torch.float64)  # as far from the original, on its other side
+    assert latent.kl_gaussian(weight, 1.0, turned, 1.0) == limit and latent.kl_gaussian(last, 1.0, turned, 1.0) == 2
+
+
+def test_the_released_lambda_plots_twice_the_kl_and_so_passes_the_two_it_is_meant_to_stay_below():
+    weight = torch.randn(10, 64, generator=seeded(19))
+    pruned = [weight * magnitude_mask(weight, f, m, seeded(20)) for f in FRACTIONS for m in METHODS]
+    distances = [latent.ap2(weight, one) for one in pruned]
+    scale = 2 * 1.9 / max(distances)  # as released
+    plotted = [scale * distance for distance in distances]
+    kls = [latent.kl_gaussian(weight.flatten(), 1 / scale, one.flatten(), 1 / scale) for one in pruned]
+    assert plotted == pytest.approx([2 * kl for kl in kls], rel=1e-9)
+    assert max(plotted) == pytest.approx(3.8) and max(kls) == pytest.approx(1.9) == pytest.approx(measures.KL_LIMIT)
+    assert sum(value > 2 for value in plotted) > 0 == sum(kl > 2 for kl in kls)
