@@ -11,12 +11,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import figures
+from lib import figures, stats
 from lib.latent.analysis import KEY, block_means
 from lib.masks import METHODS
 
 LOWEST_PD, LOWEST, LOWEST_GAP = 1e-2, 1e-4, 1e-5  # points; nats; nats
 CONTROL = {"color": figures.NULL["color"], "lw": 1.2}  # the dense control: a head fine-tuned with nothing removed
+CLASSES = {"10 classes": figures.PALETTE[0], "100 classes": figures.PALETTE[2]}
 CONTROLS = {"pruning": "o", "random direction": "x", "random signs": "+", "permuted places": "^"}
 
 
@@ -203,24 +204,143 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
     return figure, numbers
 
 
-def layers(shown: pd.DataFrame) -> Figure:
-    """PD after the head is tuned against the relative AP2 of a pruned hidden layer; single weights left, filters right.
+def correlations(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Rank correlations of measures with a loss: a dot for each case, a bar for mean and 95 % t interval over cases.
 
-    `shown` are rows of `trials.layers` with `case` and `pd`, without the dense control.
+    Each table (cases, measures) has a panel under its title; NaN is left out.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), sharey=True, sharex=True)
-    places = dict.fromkeys(zip(shown["case"], shown["layer"], strict=True))
-    shapes = dict(zip(places, "osD^vP*X<>" * 3, strict=False))
-    for (structure, case, layer, method), one in shown.groupby(["structure", "case", "layer", "method"]):
-        style = {"c": figures.COLOURS[method], "marker": shapes[case, layer], "s": 26}
-        axes[int(structure == "filters")].scatter(one["relative_ap2"], one["pd"].clip(lower=0.03), **style)
-    for axis, structure, title in zip(axes, ["weights", "filters"], ["single weights", "filters"], strict=True):
-        n = (shown["structure"] == structure).sum()
-        axis.set(yscale="log", xlabel="AP2 over the layer's squared norm", title=f"{title} removed, n = {n}")
-    axes[0].set_ylabel("PD after the head is tuned (points)")
-    texts = {f"{case}\n{name}": {"marker": shape, "ls": ""} for (case, name), shape in shapes.items()}
-    figures.legend(figure, method_styles(marker="s", ls="") | texts, f"n = {shown['trial'].nunique()} trial a point")
+    first = next(iter(tables.values()))
+    height = 1.3 + 0.36 * first.shape[1]
+    figure, axes = plt.subplots(1, len(tables), figsize=(10, height), squeeze=False, sharey=True, sharex=True)
+    for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
+        for place, measure in enumerate(table):
+            known = table[measure].dropna()
+            shift = np.linspace(-0.22, 0.22, len(known)) if len(known) > 1 else np.zeros(len(known))
+            axis.scatter(
+                known, place + shift, c=[CLASSES[_classes(case)] for case in known.index], s=16, alpha=0.75, lw=0
+            )
+            estimate = stats.mean_gain(known)
+            axis.plot([estimate["low"], estimate["high"]], [place] * 2, "k", lw=7, alpha=0.25, solid_capstyle="round")
+            axis.plot(estimate["value"], place, "k|", ms=15, mew=2)
+        axis.axvline(0, **figures.NULL)
+        axis.set(yticks=range(table.shape[1]), yticklabels=list(table), ylim=(table.shape[1] - 0.4, -0.6))
+        axis.set(title=title, xlabel="rank correlation")
+    texts = {name: {"color": own, "marker": "o", "ls": "", "ms": 4} for name, own in CLASSES.items()}
+    texts |= {"mean and 95 % interval": {"lw": 7, "alpha": 0.25}, "unrelated": figures.NULL}
+    figures.legend(figure, texts, f"a dot a case, n = {len(first)}", columns=4)
+    return figure, pd.concat(table.rename_axis("case").reset_index().assign(panel=t) for t, table in tables.items())
+
+
+def masks(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str]) -> tuple[Figure, pd.DataFrame]:
+    """PD after fine-tuning of random masks of one sparsity against several columns, coloured by gamma.
+
+    `named` are the three methods at the same sparsity, drawn as large markers where they have the column. `columns`
+    maps columns to labels; AP2-like ones, above 0, are drawn on a logarithmic axis.
+    """
+    figure, axes = plt.subplots(1, len(columns), figsize=(10, 3.6), sharey=True)
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
+        dots = axis.scatter(rows[column], rows["pd"], c=rows["gamma"], cmap="viridis", s=16, lw=0)
+        for method, one in named.groupby("method"):
+            style = {"c": figures.COLOURS[method], "marker": "D", "s": 46, "ec": "k", "zorder": 3}
+            axis.scatter(one[column], one["pd"], **style)
+        axis.set(xlabel=label)
+        if rows[column].min() > 0:
+            _logarithmic(axis, "x")
+    axes[0].set_ylabel("PD after fine-tuning (points)")
+    figure.colorbar(dots, ax=axes, label="γ of the mask")
+    figures.legend(figure, method_styles(marker="D", ls=""), f"n = {len(rows)} random masks", columns=3)
+    return figure, rows[["case", "fraction", "gamma", "delta", *[c for c in columns if c != "gamma"], "pd", "gap"]]
+
+
+def rates(control: pd.DataFrame, followed: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """What the learning rate of fine-tuning decides: the dense control's change by rate, and the order of the losses.
+
+    `control` has columns `case`, `tuning_lr`, `change` (loss of selecting images, nats, beyond the dense head's) and
+    `ap2`; `followed` has `case`, `tuning_lr` and `rho`. A line is a case.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6))
+    quantities = {"change": "change of its test loss (nats)", "ap2": "its AP2"}
+    for axis, (column, label) in zip(axes, quantities.items(), strict=False):
+        for case, one in control.groupby("case", sort=False):
+            axis.plot(one["tuning_lr"], one[column], "o-", ms=3, lw=1, color=CLASSES[_classes(case)])
+        axis.set(ylabel=label)
+    axes[0].axhline(0, **figures.NULL)
+    axes[0].set_title("dense control")
+    axes[1].set_title("dense control")
+    _logarithmic(axes[1], "y")
+    for case, one in followed.groupby("case", sort=False):
+        axes[2].plot(one["tuning_lr"], one["rho"], "o-", ms=3, lw=1, color=CLASSES[_classes(case)])
+    axes[2].axhline(0, **figures.NULL)
+    axes[2].set(ylabel="rank correlation within sparsity", title="AP2 and PD")
+    for axis in axes:
+        _logarithmic(axis, "x")
+        axis.set(xlabel="peak learning rate")
+    texts = {name: {"color": own} for name, own in CLASSES.items()} | {"none": figures.NULL}
+    figures.legend(figure, texts, columns=3)
+    return figure, control.merge(followed, on=["case", "tuning_lr"])
+
+
+def predicted_sparsity(table: pd.DataFrame, predictors: dict[str, str]) -> Figure:
+    """s* of each case against what may predict it; one panel for each column of `predictors`, which maps to labels."""
+    figure, axes = plt.subplots(1, len(predictors), figsize=(10, 3.5), sharey=True)
+    for axis, (column, label) in zip(axes, predictors.items(), strict=True):
+        for name, colour in CLASSES.items():
+            one = table[[_classes(case) == name for case in table["case"]]]
+            axis.scatter(one[column], one["s"], color=colour, s=30)
+        axis.set(xlabel=label)
+    axes[0].set_ylabel("s*: largest share removed\nat PD of at most 1 point")
+    texts = {name: {"color": own, "marker": "o", "ls": ""} for name, own in CLASSES.items()}
+    figures.legend(figure, texts, f"n = {len(table)} cases", columns=2)
     return figure
+
+
+def layers(shown: pd.DataFrame) -> Figure:
+    """Loss gap after the whole network is fine-tuned against two measures at prune time, a colour a layer.
+
+    `shown` are rows of `trials.layers` with `case` and `gap`, without the dense control.
+    """
+    columns = {
+        "relative_ap2": "AP2 over the layer's squared norm",
+        "inputs_moved": "relative change of the head's inputs",
+    }
+    cases = list(dict.fromkeys(shown["case"]))
+    figure, axes = plt.subplots(len(cases), 2, figsize=(10, 1 + 2.7 * len(cases)), squeeze=False, sharey="row")
+    for row, case in zip(axes, cases, strict=True):
+        own = shown[shown["case"] == case]
+        colour = figures.shades(list(dict.fromkeys(own["layer"])))
+        for axis, (column, label) in zip(row, columns.items(), strict=True):
+            for (layer, structure), one in own.groupby(["layer", "structure"], sort=False):
+                style = {"color": colour[layer], "marker": "o" if structure == "weights" else "^", "s": 22}
+                axis.scatter(one[column], one["gap"].clip(lower=1e-3), **style)
+            _logarithmic(axis, "x")
+            _logarithmic(axis, "y")
+            axis.set(xlabel=label)
+        row[0].set_ylabel(f"{case}\nloss gap (nats)")
+    texts = {layer: {"color": own, "marker": "o", "ls": ""} for layer, own in colour.items()}
+    texts |= {"single weights": {"marker": "o", "ls": ""}, "filters": {"marker": "^", "ls": ""}}
+    figures.legend(figure, texts, "layers, first to last")
+    return figure
+
+
+def tasks(pairs: pd.DataFrame) -> Figure:
+    """Steps until the head of one task performs as that of another, against AP2 between the heads, by network."""
+    cases = list(dict.fromkeys(pairs["case"]))
+    figure, axes = case_row(cases, 3.4, sharex=False)
+    for axis, case in zip(axes[0], cases, strict=True):
+        one = pairs[pairs["case"] == case]
+        axis.scatter(one["ap2"], one["steps"], s=14, color=figures.PALETTE[0], alpha=0.7, lw=0)
+        axis.axhline(one["steps_from_zero"].mean(), **figures.NULL)
+        axis.set(xlabel="AP2 of two heads")
+        _logarithmic(axis, "y")
+    axes[0, 0].set_ylabel("steps of fine-tuning")
+    figures.legend(
+        figure, {"pair of tasks": {"marker": "o", "ls": "", "color": figures.PALETTE[0]}, "from zero": figures.NULL}
+    )
+    return figure
+
+
+def _classes(case: str) -> str:
+    return "100 classes" if case.endswith("cifar100") else "10 classes"
 
 
 def _logarithmic(axis: Axes, which: str) -> None:
