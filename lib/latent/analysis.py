@@ -16,6 +16,7 @@ from lib import stats
 from lib.latent import measures
 from lib.latent.trials import DF, GROUPS
 from lib.masks import METHODS
+from lib.provenance import unknown
 
 KEY = ["case", "method", "fraction"]
 CHANGE = ["structure", "method", "fraction", "rank", "bits", "steps_of_pruning", "exponents", "target"]
@@ -26,9 +27,27 @@ Statistic = Callable[[pd.DataFrame], float]
 
 
 def with_case(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a column `case`, "network, data set", and for a head on other data "network, data set to data set"."""
+    """Rows with a column `case`: "network, data set", for a head on other data "network, data set to data set".
+
+    Trainings of one network with seeds above 0 are cases of their own, "network, data set, seed".
+    """
     seen = rows["seen"].map(" to {}".format, na_action="ignore").fillna("") if "seen" in rows else ""
-    return rows.assign(case=rows["network"] + ", " + rows["dataset"] + seen)
+    seeds = (
+        rows["seed"].fillna(0).astype(int).map(lambda seed: f", seed {seed}" if seed else "") if "seed" in rows else ""
+    )
+    return rows.assign(case=rows["network"] + ", " + rows["dataset"] + seen + seeds)
+
+
+def chosen(asked: Sequence[str], cases: Sequence[str], count: int | None = None) -> list[str]:
+    """The cases that a parameter asks for, the first `count` if it is empty.
+
+    Raises:
+        CompanionError: for a case that does not exist.
+    """
+    for case in asked:
+        if case not in cases:
+            raise unknown("case", case, cases)
+    return list(asked or cases)[: None if asked else count]
 
 
 def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
@@ -98,7 +117,7 @@ def correlation(x: pd.Series, y: pd.Series, strata: pd.DataFrame | None = None) 
 def with_prune_time(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
     """Rows of the last epoch with what was measured at epoch 0.
 
-    Added are `removed`, AP2 at prune time, the other measures and the loss gap as `*_removed`, and `name`, the place of a
+    Added are `removed`, AP2 at prune time, other measures and the loss gap as `*_removed`, and `name`, the place of a
     method among lowest, random, highest.
     """
     key = ["case", "configuration", "trial", "tuning_lr", "mode"]
@@ -106,6 +125,16 @@ def with_prune_time(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
     before = start[key + list(asked)].rename(columns=asked).drop_duplicates(key)
     return ending.merge(before, on=key).assign(
         name=lambda rows: rows["method"].map({m: k for k, m in enumerate(METHODS)})
+    )
+
+
+def with_exponents(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
+    """Rows of random masks at the last epoch, as `with_prune_time`, with their `gamma` and `delta`."""
+    rows = with_prune_time(ending, start)
+    exponents = rows["exponents"].map(list)
+    return rows.assign(
+        gamma=rows["gamma"].where(rows["target"].notna(), exponents.str[0]).astype(float),
+        delta=exponents.str[-1].astype(float),
     )
 
 

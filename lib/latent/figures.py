@@ -231,7 +231,7 @@ def correlations(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]
     return figure, pd.concat(table.rename_axis("case").reset_index().assign(panel=t) for t, table in tables.items())
 
 
-def masks(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str]) -> tuple[Figure, pd.DataFrame]:
+def masks(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str], title: str) -> tuple[Figure, pd.DataFrame]:
     """PD after fine-tuning of random masks of one sparsity against several columns, coloured by gamma.
 
     `named` are the three methods at the same sparsity, drawn as large markers where they have the column. `columns`
@@ -242,11 +242,13 @@ def masks(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str]) -> t
         dots = axis.scatter(rows[column], rows["pd"], c=rows["gamma"], cmap="viridis", s=16, lw=0)
         for method, one in named.groupby("method"):
             style = {"c": figures.COLOURS[method], "marker": "D", "s": 46, "ec": "k", "zorder": 3}
-            axis.scatter(one[column], one["pd"], **style)
+            if column in one:
+                axis.scatter(one[column], one["pd"], **style)
         axis.set(xlabel=label)
         if rows[column].min() > 0:
             _logarithmic(axis, "x")
     axes[0].set_ylabel("PD after fine-tuning (points)")
+    figure.suptitle(title)
     figure.colorbar(dots, ax=axes, label="γ of the mask")
     figures.legend(figure, method_styles(marker="D", ls=""), f"n = {len(rows)} random masks", columns=3)
     return figure, rows[["case", "fraction", "gamma", "delta", *[c for c in columns if c != "gamma"], "pd", "gap"]]
@@ -340,7 +342,7 @@ def tasks(pairs: pd.DataFrame) -> Figure:
 
 
 def _classes(case: str) -> str:
-    return "100 classes" if case.endswith("cifar100") else "10 classes"
+    return "100 classes" if "cifar100" in case.split(" to ")[-1] else "10 classes"
 
 
 def _logarithmic(axis: Axes, which: str) -> None:
