@@ -97,9 +97,7 @@ def matched_mask(
     limits = [((part.sum() / total).item()) for part in (ordered[:count], ordered[len(ordered) - count :])]
     if not limits[0] * (1 - MATCHED) <= target <= limits[1] * (1 + MATCHED):
         reach = f"{count} of {len(squares)} weights hold from {limits[0]:.4g} to {limits[1]:.4g} of the squared norm"
-        raise ValueError(
-            f"A target of {target:.4g} cannot be met, since {reach}: choose one between, or another fraction."
-        )
+        raise ValueError(f"A target of {target:.4g} is out of reach, since {reach}: choose one between.")
     low, high = -1.0, 1.0
     while drawn(low)[1] > 0 and low > -STEEPEST:
         low *= 2
@@ -111,9 +109,7 @@ def matched_mask(
         if abs(excess) <= MATCHED * wanted:
             break
         low, high = (gamma, high) if excess < 0 else (low, gamma)
-    for _ in range(count):
-        if abs(excess) <= MATCHED * wanted:
-            return kept.view(weight.shape), gamma
+    while abs(excess) > MATCHED * wanted:
         removed, left = (~kept).nonzero().flatten(), kept.nonzero().flatten()
         left = left[squares[left].argsort()]
         place = torch.searchsorted(squares[left], squares[removed] - excess)
@@ -121,10 +117,10 @@ def matched_mask(
         off = (squares[left][nearest] - squares[removed] + excess).abs()
         side, one = divmod(off.argmin().item(), len(removed))
         if off[side, one] >= abs(excess):
-            break
+            raise ValueError(f"No mask was found that removes {target:.4g} of the squared norm: choose another target.")
         kept[removed[one]], kept[left[nearest[side, one]]] = True, False
         excess = (squares[~kept].sum() - wanted).item()
-    raise ValueError(f"No mask was found that removes {target:.4g} of the squared norm: choose another target.")
+    return kept.view(weight.shape), gamma
 
 
 def _log_chances(weight: Tensor, rms: Tensor, delta: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

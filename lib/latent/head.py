@@ -121,7 +121,11 @@ def evaluate_head(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) 
 
     Source: paper 1, Def 6: the gap of the loss is D, that of the accuracy is the PD of the experiments, in points.
     """
-    logits = torch.addmm(bias, inputs, weight.T)
+    return accuracy_and_loss(torch.addmm(bias, inputs, weight.T), labels)
+
+
+def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Accuracy in per cent and mean cross-entropy in nats of logits (N, C)."""
     accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
     return accuracy, nn.functional.cross_entropy(logits, labels).item()
 

@@ -306,14 +306,13 @@ def prune_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) -
     for name, mask in masks.items():
         prune.custom_from_mask(pruned.get_submodule(name), "weight", mask)
     compared = partial(_compared, model, pruned, list(masks) or names, fisher, halves, dataset, device)
-    row = {f"dense_{name}": value for name, value in _split_scores(model, halves, dataset, device).items()}
     found, scores = compared()
-    row |= found | {f"pruned_{name}": value for name, value in scores.items()}
+    row = found | {f"{name}_{score}": value for name, one in scores.items() for score, value in one.items()}
     few = replace(dataset, train=dataset.train.first(images), validation=dataset.validation.first(1))
     options = {"lr": spec["rate"], "batch_size": spec["tuning_batch"], "seed": spec["trial"], "device": device}
     training.fit(pruned, few, epochs=1, precision=spec.get("retraining_precision", "float32"), **options)
     found, scores = compared()
-    row |= {f"tuned_{name}": value for name, value in (found | scores).items()}
+    row |= {f"tuned_{name}": value for name, value in (found | scores["pruned"]).items()}
     later = names[names.index(spec["layer"]) + 1 :] if masks and "scope" not in spec else names
     pairs = [tuple(one.get_submodule(name).weight.detach() for one in (model, pruned)) for name in later]
     row["later_layers"] = later
@@ -433,25 +432,44 @@ def _scores(cached: dict[str, Tensor], part: str, others: list[tuple[Tensor, Ten
     return row | {f"{prefix}{name}": list(values) for name, values in zip(("accuracy", "loss"), scores, strict=True)}
 
 
-def _split_scores(model: nn.Module, halves: list[Split], dataset: Data, device: str) -> dict[str, float]:
-    """Accuracy (%) and loss of a network on the images that select and on those that report."""
-    found = zip(PARTS[1:], (training.evaluate(model, half, dataset, device=device) for half in halves), strict=True)
-    scale = {"accuracy": 100, "loss": 1}
-    return {f"{part}_{name}": scale[name] * one[name] for part, one in found for name in scale}
-
-
 def _compared(
     dense: nn.Module,
-    other: nn.Module,
+    pruned: nn.Module,
     names: list[str],
     fisher: dict[str, Tensor],
     halves: list[Split],
     dataset: Data,
     device: str,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """How far the named layers of another network are from the dense one, and its accuracies and losses."""
-    moved, scores = _moved(dense, other, names, halves, dataset, device), _split_scores(other, halves, dataset, device)
-    pairs = [tuple(model.get_submodule(name).weight.detach() for model in (dense, other)) for name in names]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """How far the named layers of a pruned network are from the dense one; accuracies and losses of both networks.
+
+    Both see one batch after the other, so that no outputs have to be kept.
+    """
+    networks, seen = {"dense": dense, "pruned": pruned}, {"dense": {}, "pruned": {}}
+    sums: dict[str, Tensor] = {}
+    scores: dict[str, dict[str, float]] = {"dense": {}, "pruned": {}}
+    with ExitStack() as hooks:
+        for key, model in networks.items():
+            for name in names:
+                keep = lambda _, __, output, name=name, kept=seen[key]: kept.__setitem__(name, output)  # noqa: E731
+                hooks.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+            keep = lambda _, inputs, kept=seen[key]: kept.__setitem__("inputs", inputs[0])  # noqa: E731
+            last = model.get_submodule(models.head_name(model))
+            hooks.callback(last.register_forward_pre_hook(keep).remove)
+        for part, half in zip(PARTS[1:], halves, strict=True):
+            logits: list[tuple[Tensor, ...]] = []
+            both = (training.logits(model, half, dataset, device=device) for model in networks.values())
+            for pair in zip(*both, strict=True):
+                logits.append(pair)
+                for name, output in seen["dense"].items():
+                    change = (seen["pruned"][name] - output).square().sum(dtype=torch.float64)
+                    square = output.square().sum(dtype=torch.float64)
+                    sums[name] = sums.get(name, 0) + torch.stack([change, square])
+            for key, outputs in zip(networks, zip(*logits, strict=True), strict=True):
+                accuracy, loss = head.accuracy_and_loss(torch.cat(outputs), half.labels)
+                scores[key] |= {f"{part}_accuracy": accuracy, f"{part}_loss": loss}
+    moved = {name: (change / square).item() for name, (change, square) in sums.items()}
+    pairs = [tuple(model.get_submodule(name).weight.detach() for model in networks.values()) for name in names]
     ap2 = sum(measures.ap2(*pair) for pair in pairs)
     curved = zip((fisher[name] for name in names), pairs, strict=True)
     return {
@@ -461,30 +479,6 @@ def _compared(
         "outputs_moved": sum(moved[name] for name in names) / len(names),
         "inputs_moved": moved["inputs"],
     }, scores
-
-
-def _moved(
-    dense: nn.Module, other: nn.Module, names: list[str], halves: list[Split], dataset: Data, device: str
-) -> dict[str, float]:
-    """Mean squared change over mean square, on both halves: of the outputs of layers, and of the head's `inputs`."""
-    seen: list[dict[str, Tensor]] = [{}, {}]
-    sums: dict[str, Tensor] = {}
-    with ExitStack() as hooks:
-        for model, kept in zip((dense, other), seen, strict=True):
-            for name in names:
-                keep = lambda _, __, output, name=name, kept=kept: kept.__setitem__(name, output)  # noqa: E731
-                hooks.callback(model.get_submodule(name).register_forward_hook(keep).remove)
-            last = model.get_submodule(models.head_name(model))
-            keep = lambda _, inputs, kept=kept: kept.__setitem__("inputs", inputs[0])  # noqa: E731
-            hooks.callback(last.register_forward_pre_hook(keep).remove)
-        for half in halves:
-            for _ in zip(
-                *(training.logits(model, half, dataset, device=device) for model in (dense, other)), strict=True
-            ):
-                for name, output in seen[0].items():
-                    squares = [one.square().sum(dtype=torch.float64) for one in (seen[1][name] - output, output)]
-                    sums[name] = sums.get(name, 0) + torch.stack(squares)
-    return {name: (change / square).item() for name, (change, square) in sums.items()}
 
 
 @lru_cache(maxsize=4)
