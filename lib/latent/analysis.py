@@ -18,6 +18,7 @@ from lib.latent.trials import DF, GROUPS
 from lib.masks import METHODS
 from lib.provenance import unknown
 
+NAMES = {"lowest": 0, "random": 1, "highest": 2}  # the order of the lengths that the methods remove
 KEY = ["case", "method", "fraction"]
 CHANGE = ["structure", "method", "fraction", "rank", "bits", "steps_of_pruning", "exponents", "target"]
 MEASURES = "t_ap3 fisher_ap3 kfac_ap3 ggn_ap3 input_ap3 outputs_moved".split()
@@ -60,8 +61,8 @@ def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
     Source: the lambda rule is that of paper 1's released code, main.py, `modify_first_column`.
     """
     done = heads[heads["status"] == "done"].reset_index(drop=True)
-    present = [name for name in CHANGE if name in done]
-    texts = done[present].astype(object).where(done[present].notna(), "").astype(str)
+    done = done.reindex(columns=list(dict.fromkeys([*done, *CHANGE, "mode", "gamma"])))
+    texts = done[CHANGE].astype(object).where(done[CHANGE].notna(), "").astype(str)
     done["configuration"] = texts.agg(" ".join, axis=1).str.split().str.join(" ")
     record = done.explode(["epoch", *SERIES], ignore_index=True)
     record[SERIES] = record[SERIES].astype(float)
@@ -78,8 +79,8 @@ def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
 
 def plain(rows: pd.DataFrame) -> pd.Series:
     """Where single weights were removed in one shot by one of the three methods, as paper 1 defines them."""
-    one_shot = rows["steps_of_pruning"].fillna(1) == 1 if "steps_of_pruning" in rows else True
-    return rows["method"].isin(METHODS) & (rows["structure"] == "weights") & (rows["mode"] == "paper") & one_shot
+    whole = (rows["structure"] == "weights") & (rows["mode"] == "paper") & rows["steps_of_pruning"].isna()
+    return whole & rows["method"].isin(METHODS)
 
 
 def per_case(rows: pd.DataFrame, statistic: Statistic) -> pd.Series:
@@ -88,9 +89,14 @@ def per_case(rows: pd.DataFrame, statistic: Statistic) -> pd.Series:
 
 
 def over_cases(values: pd.Series, null: float = 0.0, less: bool = False) -> dict[str, float]:
-    """Mean over cases with its t interval, n, and p of a mean of at most `null` (at least, with `less`)."""
+    """Mean over cases of correlations or shares, with t interval, n, and p of a mean of at most `null`.
+
+    With `less` p is that of a mean of at least `null`. The interval is cut to [-1, 1].
+    """
     sign = -1 if less else 1
-    return stats.mean_gain(values) | {"p": stats.mean_gain(sign * (values - null))["p"]}
+    found = stats.mean_gain(values)
+    low, high = np.clip([found["low"], found["high"]], -1, 1)
+    return found | {"low": float(low), "high": float(high), "p": stats.mean_gain(sign * (values - null))["p"]}
 
 
 def rho(measure: str, against: str = "pd", *within: str) -> Statistic:
@@ -117,15 +123,12 @@ def correlation(x: pd.Series, y: pd.Series, strata: pd.DataFrame | None = None) 
 def with_prune_time(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
     """Rows of the last epoch with what was measured at epoch 0.
 
-    Added are `removed`, AP2 at prune time, other measures and the loss gap as `*_removed`, and `name`, the place of a
-    method among lowest, random, highest.
+    Added are the measures and the loss gap at prune time, as `*_start`, and `name`, the place of a method in NAMES.
     """
     key = ["case", "configuration", "trial", "tuning_lr", "mode"]
-    asked = {name: f"{name}_removed" for name in MEASURES + ["gap"]} | {"ap2": "removed"}
+    asked = {name: f"{name}_start" for name in ["ap2", *MEASURES, "gap"]}
     before = start[key + list(asked)].rename(columns=asked).drop_duplicates(key)
-    return ending.merge(before, on=key).assign(
-        name=lambda rows: rows["method"].map({m: k for k, m in enumerate(METHODS)})
-    )
+    return ending.merge(before, on=key).assign(name=lambda rows: rows["method"].map(NAMES))
 
 
 def with_exponents(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:

@@ -324,6 +324,22 @@ def layers(shown: pd.DataFrame) -> Figure:
     return figure
 
 
+def kinds(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Loss gap before fine-tuning against AP2 of a head, a colour for each kind of compression, by case."""
+    cases, names = list(dict.fromkeys(rows["case"])), list(dict.fromkeys(rows["kind"]))
+    colours = dict(zip(names, figures.PALETTE, strict=False))
+    figure, axes = case_row(cases, 3.8)
+    for axis, case in zip(axes[0], cases, strict=True):
+        for kind, one in rows[rows["case"] == case].groupby("kind", sort=False):
+            axis.scatter(one["ap2"], one["gap"].clip(lower=LOWEST_GAP), color=colours[kind], s=22)
+        _logarithmic(axis, "x")
+        _logarithmic(axis, "y")
+        axis.set(xlabel="AP2 at prune time")
+    axes[0, 0].set_ylabel("test-loss gap before\nfine-tuning (nats)")
+    figures.legend(figure, {name: {"color": own, "marker": "o", "ls": ""} for name, own in colours.items()})
+    return figure, rows[["case", "kind", "configuration", "ap2", "gap", "pd"]]
+
+
 def tasks(pairs: pd.DataFrame) -> Figure:
     """Steps until the head of one task performs as that of another, against AP2 between the heads, by network."""
     cases = list(dict.fromkeys(pairs["case"]))
