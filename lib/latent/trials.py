@@ -106,7 +106,7 @@ def cache_features(spec: dict, device: str, weights: Path, *, dense_folder: Path
     for part, split in zip(PARTS, _splits(dataset, spec), strict=True):
         kept |= {f"{part}_inputs": head_inputs(model, split, dataset, device), f"{part}_labels": split.labels}
     inputs, labels = kept["train_inputs"], kept["train_labels"]
-    learns = "seen" in spec or (spec["source"] == "public" and spec["network"].endswith("-pretrained"))
+    learns = "seen" in spec or _headless(spec)
     rate, weight, bias = _learnt(kept, dataset.classes) if learns else (0.0, *_head(model))
     row = {"classes": weight.shape[0], "inputs": weight.shape[1], "learning_lr": rate}
     for part in PARTS:
@@ -290,8 +290,11 @@ def prune_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) -
         `tuned_*`, each for `select` and `test`.
 
     Raises:
-        ValueError: as `layer_masks`, or if there are fewer training images than fine-tuning asks for.
+        ValueError: as `layer_masks`, for a network whose head is untrained, or if there are fewer training images than
+            fine-tuning asks for.
     """
+    if _headless(spec):
+        raise ValueError(f"The head of {spec['network']} is untrained: take a network that 00_baselines trains.")
     dense = baselines.dense_spec(spec)
     model, dataset = baselines.baseline(dense, dense_folder, device)
     images = spec["steps"] * spec["tuning_batch"]
@@ -411,6 +414,11 @@ def _splits(dataset: Data, spec: dict) -> list[Split]:
         s.first(spec[f"{p}_images"] or len(s)) for p, s in (("train", dataset.train), ("test", dataset.test))
     )
     return [train, *(Split(test.images[start::2], test.labels[start::2]) for start in (0, 1))]
+
+
+def _headless(spec: dict) -> bool:
+    """Whether a dense network has ImageNet weights alone, and a last layer that nothing has trained."""
+    return spec["source"] == "public" and spec["network"].endswith("-pretrained")
 
 
 def _head(model: nn.Module) -> tuple[Tensor, Tensor]:
