@@ -261,8 +261,10 @@ def precision_range(covariance: Values) -> tuple[float, float]:
     return 1 / eigenvalues.max().item(), 1 / eigenvalues.min().item()
 
 
-def total_variation_lower_bound(squared_distance: Values, trace_p: float, trace_q: float) -> Tensor:
+def total_variation_lower_bound(squared_distance: Values, trace_p: Values, trace_q: Values) -> Tensor:
     """Lower bound on the total variation of any two distributions, from their means and covariance traces.
+
+    It is attained by P with masses 1 - t and t at 0 and 1, and Q with the same at 0 and -1: total variation t.
 
     Source: paper 1, Lemma 1: a'a / (2 (tr P + tr Q) + a'a) with a'a the squared distance of the means.
     """
@@ -270,7 +272,7 @@ def total_variation_lower_bound(squared_distance: Values, trace_p: float, trace_
     return squared / (_doubled(trace_p, trace_q) + squared)
 
 
-def recovered_squared_distance(kl: Values, trace_p: float, trace_q: float) -> Tensor:
+def recovered_squared_distance(kl: Values, trace_p: Values, trace_q: Values) -> Tensor:
     """Largest squared distance of means that a KL (nats) allows, whatever the distributions; infinite from 2 on.
 
     Source: paper 1, Lemma 1 and Corollary 1 solved for AP2: 2 (tr P + tr Q) t / (1 - t), t = sqrt(kl / 2).
@@ -279,7 +281,7 @@ def recovered_squared_distance(kl: Values, trace_p: float, trace_q: float) -> Te
     return _doubled(trace_p, trace_q) * t / (1 - t)
 
 
-def performance_bound(kl: Values, hessian_max: float, trace_p: float, trace_q: float) -> Tensor:
+def performance_bound(kl: Values, hessian_max: float, trace_p: Values, trace_q: Values) -> Tensor:
     """Bound g(epsilon) on the loss gap of Def 6 from the last layer's KL; infinite from 2 on.
 
     It needs the largest eigenvalue of the loss Hessian and the traces of both covariances, which for Student-t are
@@ -469,10 +471,10 @@ def _nonnegative(**values: Values) -> Tensor:
     return value
 
 
-def _doubled(trace_p: float, trace_q: float) -> Tensor:
-    """Twice the sum of two traces, of which one may be 0: that distribution is a point."""
+def _doubled(trace_p: Values, trace_q: Values) -> Tensor:
+    """Twice the sums of two traces, of which one may be 0: that distribution is a point."""
     doubled = 2 * (_nonnegative(trace_p=trace_p) + _nonnegative(trace_q=trace_q))
-    _check_positive(sum_of_traces=doubled.item() / 2)
+    _check_positive(sum_of_traces=doubled.min().item() / 2)
     return doubled
 
 

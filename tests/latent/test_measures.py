@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, linalg, special, stats
+from scipy import integrate, linalg, optimize, special, stats
 from torch.nn.utils import prune
 
 from lib import latent
@@ -1078,6 +1078,186 @@ def test_the_effective_share_of_a_family_is_its_squared_mean_magnitude_over_its_
     weight = torch.from_numpy(0.02 * family.rvs(size=1_000_000, random_state=18))
     assert 1 - latent.effective_sparsity(weight) == pytest.approx(share, abs=3e-3)
     assert latent.effective_number(weight) == pytest.approx(share * weight.numel(), rel=6e-3)
+
+
+# The mathematics where it is sharp: extreme distributions, equalities, printed forms that fail
+
+
+def sums(points, p, q):
+    """Squared distance of means, both variances, total variation and KL of laws with masses p and q at the points."""
+    means = [(law * points).sum(-1, keepdims=True) for law in (p, q)]
+    variances = [(law * (points - mean) ** 2).sum(-1) for law, mean in zip((p, q), means, strict=True)]
+    squared = (means[0] - means[1])[..., 0] ** 2
+    return *(torch.as_tensor(x) for x in (squared, *variances)), abs(p - q).sum(-1) / 2, special.rel_entr(p, q).sum(-1)
+
+
+def opposite_points(share):
+    """P on 0 and 1, Q on 0 and -1, both with this mass at the second point: they attain the bound."""
+    p = np.array([0.0, 1 - share, share])
+    return sums(np.array([-1.0, 0.0, 1.0]), p, p[::-1])
+
+
+@pytest.mark.parametrize("points", (2, 3, 6))
+def test_means_and_variances_bound_total_variation_and_kl_of_any_discrete_law(points):
+    draws = np.random.default_rng(11)
+    p, q = draws.dirichlet([0.5] * points, (2, 5000))
+    squared, *variances, variation, kl = sums(draws.normal(size=(5000, points)), p, q)
+    bound = latent.total_variation_lower_bound(squared, *variances).numpy()
+    assert (bound <= variation * (1 + 1e-9)).all() and (2 * bound**2 <= kl * (1 + 1e-9)).all()
+    below = kl < 2
+    recovered = latent.recovered_squared_distance(torch.as_tensor(kl[below]), *(v[below] for v in variances))
+    assert (squared[below] <= recovered * (1 + 1e-9)).all() and 500 < below.sum() < 5000
+    assert (bound > 0.9 * variation).any()
+
+
+@pytest.mark.parametrize("share", (0.01, 0.3, 0.5, 0.9))
+def test_opposite_points_attain_the_bound_on_total_variation_so_that_no_factor_above_one_is_true(share):
+    squared, *variances, variation, _ = opposite_points(share)
+    assert variation == pytest.approx(share)
+    assert latent.total_variation_lower_bound(squared, *variances).item() == pytest.approx(share)
+    assert 1.01 * latent.total_variation_lower_bound(squared, *variances) > variation
+    assert squared / (sum(variances) + squared) > 1.01 * variation  # without the 2 before the traces it is wrong
+
+
+def test_on_two_points_the_bound_on_the_kl_reaches_no_more_than_its_known_share():
+    def share(logits):
+        q = special.expit(logits)
+        squared, *variances, _, kl = sums(np.array([0.0, 1.0]), *np.array([1 - q, q]).T)
+        return -(2 * latent.total_variation_lower_bound(squared, *variances) ** 2 / kl).item()
+
+    options = {"maxiter": 5000, "xatol": 1e-9, "fatol": 1e-12}
+    found = optimize.minimize(share, [-3.0, 1.0], method="Nelder-Mead", options=options)
+    assert special.expit(found.x) == pytest.approx([0.00016, 0.8866], abs=1e-4)  # nearly a point against two
+    assert -found.fun == pytest.approx(0.582625, abs=1e-6)
+    draws = np.random.default_rng(12).uniform(size=(20_000, 2))
+    squared, *variances, _, kl = sums(np.array([0.0, 1.0]), *(np.stack([1 - q, q], 1) for q in draws.T))
+    assert (2 * latent.total_variation_lower_bound(squared, *variances).numpy() ** 2 / kl).max() < -found.fun
+
+
+@pytest.mark.parametrize(
+    "law", (stats.laplace, stats.t(2.5), stats.t(4), stats.norm), ids=("laplace", "t2.5", "t4", "n")
+)
+@pytest.mark.parametrize(("place", "scale"), ((0.5, 1.0), (2.0, 0.5), (2.0, 3.0), (8.0, 1.0)))
+def test_the_bounds_hold_for_densities_of_different_scale(law, place, scale):
+    p, q = law.pdf, lambda x: law.pdf((x - place) / scale) / scale
+    log_ratio = lambda x: law.logpdf(x) - law.logpdf((x - place) / scale) + math.log(scale)  # noqa: E731
+    whole = {"limit": 500, "points": [0, place], "epsabs": 1e-10}
+    variation = integrate.quad(lambda x: abs(p(x) - q(x)) / 2, -200, 200, **whole)[0]
+    kl = integrate.quad(lambda x: p(x) * log_ratio(x), -25, 25, **whole)[0]
+    bound = latent.total_variation_lower_bound(place**2, law.var(), scale**2 * law.var()).item()
+    assert 0 < bound < variation and 2 * bound**2 < kl
+    assert latent.recovered_squared_distance(kl, law.var(), scale**2 * law.var()) > place**2
+
+
+def test_the_bound_on_the_kl_holds_for_gaussians_of_different_covariance():
+    generator, closest = seeded(12), 0
+    for draw in range(500):
+        d = 1 + draw % 6
+        p, q = random_covariance(d, generator), random_covariance(d, generator)
+        delta, zero = normal(d, generator=generator) * (1 + draw % 4), torch.zeros(d)
+        kl, traces = latent.kl_gaussian(delta, p, zero, q), (p.trace(), q.trace())
+        bound = 2 * latent.total_variation_lower_bound(delta.square().sum(), *traces).item() ** 2
+        closest = max(closest, bound / kl)
+        assert bound < kl and delta.square().sum() < latent.recovered_squared_distance(kl, *traces)
+    assert closest > 0.2
+
+
+def test_the_border_of_two_is_pinskers_and_goes_with_another_inequality():
+    draws = np.random.default_rng(13)
+    p, q = draws.dirichlet([0.2] * 2, (2, 5000))
+    squared, *variances, variation, kl = sums(np.array([0.0, 1.0]), p, q)
+    tau = np.sqrt(-np.expm1(-kl))  # Bretagnolle and Huber
+    assert (variation <= tau * (1 + 1e-9)).all()
+    large = (kl > 2) & (kl < 30)
+    allowed = (2 * sum(variances).numpy() * tau / (1 - tau))[large]
+    assert large.sum() > 500 and np.isfinite(allowed).all() and (squared.numpy()[large] <= allowed).all()
+    unbounded = latent.recovered_squared_distance(torch.as_tensor(kl[large]), *(v[large] for v in variances))
+    assert unbounded.isinf().all()
+
+
+def test_lemma_two_exceeds_the_quadratic_term_four_d_times_or_more_and_exactly_so_at_one_half():
+    kl = torch.linspace(0.01, 1.99, 199, dtype=torch.float64)
+    for d in (1, 640, 20_480):
+        for c in (0.01, 1.0, 7.0):
+            half_top_times_ap2 = 1.3 * kl * c  # AP2 = 2 c KL
+            factor = latent.performance_bound(kl, 1.3, d * c, d * c) / half_top_times_ap2
+            assert factor.min().item() == pytest.approx(4 * d) and kl[factor.argmin()].item() == pytest.approx(0.5)
+    # one dimension, loss w^2 / 2 at 0 and 1, variance 1: the gap 1/2 refutes a constant below a quarter of C
+    assert latent.performance_bound(0.5, 1.0, 1.0, 1.0).item() / 4.04 < 0.5
+
+
+def test_corollary_two_is_attained_along_the_widest_axis_of_the_covariance():
+    generator = seeded(14)
+    for _ in range(50):
+        covariance = random_covariance(5, generator)
+        values, vectors = torch.linalg.eigh(covariance)
+        weight = normal(5, generator=generator)
+        pruned = weight + 1.5 * vectors[:, -1]
+        kl, smallest = latent.kl_gaussian(weight, covariance, pruned, covariance), latent.precision_range(covariance)[0]
+        hessian = vectors @ torch.tensor([0.1, 0.2, 0.3, 0.4, 2.0], dtype=torch.float64).diag() @ vectors.T
+        gap = quadratic_gap(hessian, weight, weight, pruned)
+        assert gap == pytest.approx(latent.gaussian_performance_bound(kl, 2.0, smallest).item())
+
+
+def test_a_signed_label_inside_the_printed_bounds_makes_them_zero_where_the_gap_is_not():
+    weight, pruned = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    labels, hessians = (1, -1), [torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ([2.0, 0.0], [0.0, 2.0])]
+    losses = [[w @ hessian @ w / 2 for w in (weight, pruned)] for hessian in hessians]
+    gap = abs(sum(y * (dense - sparse) for y, (dense, sparse) in zip(labels, losses, strict=True)).item()) / 2
+    kl = latent.kl_gaussian(weight, 1.0, pruned, 1.0)
+    for bound in (latent.performance_bound(kl, 2.0, 2.0, 2.0), latent.gaussian_performance_bound(kl, 2.0, 1.0)):
+        assert sum(y * bound.item() for y in labels) / 2 == 0 < gap < sum(abs(y) * bound.item() for y in labels) / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ap2_never_falls_below_what_was_removed_while_the_removed_weights_stay_zero(method):
+    weight = normal(10, 64, generator=seeded(15))
+    mask = magnitude_mask(weight, 0.5, method, seeded(16))
+    removed = latent.ap2(weight, weight * mask)
+    for step in (-1.0, -0.1, 0.1, 1.0):
+        tuned = (weight + step * normal(10, 64, generator=seeded(17))) * mask
+        moved = (tuned - weight)[mask].square().sum().item()
+        assert latent.ap2(weight, tuned) == pytest.approx(removed + moved) and latent.ap2(weight, tuned) > removed
+    regrown = weight * mask + 0.9 * weight * ~mask  # only where removed weights come back can it fall
+    assert latent.ap2(weight, regrown) == pytest.approx(0.01 * removed)
+
+
+# Different isotropic covariances, fitted to the weights of both sides
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_fitted_variances_make_the_kl_of_a_mask_a_function_of_its_ap2(method, fraction):
+    weight = torch.from_numpy(stats.laplace.rvs(size=(10, 64), random_state=18))
+    pruned = weight * magnitude_mask(weight, fraction, method, seeded(19))
+    norm, d = weight.square().sum().item(), weight.numel()
+    pair = weight, norm / d, pruned, pruned.square().mean()
+    u = latent.ap2(weight, pruned) / norm
+    assert latent.kl_gaussian(*pair) == pytest.approx(d / 2 * (math.log1p(-u) + 2 * u / (1 - u)))
+    assert latent.kl_gaussian_printed(*pair) == pytest.approx(-d / 2 * math.log1p(-u))
+    assert latent.wasserstein_gaussian(*pair) ** 2 == pytest.approx(2 * norm * (1 - math.sqrt(1 - u)))
+    flat, dense, sparse = weight.flatten(), *(torch.eye(d).double() * variance for variance in pair[1::2])
+    p, q = (torch.distributions.MultivariateNormal(*law) for law in ((flat, dense), (pruned.flatten(), sparse)))
+    assert latent.kl_gaussian(*pair) == pytest.approx(torch.distributions.kl_divergence(p, q).item())
+
+
+def test_the_restored_norm_has_the_larger_ap2_and_the_smaller_kl():
+    weight = normal(10, 64, generator=seeded(20))
+    norm, d = weight.square().sum().item(), weight.numel()
+    for fraction in np.linspace(0.02, 0.98, 25):
+        pruned = weight * magnitude_mask(weight, fraction, "random", seeded(21))
+        restored = pruned * (weight.norm() / pruned.norm())
+        assert latent.ap2(weight, restored) > latent.ap2(weight, pruned)
+        kls = [latent.kl_gaussian(weight, norm / d, one, one.square().mean()) for one in (pruned, restored)]
+        assert kls[0] > kls[1] == pytest.approx(latent.ap2(weight, restored) * d / (2 * norm))
+
+
+def test_the_term_of_the_variances_knows_no_places_and_grows_with_the_dimension():
+    generator = seeded(22)
+    weight, other = normal(640, generator=generator), normal(640, generator=generator)
+    for shuffled in (other, other[torch.randperm(640, generator=generator)], other.sort().values):
+        term = latent.kl_gaussian(weight, 1.0, shuffled, 0.7) - (weight - shuffled).square().sum().item() / 1.4
+        assert term == pytest.approx(320 * (math.log(0.7) + 1 / 0.7 - 1))
 
 
 # Two versions of one assumption, and a plot without its half
