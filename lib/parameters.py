@@ -71,8 +71,8 @@ FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_1
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
 LATENT_CASES = ("also_trained", "public", "pretrained", "tasks_of")  # a case for each entry of these lists of 01
 MAY_BE_EMPTY = set(
-    "also_trained decides elsewhere enlarged joint_errors layered lengths levels masked pretrained public ruled shown "
-    "tasks_of trained".split()
+    "also_trained decides drawn_cases elsewhere enlarged joint_errors layered lengths levels masked pretrained public "
+    "ruled tasks_of trained".split()
 )
 # The range of a number follows from the name of its parameter; the first line that fits decides.
 RANGES = (
