@@ -84,8 +84,15 @@ def compressed(weight: Tensor, rms: Tensor, spec: dict) -> tuple[Compressed, dic
 
 
 def pruned_head(weight: Tensor, rms: Tensor, spec: dict) -> tuple[Tensor, Tensor, dict]:
-    """The weight that fine-tuning starts from, its mask, and the `gamma` of a matched mask."""
+    """The weight that fine-tuning starts from, its mask, and the `gamma` of a matched mask.
+
+    Raises:
+        ValueError: for a wrong number of exponents, and as the masks do.
+    """
     stream = generator(spec["trial"], "mask")
+    if "exponents" in spec and len(spec["exponents"]) != 2 - ("target" in spec):
+        needed = "delta alone, since gamma is found" if "target" in spec else "gamma and delta"
+        raise ValueError(f"exponents must hold {needed}, not {spec['exponents']}.")
     if "target" in spec:
         (delta,) = spec["exponents"]
         mask, gamma = matched_mask(weight, rms, spec["fraction"], delta, spec["target"], stream)

@@ -282,6 +282,8 @@ def test_pruning_in_steps_removes_one_share_of_the_weights_left_at_each_step(hea
         ({"rank": 4}, "rank must be from 1 to 3, not 4"),
         ({"bits": 1}, "bits must be from 2 to 16, not 1"),
         ({"exponents": [0.0], "target": 0.999}, "out of reach"),
+        ({"exponents": [0.0, 1.0], "target": 0.3}, "must hold delta alone, since gamma is found, not"),
+        ({"exponents": [0.0]}, "must hold gamma and delta, not"),
     ),
 )
 def test_a_change_that_cannot_be_made_is_refused_in_a_sentence(head, change, sentence):
