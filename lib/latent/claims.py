@@ -60,7 +60,7 @@ MATHEMATICS = (
     ),
     Rule(
         id="P1.15",
-        section="Does the KL vanish when performance returns?",
+        section="Does the loss gap follow the KL gap?",
         claim="As the pruned head performs like the dense one, their KL goes to 0.",
         statistic="AP2 after fine-tuning over AP2 before, smallest where PD is at most 1 point",
         relation="<",
@@ -184,7 +184,7 @@ RULES = (
     ),
     Rule(
         id="P1.11",
-        section="Which measure tells the methods apart?",
+        section="Across methods, does the order hold?",
         claim="AP2 separates the methods better than Student-t AP3.",
         statistic="share of pairs of methods separated, AP2 minus AP3, mean over cases",
         relation=">",
