@@ -32,10 +32,8 @@ def with_case(rows: pd.DataFrame) -> pd.DataFrame:
 
     Trainings of one network with seeds above 0 are cases of their own, "network, data set, seed".
     """
-    seen = rows["seen"].map(" to {}".format, na_action="ignore").fillna("") if "seen" in rows else ""
-    seeds = (
-        rows["seed"].fillna(0).astype(int).map(lambda seed: f", seed {seed}" if seed else "") if "seed" in rows else ""
-    )
+    seen = rows["seen"].map(lambda name: "" if pd.isna(name) else f" to {name}") if "seen" in rows else ""
+    seeds = rows["seed"].map(lambda seed: f", seed {seed:.0f}" if seed > 0 else "") if "seed" in rows else ""
     return rows.assign(case=rows["network"] + ", " + rows["dataset"] + seen + seeds)
 
 
@@ -91,11 +89,12 @@ def per_case(rows: pd.DataFrame, statistic: Statistic) -> pd.Series:
 def over_cases(values: pd.Series, null: float = 0.0, less: bool = False) -> dict[str, float]:
     """Mean over cases of correlations or shares, with t interval, n, and p of a mean of at most `null`.
 
-    With `less` p is that of a mean of at least `null`. The interval is cut to [-1, 1].
+    With `less` p is that of a mean of at least `null`. The interval is cut to [-1, 1], or to [-2, 2] where a value is
+    beyond 1, as a difference of two correlations may be. NaN is left out.
     """
-    sign = -1 if less else 1
+    sign, limit = -1 if less else 1, 2 if (values.abs() > 1).any() else 1
     found = stats.mean_gain(values)
-    low, high = np.clip([found["low"], found["high"]], -1, 1)
+    low, high = np.clip([found["low"], found["high"]], -limit, limit)
     return found | {"low": float(low), "high": float(high), "p": stats.mean_gain(sign * (values - null))["p"]}
 
 
@@ -144,10 +143,8 @@ def with_exponents(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
 def kinds(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of compressions in one shot, one rate and one mode, with their `kind`: a structure, low rank or few bits."""
     kind = rows["structure"].where(rows["rank"].isna(), "low rank").where(rows["bits"].isna(), "few bits")
-    chosen = (
-        rows["method"].isin(["lowest"]) & rows["steps_of_pruning"].isna() & (rows["mode"] == "paper")
-    ) | kind.isin(["low rank", "few bits"])
-    return rows.assign(kind=kind)[chosen]
+    one_shot = (rows["method"] == "lowest") & rows["steps_of_pruning"].isna() & (rows["mode"] == "paper")
+    return rows.assign(kind=kind)[one_shot | kind.isin(["low rank", "few bits"])]
 
 
 def best_of_others(table: pd.DataFrame) -> pd.Series:
@@ -319,25 +316,20 @@ def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     """Rows by epoch with both sides of the bounds on the training-loss gap, for the covariance I / lambda.
 
     Added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense Hessian
-    times AP2), `slope` (gradient norm times distance: what a gradient that is not zero can add), and for both bounds
-    `fails` and `over gap`. The features are rows of `trials.features` with `case`.
+    times AP2), `core fails` and `core over gap`. The features are rows of `trials.features` with `case`.
     """
-    dense = features.reindex(columns=["case", "seed", "hessian_max", "gradient_norm"]).rename(columns={"seed": "own"})
-    found = rows.merge(dense, on="case")  # a checkpoint has no seed and serves all trials
-    found = found[found["own"].isna() | (found["own"] == found["seed"])].drop(columns="own").reset_index(drop=True)
+    found = rows.merge(features[["case", "hessian_max"]], on="case")
     trace = found["weights"] * found["largest_ap2"] / (2 * measures.KL_LIMIT)
     columns = zip(found["kl"], found["hessian_max"], trace, strict=True)
     found["lemma"] = [measures.performance_bound(kl, value, t, t).item() for kl, value, t in columns]
     found["core"] = found["hessian_max"] * found["ap2"] / 2
-    found["slope"] = found["gradient_norm"] * np.sqrt(found["ap2"])
-    for bound in ("lemma", "core"):
-        found[f"{bound} fails"] = found["train_gap"] > found[bound]
-        found[f"{bound} over gap"] = found[bound] / found["train_gap"]
+    found["core fails"] = found["train_gap"] > found["core"]
+    found["core over gap"] = found["core"] / found["train_gap"]
     return found
 
 
 def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
-    """One row per change of equal AP2 (the pruning itself, and draws of its controls), with its PD and loss gap.
+    """One row per change of equal AP2 (the pruning itself, and draws of its controls), with its loss gap.
 
     Raises:
         ValueError: if AP2 within a block differs by more than single precision explains.
@@ -349,17 +341,6 @@ def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
     if (worst := (other["control_ap2"] / other["ap2"] - 1).abs().max()) >= 1e-4:
         raise ValueError(f"AP2 of a control differs from that of its pruning by a factor of 1 + {worst:.1g}.")
     other["gap"] = (other["control_test_loss"] - other["dense_test_loss"]).abs()
-    other["pd"] = (other["control_test_accuracy"] - other["dense_test_accuracy"]).abs()
     other["block"] = other[["method", "fraction", "trial"]].astype(str).agg(", ".join, axis=1)
     other["configuration"] = [str(place) for place in range(len(other))]  # each draw is one
     return other
-
-
-def block_means(other: pd.DataFrame) -> pd.DataFrame:
-    """Mean loss gap and curvature AP3 of pruning and controls, over the geometric mean of the kinds at equal AP2."""
-    means = other.groupby([*KEY, "control"], sort=False)[["control_kfac_ap3", "gap"]].mean().reset_index()
-    means["block"] = means[KEY].astype(str).agg(", ".join, axis=1)
-    for column, name in (("control_kfac_ap3", "relative curvature AP3"), ("gap", "relative gap")):
-        logs = np.log(means[column].clip(lower=1e-12))
-        means[name] = np.exp(logs - logs.groupby(means["block"]).transform("mean"))
-    return means

@@ -3,7 +3,8 @@
 Values below the range of a logarithmic axis are drawn at its lower edge.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import figures, stats
-from lib.latent.analysis import KEY, block_means
+from lib import figures
+from lib.latent.analysis import KEY, over_cases
 from lib.masks import METHODS
+from lib.parameters import DATASETS
 
 LOWEST_PD, LOWEST, LOWEST_GAP = 1e-2, 1e-4, 1e-5  # points; nats; nats
 CONTROL = {"color": figures.NULL["color"], "lw": 1.2}  # the dense control: a head fine-tuned with nothing removed
-CLASSES = {"10 classes": figures.PALETTE[0], "100 classes": figures.PALETTE[2]}
-CONTROLS = {"pruning": "o", "random direction": "x", "random signs": "+", "permuted places": "^"}
+CLASSES = dict(zip(dict.fromkeys(entry["classes"] for entry in DATASETS.values()), cycle(figures.PALETTE[::2])))
 
 
 def method_styles(**style: object) -> dict[str, dict]:
@@ -33,7 +34,7 @@ def case_grid(cases: Sequence[str], columns: Sequence[str], **options: object) -
     for place, title in enumerate(columns):
         axes[0, place].set_title(title)
     for place, case in enumerate(cases):
-        axes[place, 0].set_ylabel(case.replace(", ", "\n"))
+        axes[place, 0].set_ylabel(_lines(case))
     for axis in axes.flat:
         _logarithmic(axis, "y")
     return figure, axes
@@ -43,7 +44,7 @@ def case_row(cases: Sequence[str], height: float, rows: int = 1, **options: obje
     """Axes (rows, cases) with the case above each column."""
     figure, axes = plt.subplots(rows, len(cases), figsize=(10, height), squeeze=False, sharey=True, **options)
     for axis, case in zip(axes[0], cases, strict=True):
-        axis.set_title(case.replace(", ", "\n"))
+        axis.set_title(_lines(case), fontsize=10)
     return figure, axes
 
 
@@ -156,31 +157,6 @@ def bounds(edges: pd.DataFrame) -> Figure:
     return figure
 
 
-def controls(other: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Loss gap against curvature AP3 among `analysis.control_rows`, both over their means at equal AP2, by case."""
-    numbers = block_means(other)
-    cases = list(dict.fromkeys(numbers["case"]))
-    figure, axes = case_row(cases, 3.9, sharex=True)
-    for (case, method, control), one in numbers.groupby(["case", "method", "control"]):
-        style = {"c": figures.COLOURS[method], "marker": CONTROLS[control], "s": 26, "lw": 1.2}
-        axes[0, cases.index(case)].scatter(one["relative curvature AP3"], one["relative gap"], **style)
-    for axis in axes[0]:
-        axis.axhline(1, **figures.NULL)
-        for which in "xy":
-            _logarithmic(axis, which)
-            getattr(axis, f"{which}axis").set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
-            getattr(axis, f"{which}axis").set_major_formatter(plt.FormatStrFormatter("%g"))
-    axes[0, 0].set_ylabel("test-loss gap over the mean\nat equal AP2")
-    figure.supxlabel("curvature AP3 over the mean at equal AP2")
-    texts = {name: {"marker": marker, "ls": ""} for name, marker in CONTROLS.items()}
-    texts |= {"if length decided": figures.NULL}
-    n = other["trial"].nunique()
-    figures.legend(
-        figure, method_styles(marker="s", ls="") | texts, f"mean of n = {n},\n{numbers['block'].nunique()} blocks"
-    )
-    return figure, numbers
-
-
 def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """PD against the share of weights removed, by case: at the last epoch, at epoch 0, and of the dense control."""
     numbers = ending.groupby(KEY, sort=False)["pd"].agg(["mean", "min", "max"])
@@ -196,7 +172,8 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
         axis.fill_between(x, drawn["min"], drawn["max"], color=colour, alpha=0.2, lw=0)
     for axis, case in zip(axes[0], cases, strict=True):
         axis.axhline(max(idle[case], LOWEST_PD), **figures.NULL)
-        axis.set(yscale="log", xticks=[10, 30, 50, 70, 90])
+        axis.set_xticks([10, 30, 50, 70, 90])
+        _logarithmic(axis, "y")
     axes[0, 0].set_ylabel("PD (points)")
     figure.supxlabel("weights removed (%)")
     texts = {"epoch 0": {"ls": "--"}, "dense control": figures.NULL}
@@ -216,18 +193,17 @@ def correlations(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]
         for place, measure in enumerate(table):
             known = table[measure].dropna()
             shift = np.linspace(-0.22, 0.22, len(known)) if len(known) > 1 else np.zeros(len(known))
-            axis.scatter(
-                known, place + shift, c=[CLASSES[_classes(case)] for case in known.index], s=16, alpha=0.75, lw=0
-            )
-            estimate = stats.mean_gain(known)
-            axis.plot([estimate["low"], estimate["high"]], [place] * 2, "k", lw=7, alpha=0.25, solid_capstyle="round")
+            colours = [CLASSES[_classes(case)] for case in known.index]
+            axis.scatter(known, place + shift, c=colours, s=16, alpha=0.75, lw=0)
+            estimate = over_cases(known)
+            axis.plot([estimate["low"], estimate["high"]], [place] * 2, "k", lw=7, alpha=0.25, solid_capstyle="butt")
             axis.plot(estimate["value"], place, "k|", ms=15, mew=2)
         axis.axvline(0, **figures.NULL)
         axis.set(yticks=range(table.shape[1]), yticklabels=list(table), ylim=(table.shape[1] - 0.4, -0.6))
         axis.set(title=title, xlabel="rank correlation")
-    texts = {name: {"color": own, "marker": "o", "ls": "", "ms": 4} for name, own in CLASSES.items()}
+    texts = _class_styles(first.index, marker="o", ls="", ms=4)
     texts |= {"mean and 95 % interval": {"lw": 7, "alpha": 0.25}, "unrelated": figures.NULL}
-    figures.legend(figure, texts, f"a dot a case, n = {len(first)}", columns=4)
+    figures.legend(figure, texts, f"a dot a case, n = {len(first)}", columns=len(texts))
     return figure, pd.concat(table.rename_axis("case").reset_index().assign(panel=t) for t, table in tables.items())
 
 
@@ -274,11 +250,13 @@ def rates(control: pd.DataFrame, followed: pd.DataFrame) -> tuple[Figure, pd.Dat
         axes[2].plot(one["tuning_lr"], one["rho"], "o-", ms=3, lw=1, color=CLASSES[_classes(case)])
     axes[2].axhline(0, **figures.NULL)
     axes[2].set(ylabel="rank correlation within sparsity", title="AP2 and PD")
+    tried = sorted(set(control["tuning_lr"]))
     for axis in axes:
-        _logarithmic(axis, "x")
-        axis.set(xlabel="peak learning rate")
-    texts = {name: {"color": own} for name, own in CLASSES.items()} | {"none": figures.NULL}
-    figures.legend(figure, texts, columns=3)
+        axis.set(xscale="log", xlabel="peak learning rate")
+        axis.set_xticks(tried, map("{:g}".format, tried))
+        axis.set_xticks([], minor=True)
+    texts = _class_styles(control["case"]) | {"none": figures.NULL}
+    figures.legend(figure, texts, columns=len(texts))
     return figure, control.merge(followed, on=["case", "tuning_lr"])
 
 
@@ -286,40 +264,42 @@ def predicted_sparsity(table: pd.DataFrame, predictors: dict[str, str]) -> Figur
     """s* of each case against what may predict it; one panel for each column of `predictors`, which maps to labels."""
     figure, axes = plt.subplots(1, len(predictors), figsize=(10, 3.5), sharey=True)
     for axis, (column, label) in zip(axes, predictors.items(), strict=True):
-        for name, colour in CLASSES.items():
-            one = table[[_classes(case) == name for case in table["case"]]]
-            axis.scatter(one[column], one["s"], color=colour, s=30)
+        axis.scatter(table[column], table["s"], c=[CLASSES[_classes(case)] for case in table["case"]], s=30)
         axis.set(xlabel=label)
     axes[0].set_ylabel("s*: largest share removed\nat PD of at most 1 point")
-    texts = {name: {"color": own, "marker": "o", "ls": ""} for name, own in CLASSES.items()}
-    figures.legend(figure, texts, f"n = {len(table)} cases", columns=2)
+    texts = _class_styles(table["case"], marker="o", ls="")
+    figures.legend(figure, texts, f"n = {len(table)} cases", columns=len(texts))
     return figure
 
 
 def layers(shown: pd.DataFrame) -> Figure:
     """Loss gap after the whole network is fine-tuned against two measures at prune time, a colour a layer.
 
-    `shown` are rows of `trials.layers` with `case` and `gap`, without the dense control.
+    `shown` are rows of `trials.layers` with `case` and `gap`, without the dense control. Layers at one place of
+    different networks share a colour.
     """
     columns = {
         "relative_ap2": "AP2 over the layer's squared norm",
         "inputs_moved": "relative change of the head's inputs",
     }
     cases = list(dict.fromkeys(shown["case"]))
+    pruned = [list(dict.fromkeys(own["layer"])) for _, own in shown.groupby("case", sort=False)]
+    colours = figures.shades(range(max(map(len, pruned))))
     figure, axes = plt.subplots(len(cases), 2, figsize=(10, 1 + 2.7 * len(cases)), squeeze=False, sharey="row")
-    for row, case in zip(axes, cases, strict=True):
+    for row, case, names in zip(axes, cases, pruned, strict=True):
         own = shown[shown["case"] == case]
-        colour = figures.shades(list(dict.fromkeys(own["layer"])))
         for axis, (column, label) in zip(row, columns.items(), strict=True):
             for (layer, structure), one in own.groupby(["layer", "structure"], sort=False):
-                style = {"color": colour[layer], "marker": "o" if structure == "weights" else "^", "s": 22}
-                axis.scatter(one[column], one["gap"].clip(lower=1e-3), **style)
+                style = {"color": colours[names.index(layer)], "marker": "o" if structure == "weights" else "^"}
+                axis.scatter(one[column], one["gap"].clip(lower=1e-3), s=22, **style)
             _logarithmic(axis, "x")
             _logarithmic(axis, "y")
             axis.set(xlabel=label)
-        row[0].set_ylabel(f"{case}\nloss gap (nats)")
-    texts = {layer: {"color": own, "marker": "o", "ls": ""} for layer, own in colour.items()}
-    texts |= {"single weights": {"marker": "o", "ls": ""}, "filters": {"marker": "^", "ls": ""}}
+        row[0].set_ylabel(_lines(case) + "\nloss gap (nats)")
+    dot, texts = {"marker": "o", "ls": ""}, {}
+    for place, own in colours.items():
+        texts["\n".join(dict.fromkeys(names[place] for names in pruned if place < len(names)))] = dot | {"color": own}
+    texts |= {"single weights": dot, "filters": {"marker": "^", "ls": ""}}
     figures.legend(figure, texts, "layers, first to last")
     return figure
 
@@ -346,7 +326,7 @@ def tasks(pairs: pd.DataFrame) -> Figure:
     figure, axes = case_row(cases, 3.4, sharex=False)
     for axis, case in zip(axes[0], cases, strict=True):
         one = pairs[pairs["case"] == case]
-        axis.scatter(one["ap2"], one["steps"], s=14, color=figures.PALETTE[0], alpha=0.7, lw=0)
+        axis.scatter(one["ap2"], one["steps"].clip(lower=1), s=14, color=figures.PALETTE[0], alpha=0.7, lw=0)
         axis.axhline(one["steps_from_zero"].mean(), **figures.NULL)
         axis.set(xlabel="AP2 of two heads")
         _logarithmic(axis, "y")
@@ -357,10 +337,32 @@ def tasks(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _classes(case: str) -> str:
-    return "100 classes" if "cifar100" in case.split(" to ")[-1] else "10 classes"
+def _lines(case: str) -> str:
+    return case.replace(", ", "\n").replace("-pretrained", "\npretrained")
+
+
+def _classes(case: str) -> int:
+    return DATASETS[case.split(", ")[1].split(" to ")[-1]]["classes"]
+
+
+def _class_styles(cases: Iterable[str], **style: object) -> dict[str, dict]:
+    """Legend entries of the numbers of classes that occur among cases."""
+    return {f"{count} classes": {"color": CLASSES[count]} | style for count in sorted(set(map(_classes, cases)))}
 
 
 def _logarithmic(axis: Axes, which: str) -> None:
+    """A logarithmic axis, which is labelled between powers of ten, too, if it spans two or less."""
     axis.set(**{f"{which}scale": "log"})
-    getattr(axis, f"{which}axis").set_minor_formatter(plt.NullFormatter())
+    own = getattr(axis, f"{which}axis")
+
+    def label(value: float, _: int) -> str:
+        low, high = own.get_view_interval()
+        decades, power = np.log10(high / low), np.floor(np.log10(value) + 1e-9)
+        digit = round(value / 10**power)
+        if decades > 2:
+            return f"$10^{{{power:.0f}}}$" if digit == 1 else ""
+        shown = (1, 2, 5) if decades > 0.7 else (1, 2, 3, 5, 7) if decades > 0.35 else range(1, 11)
+        return f"{value:g}" if digit in shown else ""
+
+    own.set_major_formatter(plt.FuncFormatter(label))
+    own.set_minor_formatter(plt.FuncFormatter(label))
