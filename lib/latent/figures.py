@@ -42,7 +42,7 @@ def case_grid(cases: Sequence[str], columns: Sequence[str], **options: object) -
 
 def case_row(cases: Sequence[str], height: float, rows: int = 1, **options: object) -> tuple[Figure, np.ndarray]:
     """Axes (rows, cases) with the case above each column."""
-    figure, axes = plt.subplots(rows, len(cases), figsize=(10, height), squeeze=False, sharey=True, **options)
+    figure, axes = plt.subplots(rows, len(cases), figsize=(10, height), squeeze=False, sharey="row", **options)
     for axis, case in zip(axes[0], cases, strict=True):
         axis.set_title(_lines(case), fontsize=10)
     return figure, axes
@@ -149,7 +149,6 @@ def bounds(edges: pd.DataFrame) -> Figure:
             axis.set(xlabel=f"{names[bound]} (nats)")
             _logarithmic(axis, "x")
             _logarithmic(axis, "y")
-            axis.set_ylim(LOWEST_GAP / 2, 1e3)
     figure.supylabel("training-loss gap (nats)")
     texts = {f"epoch {epoch}": mark | {"ls": ""} for epoch, mark in marks.items()} | {"gap = bound": figures.NULL}
     n = edges.groupby(["case", "epoch"]).size().max()
