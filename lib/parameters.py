@@ -79,14 +79,15 @@ RANGES = (
     (
         "1 or more",
         lambda value: value >= 1,
-        "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step steps",
+        "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
+        "*_count *_counts bits",
     ),
     (
         "above 0 and at most 1",
         lambda value: 0 < value <= 1,
-        "*share *shares *fractions *ratio *ratios *budgets *errors grid structured",
+        "*share *shares *fractions *ratio *ratios *budgets *errors grid structured ranks",
     ),
-    ("above 0", lambda value: value > 0, "lr *_lr stds widths slice_half"),
+    ("above 0", lambda value: value > 0, "lr *_lr *_lrs stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
 )
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}

@@ -148,8 +148,10 @@ def kinds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_of_others(table: pd.DataFrame) -> pd.Series:
-    """For each case (row) the value of the column that has the best mean over all other cases."""
-    return pd.Series({case: table.loc[case, table.drop(index=case).mean().idxmax()] for case in table.index})
+    """For each case (row) the value of the column that has the best mean over all other cases; NaN without others."""
+    means = {case: table.drop(index=case).mean() for case in table.index}
+    best = {case: table.loc[case, mean.idxmax()] if mean.notna().any() else np.nan for case, mean in means.items()}
+    return pd.Series(best, dtype=float)
 
 
 def beyond_control(layers: pd.DataFrame) -> pd.DataFrame:
@@ -281,12 +283,14 @@ def separation(a: Sequence[float], b: Sequence[float]) -> float:
 def own_against_others(kl_gap: np.ndarray, gap: np.ndarray) -> tuple[float, float]:
     """Mean Kendall's tau over epochs of each loss gap with its own KL gap, and with those of the other configurations.
 
-    Both gaps are (configurations of one case, epochs).
+    Both gaps are (configurations of one case, epochs). A gap that never changes is left out; NaN if none is left, or
+    for fewer than two epochs.
     """
+    if kl_gap.shape[1] < 2:
+        return np.nan, np.nan
     tau = np.array([[scipy_stats.kendalltau(k, g).statistic for k in kl_gap] for g in gap])
-    own = np.diag(tau).copy()
-    np.fill_diagonal(tau, np.nan)
-    return float(np.nanmean(own)), float(np.nanmean(tau))
+    own = np.eye(len(tau), dtype=bool)
+    return float(pd.Series(tau[own]).mean()), float(pd.Series(tau[~own]).mean())
 
 
 def largest_fractions(ending: pd.DataFrame, allowed: Sequence[float]) -> pd.DataFrame:
