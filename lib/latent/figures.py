@@ -160,8 +160,8 @@ def sparsity(ending: pd.DataFrame, before: pd.DataFrame, control: pd.DataFrame) 
     """PD against the share of weights removed, by case: at the last epoch, at epoch 0, and of the dense control."""
     numbers = ending.groupby(KEY, sort=False)["pd"].agg(["mean", "min", "max"])
     numbers["epoch 0"] = before.groupby(KEY, sort=False)["pd"].mean()
-    numbers = numbers.reset_index()
-    cases, idle = list(dict.fromkeys(numbers["case"])), control.groupby("case")["pd"].mean()
+    numbers = numbers.reset_index().sort_values("fraction", kind="stable")
+    cases, idle = list(dict.fromkeys(ending["case"])), control.groupby("case")["pd"].mean()
     figure, axes = case_row(cases, 3.8)
     for (case, method), one in numbers.groupby(["case", "method"]):
         axis, colour, x = axes[0, cases.index(case)], figures.COLOURS[method], 100 * one["fraction"]
@@ -200,6 +200,7 @@ def correlations(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]
         axis.axvline(0, **figures.NULL)
         axis.set(yticks=range(table.shape[1]), yticklabels=list(table), ylim=(table.shape[1] - 0.4, -0.6))
         axis.set(title=title, xlabel="rank correlation")
+        axis.xaxis.set_major_locator(plt.MaxNLocator(5))
     texts = _class_styles(first.index, marker="o", ls="", ms=4)
     texts |= {"mean and 95 % interval": {"lw": 7, "alpha": 0.25}, "unrelated": figures.NULL}
     figures.legend(figure, texts, f"a dot a case, n = {len(first)}", columns=len(texts))
@@ -210,7 +211,7 @@ def masks(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str], titl
     """PD after fine-tuning of random masks of one sparsity against several columns, coloured by gamma.
 
     `named` are the three methods at the same sparsity, drawn as large markers where they have the column. `columns`
-    maps columns to labels; AP2-like ones, above 0, are drawn on a logarithmic axis.
+    maps columns to labels; all but gamma are drawn on a logarithmic axis if they are above 0.
     """
     figure, axes = plt.subplots(1, len(columns), figsize=(10, 3.6), sharey=True)
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
@@ -220,7 +221,7 @@ def masks(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str], titl
             if column in one:
                 axis.scatter(one[column], one["pd"], **style)
         axis.set(xlabel=label)
-        if rows[column].min() > 0:
+        if column != "gamma" and rows[column].min() > 0:
             _logarithmic(axis, "x")
     axes[0].set_ylabel("PD after fine-tuning (points)")
     figure.suptitle(title)

@@ -271,7 +271,7 @@ def test_a_border_shows_only_if_agreement_ends_there():
 
 
 def test_pairs_at_a_border_share_a_method_or_a_sparsity():
-    """Of 12 configurations there are 30 such pairs; two of one method with a t-AP3 above 2 have 4 more partners each."""
+    """Of 12 configurations there are 30 such pairs; two of one method, beyond 2, have 4 more partners each."""
     rows = record(lambda ap2, epoch, random: ap2 if epoch else -ap2, CASES[:1])  # epoch 0 does not count
     far = (rows["method"] == "highest") & rows["fraction"].isin([0.5, 0.8])
     distances = torch.tensor([2.04, 2.05])  # in 107 groups of 6 weights, just below and just above 2

@@ -131,11 +131,13 @@ def test_a_bound_that_no_gap_comes_near_is_within_its_panel():
 
 
 def test_sparsity_draws_both_ends_of_fine_tuning_and_the_control():
-    before = at(0).assign(pd=50.0)
-    figure, numbers = figures.sparsity(at(EPOCHS), before, at(EPOCHS, CONTROL).assign(pd=0.5))
+    before, ending = at(0).assign(pd=50.0), at(EPOCHS).sort_values(["case", "fraction"], ascending=[True, False])
+    figure, numbers = figures.sparsity(ending, before, at(EPOCHS, CONTROL).assign(pd=0.5))
     assert len(numbers) == 2 * 12 and numbers["epoch 0"].tolist() == [50.0] * 24
     assert titles(figure) == ["resnet20\ncifar10", "resnet56\ncifar100"]
     assert {len(axis.lines) for axis in figure.axes} == {2 * 3 + 1}
+    for line in figure.axes[1].lines[:-1]:
+        assert line.get_xdata().tolist() == pytest.approx([10, 30, 50, 80])  # from left to right
     assert figure.axes[0].lines[-1].get_ydata()[0] == 0.5 and legend_title(figure).endswith("n = 2")
 
 
@@ -158,9 +160,12 @@ def test_correlations_draw_every_case_its_mean_and_the_interval_that_claims_have
 
 
 def test_a_measure_without_a_value_and_a_single_case_are_drawn_without_an_interval():
-    table = pd.DataFrame({"AP2": [0.9], "γ": [np.nan]}, index=["resnet20, cifar10 to cifar100"])
-    figure, _ = figures.correlations({"PD": table})
+    name = "curvature AP3, diagonal"
+    table = pd.DataFrame({"AP2": [0.9], name: [np.nan]}, index=["resnet20, cifar10 to cifar100"])
+    figure, _ = figures.correlations({title: table for title in ("PD after fine-tuning", "loss gap after", "before")})
     axis = figure.axes[0]
+    figure.canvas.draw()
+    assert min(label.get_window_extent().x0 for label in axis.get_yticklabels()) >= 0
     assert points(axis) == 1 and np.isnan(axis.lines[0].get_xdata()).all()
     assert texts(figure)[0] == "100 classes"  # a head's classes are those of the data set that it sees
 
@@ -174,7 +179,7 @@ def test_data_sets_with_other_numbers_of_classes_have_entries_of_their_own():
 
 @pytest.mark.parametrize(("low", "high"), ((0.02, 7.0), (2.1, 2.9), (2.0, 8.0), (3e-4, 5e-3)))
 def test_masks_are_labelled_however_narrow_their_range_is(low, high):
-    gamma = np.linspace(-3, 3, 30)
+    gamma = np.linspace(0.1, 3, 30)  # an exponent has no logarithm, even if all are above 0
     ap2 = np.geomspace(low, high, 30)
     rows = pd.DataFrame({"case": "c", "fraction": 0.8, "gamma": gamma, "delta": 0.0, "ap2_start": ap2})
     rows = rows.assign(pd=gamma + 4, gap=0.1)
