@@ -30,6 +30,7 @@ PARAMETERS = {
     "resnet32": 464_154,
     "resnet44": 658_586,
     "resnet56": 853_018,
+    "resnet20-x2": 1_073_962,
     "resnet20-B": 272_474,
     "resnet32-B": 464_154 + 2752,  # two projections with their BatchNorm
     "resnet44-B": 658_586 + 2752,

@@ -40,7 +40,6 @@ REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the pu
 # Studies whose published rows come from networks on images that were not yet channels last in memory.
 CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
 CONTIGUOUS += [f"02_tensor_truncation.{name}" for name in "truncations controls forms networks recoveries".split()]
-CONTIGUOUS += ["03_pruning_spaces.recipes"]
 CONTIGUOUS += [f"04_spline_early_bird.{name}" for name in "searches oneshots slices tickets".split()]
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1

@@ -18,7 +18,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "floored",
             "kept_shares",
             "mean_computation_budget",
-            "parameter_buckets",
             "ratio_range",
             "recipe_std",
             "refined",

@@ -150,6 +150,8 @@ def optimum_gain(rows: pd.DataFrame) -> dict:
 def optima(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """A row for each ladder: its network, kept share, m* with interval, its standard error in log m, and the limit.
 
+    `best_rung` is the mCB of the recipe that loses least.
+
     The standard error is at least that of a place between two neighbouring recipes.
     """
     rows = []
@@ -168,6 +170,7 @@ def optima(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             "low": low,
             "high": high,
             "inside": inside,
+            "best_rung": np.exp(table.loc[table["drop"].idxmin(), "log_mcb"]),
         }
         rows.append(row | {"limit": limit(table), "n": len(table)})
     return pd.DataFrame(rows)
@@ -348,15 +351,16 @@ def redrawn_winners(table: pd.DataFrame, k: int, redraws: int, seed: int) -> lis
     return [list(one.loc[one["drop"].idxmin(), "widths"]) for one in drawn]
 
 
-def transfer_gain(ladder: pd.DataFrame, log_mcb: np.ndarray, best: float) -> float:
+def transfer_gain(ladder: pd.DataFrame, log_mcb: np.ndarray, best: float, fitted: bool = True) -> float:
     """Points that knowing log m* = `best` saves on a ladder: its mean test drop over a population's log mCB minus that.
 
-    Drops are read on the fitted curve; a place outside the ladder's range counts as its end.
+    Drops are read on the fitted curve, or, if not `fitted`, on straight lines from rung to rung. A place outside the
+    ladder's range counts as its end.
     """
     x, y = _arrays(ladder, "test_drop")
     places = np.clip(np.append(log_mcb, best), x.min(), x.max())
-    fitted = stats.curve(x, y, places)
-    return float(fitted[:-1].mean() - fitted[-1])
+    drops = stats.curve(x, y, places) if fitted else np.interp(places, x, y)
+    return float(drops[:-1].mean() - drops[-1])
 
 
 def common_share(selection: pd.DataFrame, report: pd.DataFrame) -> dict:

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from lib import figures, stats
 from lib.channels import Groups
 from lib.spaces import measures
-from lib.spaces.analysis import winning
 
 COLOURS = {"random": figures.PALETTE[0], "ladder": figures.PALETTE[1], "refined": figures.PALETTE[4]}
 COLOURS |= {"first design": figures.PALETTE[2], "initial": figures.PALETTE[0]}
@@ -57,7 +56,7 @@ def samplings(tables: Sequence[pd.DataFrame], slopes: Sequence[dict], title: str
     for axis, one, slope in zip(axes, tables, slopes, strict=True):
         name = one["space"].iloc[0]
         climb(axis, one, COLOURS[name], name)
-        axis.text(0.97, 0.04, f"two lines: p = {slope['p']:.2f}", ha="right", size=8)
+        axis.text(0.97, 0.04, f"two lines: p = {slope['p']:.3f}", ha="right", size=8)
         axis.texts[-1].set_transform(axis.transAxes)
     for axis, one in zip(axes, tables, strict=True):
         title_of = f"{one['space'].iloc[0]}, n = {len(one)}\nmean STD {one['std'].mean():.2f}"
@@ -112,7 +111,8 @@ def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figu
     left.set_xticks(x, groups.names, rotation=60, ha="right", fontsize=7)
     left.set(ylabel="channels", title=f"{own['macs'] / 1e6:.2f} MMACs, {own['parameters'] / 1e3:.0f} k parameters")
     left.legend(loc="upper left")
-    right.scatter(population["mcb"], population["std"], s=10, color="#94a4a2", label=f"random, n = {len(population)}")
+    label = f"random, n = {len(population)}"
+    right.scatter(population["mcb"], population["std"], s=10, color="#94a4a2", rasterized=True, label=label)
     right.scatter(own["mcb"], own["std"], s=80, marker="*", color=figures.PALETTE[2], label="this recipe", zorder=3)
     right.axvline(1, **figures.NULL)
     right.set(xscale="log", xlabel="mCB (dense = 1)", ylabel="STD of the pruned shares")
@@ -140,7 +140,8 @@ def noise(epoch: pd.DataFrame, by_mode: pd.DataFrame, tables: Sequence[pd.DataFr
     axes[1].set(xlabel="rank after fine-tuning", ylabel="rank after the other", title=f"schedules, n = {len(by_mode)}")
     for axis in (axes[1].xaxis, axes[1].yaxis):
         axis.set_major_locator(plt.MaxNLocator(6, integer=True))
-    axes[1].legend()
+    axes[1].set_ylim(0.5, len(by_mode) + 3.5)
+    axes[1].legend(loc="upper left", ncols=2)
     for share, colour, one in shaded(tables):
         axes[2].plot(one["proxy_drop"], one["test_drop"], "o", ms=4, color=colour, label=f"{share:.0%}")
     axes[2].set(xlabel="drop before retraining (points)", ylabel="test drop after it (points)", title="the proxy")
@@ -191,9 +192,11 @@ def lengths(tables: dict[int, pd.DataFrame], title: str) -> tuple[Figure, pd.Dat
 
 def factors(tables: dict[str, pd.DataFrame]) -> Figure:
     """Drop against mCB of ladders with and without scatter and a floor on the smallest kept share."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+    figure, axis = plt.subplots(figsize=(7, 3.5))
     for (name, one), colour in zip(tables.items(), figures.PALETTE[1:], strict=False):
         climb(axis, one, colour, f"{name}, n = {len(one)}")
+    for dots, marker in zip(axis.lines[::3], "o^sD", strict=False):  # ladders share recipes: open markers show all
+        dots.set(marker=marker, mfc="none", ms=7)
     mcb_axis(axis, "")
     axis.set_ylabel("drop (points)")
     axis.legend()
@@ -201,13 +204,14 @@ def factors(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def places(found: pd.DataFrame, pooled: dict) -> Figure:
-    """m* of every ladder with its 95 % interval, and their mean; hollow where it is an end of the sampled range."""
+    """m* of every ladder with its interval and best rung, and the mean of all m*; hollow where m* is an end."""
     figure, axis = plt.subplots(figsize=(9, 1.4 + 0.27 * len(found)))
     height = np.arange(len(found))
     for place, (_, one) in zip(height, found.iterrows(), strict=True):
         colour = figures.PALETTE[0]
         axis.plot([one["low"], one["high"]], [place] * 2, color=colour)
         axis.plot(one["optimum"], place, "o", color=colour, mfc=colour if one["inside"] else "w")
+        axis.plot(one["best_rung"], place, "x", color=figures.PALETTE[2])
     low, value, high = np.exp([pooled["low"], pooled["value"], pooled["high"]])
     axis.plot([low, high], [len(found)] * 2, color="k")
     axis.plot(value, len(found), "D", color="k")
@@ -215,13 +219,14 @@ def places(found: pd.DataFrame, pooled: dict) -> Figure:
     axis.set_yticks([*height, len(found)], [*labels, "random-effects mean"], fontsize=8)
     axis.invert_yaxis()
     axis.axvspan(1 / 1.1, 1.1, **EQUIVALENT)
-    mcb_axis(axis, "m* of each ladder; bars: 95 % bootstrap, grey: 10 % around 1")
+    mcb_axis(axis, "dots: m* (hollow: an end of the range); crosses: best rung")
+    axis.set_xlabel("mCB (dense = 1); bars: 95 % bootstrap; grey: within 10 % of 1")
     return figure
 
 
 def kinds(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     """Drop against mCB of ladders of filters, of streams too, and of single weights, at equal MACs."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+    figure, axis = plt.subplots(figsize=(7, 3.5))
     for (name, one), colour in zip(
         tables.items(), (figures.PALETTE[1], figures.PALETTE[3], figures.PALETTE[0]), strict=True
     ):
@@ -243,43 +248,6 @@ def at_fixed_parameters(table: pd.DataFrame, share: float) -> Figure:
     axis.set(xlabel="MACs kept (%)", ylabel="drop (points)", title=f"{share:.0%} of parameters kept")
     axis.legend()
     return figure
-
-
-def buckets(tables: Sequence[pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Median drop and quartiles by bucket of kept parameters, a panel for each regime."""
-    figure, axes = _row(len(tables))
-    frames = []
-    for axis, (share, colour, one) in zip(axes, shaded(tables), strict=True):
-        grouped = one.groupby(measures.parameter_buckets(one["kept_parameters"]))["drop"]
-        summary = grouped.describe().rename_axis("bucket").reset_index()
-        spread = np.array([summary["50%"] - summary["25%"], summary["75%"] - summary["50%"]])
-        axis.errorbar(100 * summary["bucket"], summary["50%"], spread, fmt="o", color=colour, capsize=3)
-        for _, line in summary.iterrows():
-            _annotate(axis, f"n = {line['count']:.0f}", (100 * line["bucket"], line["75%"]), 4, fontsize=7)
-        axis.axvline(100 * share, **figures.NULL)
-        axis.margins(0.15)
-        axis.set(title=f"{share:.0%} of MACs kept", xlabel="parameters kept (%), bucket centre")
-        frames.append(summary.assign(kept=share))
-    axes[0].set_ylabel("drop (points): median, quartiles")
-    return figure, pd.concat(frames)
-
-
-def winners(spaces: dict[str, pd.DataFrame], best: dict[float, dict]) -> tuple[Figure, pd.DataFrame]:
-    """MCB of all recipes and winners of each space, and the lowest point of the ladder in its regime."""
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.5 * len(spaces)))
-    frames, labels = [], []
-    for height, (label, table) in enumerate(spaces.items()):
-        won, colour = table.index.isin(winning(table["drop"])), COLOURS[table["space"].iloc[0]]
-        place = best.get(table["kept"].iloc[0])
-        axis.plot([place["low"], place["high"]], [height] * 2, color="#e3e3e3", lw=12, solid_capstyle="butt", zorder=0)
-        axis.plot(table["mcb"], np.full(len(table), height), "|", ms=11, color=colour)
-        axis.plot(table["mcb"][won], np.full(won.sum(), height), "v", ms=7, color="k", mfc="none")
-        labels.append(f"{label}, {won.sum()} of {len(table)}")
-        frames.append(table.assign(label=label, won=won)[["label", "kept", "mcb", "drop", "won"]])
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
-    mcb_axis(axis, "every recipe; triangles: winners; grey: 95 % interval of m*")
-    return figure, pd.concat(frames)
 
 
 def std_spaces(spread: dict[float, list[pd.DataFrame]], stds: Sequence[float]) -> Figure:
@@ -344,13 +312,13 @@ def contest(scores: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
 def transfer(tables: Sequence[pd.DataFrame], best: float) -> Figure:
     """The ladder of each other network above its own lowest drop, and the main network's m*."""
-    figure, axis = plt.subplots(figsize=(9, 4))
+    figure, axis = plt.subplots(figsize=(7.5, 3.3))
     for one, colour in zip(tables, plt.cm.tab10.colors * 2, strict=False):
-        lowest = float(stats.curve(*(one[n].to_numpy() for n in ("log_mcb", "drop")), one["log_mcb"].to_numpy()).min())
-        climb(axis, one.assign(drop=one["drop"] - lowest), colour, one["name"].iloc[0])
+        drop = one["drop"] - one["drop"].min()
+        axis.plot(one["mcb"], drop, "o-", color=colour, ms=5, lw=1, label=one["name"].iloc[0])
     axis.axvline(best, color="k", label="m* of the main network")
     mcb_axis(axis, "")
-    axis.set(yscale="symlog", ylabel="drop above the lowest one (points)")
+    axis.set(ylim=(-0.5, 15), ylabel="drop above the lowest one\n(points, cut at 15)")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
@@ -360,8 +328,9 @@ def ruled(scores: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 3.6))
     gains = scores.sub(scores["uniform"], axis=0).drop(columns="uniform")
     for place, one in enumerate(gains[name] for name in gains):
-        for height, colour, network in zip(one, plt.cm.tab10.colors, gains.index, strict=False):
-            axis.plot(place, height, "o", color=colour, label=network)
+        beside = place + np.linspace(-0.15, 0.15, len(one))  # networks of one accuracy would hide each other
+        for x, height, colour, network in zip(beside, one, plt.cm.tab10.colors, gains.index, strict=False):
+            axis.plot(x, height, "o", color=colour, label=network)
         axis.plot([place - 0.25, place + 0.25], [one.mean()] * 2, "k", lw=1.5)
     axis.axhline(0, **figures.NULL)
     axis.set_xticks(range(gains.shape[1]), gains.columns)

@@ -16,7 +16,6 @@ from lib.study import seed_from
 
 LARGEST_RANDOM = 0.95  # largest ratio that the random sampler draws
 REFINED = 0.05  # largest |log mCB - log optimum| of a refined space
-BUCKET_WIDTH, FEWEST_IN_BUCKET = 0.05, 8
 FIRST_DRAWS, MOST_DRAWS = 20_000, 20_000_000
 
 
@@ -204,24 +203,6 @@ def refined(groups: Groups, widths: np.ndarray, optimum: float) -> np.ndarray:
     Their share is the mass of the refined space, known without training; above one half there is little to refine.
     """
     return np.abs(np.log(mean_computation_budget(groups, widths) / optimum)) <= REFINED
-
-
-def parameter_buckets(kept_parameters: Sequence[float]) -> np.ndarray:
-    """The centre of each recipe's parameter bucket: bins of 0.05 on the kept share, merged until they hold 8 recipes.
-
-    Source: the paper's definition is unknown; bins of complexity as in NDS, with this companion's width.
-    """
-    places = np.floor(np.asarray(kept_parameters, dtype=float) / BUCKET_WIDTH + 1e-9).astype(int)
-    buckets: list[list[int]] = [[]]  # neighbouring bins that are merged
-    for place in np.unique(places):
-        if np.isin(places, buckets[-1]).sum() >= FEWEST_IN_BUCKET:
-            buckets.append([])
-        buckets[-1].append(place)
-    if len(buckets) > 1 and np.isin(places, buckets[-1]).sum() < FEWEST_IN_BUCKET:
-        last = buckets.pop()
-        buckets[-1] += last
-    centres = {place: (bucket[0] + bucket[-1] + 1) / 2 * BUCKET_WIDTH for bucket in buckets for place in bucket}
-    return np.array([centres[place] for place in places])
 
 
 def edf(drops: Sequence[float], weights: Sequence[float] | None = None) -> Callable[[np.ndarray], np.ndarray]:

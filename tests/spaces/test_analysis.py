@@ -108,6 +108,12 @@ def test_transfer_gains_what_the_population_loses_on_average():
     assert analysis.transfer_gain(bowl, typical, 5.0) == pytest.approx(analysis.transfer_gain(bowl, typical, 0.9))
 
 
+def test_straight_lines_are_not_pulled_up_by_a_steep_wall():
+    wall = pd.DataFrame({"log_mcb": np.linspace(-0.5, 0.8, 6), "test_drop": [57, 18, 17, 32, 35, 48]})
+    gains = [analysis.transfer_gain(wall, np.array([0.02]), -0.22, fitted) for fitted in (True, False)]
+    assert gains[1] == pytest.approx(-0.9, abs=0.2) and gains[0] < gains[1] - 1
+
+
 def test_the_common_share_does_not_count_luck_with_the_images():
     random = np.random.default_rng(3)
     own, luck = random.normal(0, 3, (300, 1)), random.normal(0, 3, (2, 300, 1))
@@ -330,6 +336,7 @@ def test_optima_say_where_they_are_how_surely_and_whether_inside():
     assert found["name"].tolist() == ["n0/d", "n1/d"] and found["kept"].tolist() == [0.6, 0.4]
     assert found["inside"].tolist() == [True, False] and found["n"].tolist() == [60, 60]
     assert found["log_optimum"].tolist() == [analysis.optimum(table) for table in tables]
+    assert found["best_rung"].tolist() == [np.exp(t.loc[t["drop"].idxmin(), "log_mcb"]) for t in tables]
     assert (found["low"] <= found["optimum"]).all() and (found["optimum"] <= found["high"]).all()
     assert found["error"].min() >= 0.7 / 59 / np.sqrt(12) * 0.999 and found["limit"][0] == analysis.limit(tables[0])
 

@@ -56,9 +56,6 @@ def test_populations_and_optima_have_a_panel_for_each_regime(rows):
         assert titles(figure) == ["60% of MACs kept", "40% of MACs kept"]
     stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert stars[0].get_xdata()[0] == pytest.approx(best[0.6]["value"])
-    spaces_of = {f"{one['kept'].iloc[0]:.0%}": one for one in [*even, *means(rows, "random")]}
-    _, numbers = figures.winners(spaces_of, best)
-    assert numbers.groupby("label")["won"].sum().tolist() == [3] * len(spaces_of)
 
 
 def test_three_samplings_share_axes_and_say_their_slopes(rows):
@@ -67,12 +64,10 @@ def test_three_samplings_share_axes_and_say_their_slopes(rows):
     figure = figures.samplings(tables, slopes, "title")
     assert [title.split(",")[0] for title in titles(figure)] == ["ladder", "first design", "random"]
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
-    assert texts[0].startswith(f"outward slope {slopes[0]['value']:.1f} [") and len(texts) == 3
+    assert texts == [f"two lines: p = {slope['p']:.3f}" for slope in slopes]
 
 
-def test_buckets_and_refined_return_their_numbers(rows):
-    _, numbers = figures.buckets(means(rows, "ladder"))
-    assert numbers["count"].sum() == 24 and numbers["count"].min() >= 8
+def test_refined_returns_its_numbers(rows):
     pair = means(rows, "random")[0], means(rows, "refined")[0]
     _, numbers = figures.refined(pair, np.arange(1, 6), "title")
     assert len(numbers) == 10 and (numbers.groupby("space")["best"].diff().dropna() <= 1e-12).all()
@@ -97,8 +92,7 @@ def test_ladders_of_one_network_share_a_panel(rows):
         assert sum(line.get_marker() == "*" for line in figure.axes[0].lines) == 3
     axis = figures.transfer([one.assign(name=f"n{k}") for k in range(12)], 0.8).axes[0]  # more than ten colours
     assert len(axis.get_legend().get_texts()) == 13
-    lowest = [line.get_ydata().min() for line in axis.lines if line.get_marker() == "*"]
-    assert np.allclose(lowest, lowest[0]) and abs(lowest[0]) < 0.5
+    assert {line.get_ydata().min() for line in axis.lines[:12]} == {0}
 
 
 def test_places_and_the_law_show_every_ladder(rows):

@@ -199,10 +199,3 @@ def test_regnets_bootstrap_draws_the_best_few_networks():
     assert law[:15].sum() == pytest.approx(0.98, abs=1e-3)
     ranks = np.random.default_rng(4).integers(n, size=(50_000, s)).min(axis=1)
     assert np.bincount(ranks, minlength=n) / len(ranks) == pytest.approx(law, abs=0.006)
-
-
-def test_buckets_are_centred_and_never_small():
-    kept = np.concatenate([np.full(9, 0.11), np.full(3, 0.16), np.full(6, 0.22), np.full(2, 0.31)])
-    buckets = spaces.parameter_buckets(kept)
-    values, sizes = np.unique(buckets, return_counts=True)
-    assert sizes.tolist() == [9, 11] and values == pytest.approx([0.125, 0.25])

@@ -218,7 +218,7 @@ def test_pruned_weights_stay_pruned_while_the_others_are_retrained(folder, mode,
         return history
 
     monkeypatch.setattr(training, "fit", recording)
-    (spec,) = trials.ladder_specs(DENSE, 0.3, 3, ASKED | {"mode": mode}, what="weights")[:1]
+    (spec,) = trials.ladder_specs(DENSE, 0.3, 3, ASKED | {"mode": mode, "what": "weights"})[:1]
     baselines.baseline(DENSE, folder)
     seen.clear()  # the dense network may have been trained here
     row = trials.retrain(spec, "cpu", folder / "none", dense_folder=folder)
@@ -259,17 +259,17 @@ def test_a_ladder_of_specs_names_its_space_and_leaves_rungs_out(groups):
     every = trials.ladder_specs(DENSE, 0.5, 6, ASKED)
     assert [spec["widths"] for spec in every] == samplers.ladder(groups, Regime(0.5), 6).tolist()
     assert {(spec["space"], spec["kept"], spec["budget"]) for spec in every} == {("ladder", 0.5, "macs")}
-    assert "what" not in every[0] and trials.ladder_specs(DENSE, 0.5, 6, ASKED, every=2) == every[::2]
+    assert "what" not in every[0] and trials.ladder_specs(DENSE, 0.5, 6, ASKED, places=range(0, 6, 2)) == every[::2]
     options = {"space": "floor", "floor": 0.25, "reach": 0.8, "budget": "parameters"}
     other = trials.ladder_specs(DENSE, 0.5, 4, ASKED, **options)
     assert other[0]["space"] == "floor" and "floor" not in other[0] and other[0]["budget"] == "parameters"
     assert (np.array([spec["widths"] for spec in other]) >= groups.dense / 4).all()
-    (streams,) = trials.ladder_specs(DENSE, 0.5, 2, ASKED, what="all")[:1]
+    (streams,) = trials.ladder_specs(DENSE, 0.5, 2, ASKED | {"what": "all"})[:1]
     assert streams["what"] == "all" and len(streams["widths"]) == len(trials.prunable(DENSE, "all")) > len(groups)
 
 
 def test_streams_are_pruned_when_asked(folder):
-    specs = trials.ladder_specs(DENSE, 0.5, 3, ASKED, what="all")[1:2]
+    specs = trials.ladder_specs(DENSE, 0.5, 3, ASKED | {"what": "all"})[1:2]
     row = trials.recipes(folder, folder).run(specs).iloc[0]
     assert row["status"] == "done" and row["kept_macs"] == pytest.approx(0.5, rel=0.01)
 
