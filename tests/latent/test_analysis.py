@@ -175,6 +175,7 @@ def test_prune_time_measures_are_those_of_the_same_configuration_trial_and_mode(
     assert len(found) == len(changes) and found["ap2"].unique().tolist() == [0.5]
     assert found["ap2_start"].tolist() == [10.0 * k for k in range(8)]
     assert found["gap_start"].tolist() == [1.0 + k for k in range(8)]
+    assert all(found[f"{name}_start"].tolist() == [1.0] * 8 for name in analysis.MEASURES)
     assert found["name"].tolist() == [analysis.NAMES[method] for method in found["method"]]
 
 
@@ -283,14 +284,15 @@ def test_pairs_at_a_border_share_a_method_or_a_sparsity():
 
 
 def test_methods_are_separated_by_the_logarithms_of_a_measure():
-    random, rows = np.random.default_rng(3), []
+    rows = []
     for place, method in enumerate(("lowest", "random", "highest")):
-        for trial in range(5):
-            row = {"fraction": 0.5, "method": method, "trial": trial, "ap2": 10.0**place * (1 + random.random() / 100)}
-            rows.append(row | {"t_ap3": random.random(), "half": 1.0 if method == "lowest" else 2.0, "none": 0.0})
-    table = pd.DataFrame(rows)
-    shares = {name: analysis.share_separated(name)(table) for name in ("ap2", "t_ap3", "half", "none")}
-    assert shares == {"ap2": 1, "t_ap3": 0, "half": pytest.approx(2 / 3), "none": 0}
+        for trial, noise in enumerate((-0.3, 0.0, 0.3)):  # a standard deviation of .3 powers of ten
+            row = {"fraction": 0.5, "method": method, "trial": trial, "far": 10.0 ** (place + noise)}
+            row |= {"near": 10.0 ** (0.55 * place + noise), "half": 1.0 if method == "lowest" else 2.0, "none": 0.0}
+            rows.append(row)
+    table = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows).assign(fraction=0.8, half=1.0)])
+    shares = {name: analysis.share_separated(name)(table) for name in ("far", "near", "half", "none")}
+    assert shares == pytest.approx({"far": 1, "near": 1 / 3, "half": 1 / 3, "none": 0})
 
 
 def test_separation_is_in_pooled_standard_deviations():
