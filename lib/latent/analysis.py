@@ -5,6 +5,7 @@ claims are judged on its mean over cases (`stats.mean_gain`), because trials and
 independent. Functions that return a statistic of rows are made for `per_case`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from lib import stats
 from lib.latent import measures
 from lib.latent.trials import DF, GROUPS
 from lib.masks import METHODS
+from lib.parameters import DEPTHS
 from lib.provenance import unknown
 
 NAMES = {"lowest": 0, "random": 1, "highest": 2}  # the order of the lengths that the methods remove
@@ -47,6 +49,12 @@ def chosen(asked: Sequence[str], cases: Sequence[str], count: int | None = None)
         if case not in cases:
             raise unknown("case", case, cases)
     return list(asked or cases)[: None if asked else count]
+
+
+def cifar_resnets(cases: Sequence[str]) -> list[str]:
+    """The cases whose network is a ResNet of 6n + 2 layers for CIFAR (He and others 2016), on CIFAR."""
+    depths = "|".join(map(str, DEPTHS))
+    return [case for case in cases if re.match(rf"resnet({depths})(-B|-x[\d.]+)?, cifar", case)]
 
 
 def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:

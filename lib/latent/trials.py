@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune
 
 from lib import baselines, data, models, training
@@ -238,8 +239,12 @@ def moves(cached: dict[str, Tensor], others: list[tuple[Tensor, Tensor]]) -> dic
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of all convolutions and linear layers, in forward order; the head is the last one."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    """Names of all convolutions and linear layers, in forward order; the head is the last one.
+
+    The linear layers inside attention are left out: it takes their weights without calling them.
+    """
+    kinds, inside = nn.Conv2d | nn.Linear, NonDynamicallyQuantizableLinear
+    return [n for n, module in model.named_modules() if isinstance(module, kinds) and not isinstance(module, inside)]
 
 
 def hidden_layers(model: nn.Module, count: int) -> list[str]:
