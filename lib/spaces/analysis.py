@@ -242,7 +242,8 @@ def deviation_gain(tables: Sequence[pd.DataFrame]) -> dict:
         x, y = _arrays(table, "z")
         found = found + _over_halves(errors, x, y, random, SPLITS).sum(axis=0)
         draws = draws + _over_halves(errors, x, y, random, RESAMPLES, redraw=True)
-    gains = 1 - draws[:, 0] / draws[:, 1]
+    with np.errstate(invalid="ignore"):  # redraws without any error are left out
+        gains = 1 - draws[:, 0] / draws[:, 1]
     return stats.percentile_estimate(1 - found[0] / found[1], gains, sum(map(len, tables)))
 
 
