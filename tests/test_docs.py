@@ -42,9 +42,9 @@ CHECK = """
 for rule in claims.RULES[1:]:
     ledger.untestable(rule.id, "not entered here")
 first, fork = ledger.entries()[:2]
-assert first["id"] == fork["id"] == "P1.E9" and first["verdict"] == fork["verdict"] == "supported"
+assert first["id"] == fork["id"] == "P1.E20" and first["verdict"] == fork["verdict"] == "supported"
 assert (first["value"], first["n"], fork["fork"]) == (10, 19, "tuning_lr = 0.01") and first["low"] < 10 < first["high"]
-parameters.checked("01_latent_kl", {"decides": ["P1.E9"]}, "mine")
+parameters.checked("01_latent_kl", {"decides": ["P1.E20"]}, "mine")
 """
 
 
