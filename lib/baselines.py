@@ -206,7 +206,7 @@ def _initial(spec: dict, network: str, device: str) -> tuple[nn.Module, Data]:
     """The data set of a spec, and its public checkpoint, or a network of this name before training."""
     dataset = data.load(spec["dataset"], device=device, seed=spec.get("seed", 0), limit=spec.get("limit"))
     if spec["source"] == "public":
-        model, (mean, std) = models.public(network, spec["dataset"])
+        model, (mean, std) = models.public(spec["network"], spec["dataset"])
         return model, replace(dataset, mean=mean, std=std)
     return build(spec | {"network": network}, dataset), dataset
 

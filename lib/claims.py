@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUPPORTED, NOT_SUPPORTED = "supported", "not supported"
 INCONCLUSIVE, UNTESTABLE = "inconclusive at this scale", "cannot be tested"
+HOLDS, FAILS = "holds", "fails"  # of statements that mathematics settles
 PACKAGES = {
     "01_latent_kl": "latent",
     "02_tensor_truncation": "truncation",
@@ -27,8 +28,8 @@ PACKAGES = {
     "04_spline_early_bird": "spline",
 }
 FIELDS = (
-    "id section network dataset regime primary fork claim statistic unit relation threshold tolerance open_if n_unit "
-    "value low high n p p_holm null verdict why"
+    "id section mathematical network dataset regime primary fork claim statistic unit relation threshold tolerance "
+    "open_if n_unit value low high n p p_holm null verdict why"
 ).split()
 
 
@@ -48,6 +49,8 @@ class Rule:
         null: the value of the statistic if there is no effect at all.
         open_if: the case in which the statistic has no room to decide, for example at a ceiling.
         n_unit: the things that n counts.
+        mathematical: whether mathematics fixes the outcome. Such a statement holds or fails, whatever the networks, and
+            is counted apart from the claims that an experiment tests.
 
     Raises:
         ValueError: for another relation.
@@ -64,6 +67,7 @@ class Rule:
     null: str = "0"
     open_if: str = ""
     n_unit: str
+    mathematical: bool = False
 
     def __post_init__(self) -> None:
         if self.relation not in ("<", ">", "="):
@@ -89,7 +93,7 @@ class Rule:
                 is NaN could not be computed and does the same.
 
         Returns:
-            SUPPORTED, NOT_SUPPORTED or INCONCLUSIVE.
+            SUPPORTED, NOT_SUPPORTED or INCONCLUSIVE; HOLDS or FAILS in place of the first two if it is mathematical.
         """
         from lib.stats import LEVEL
 
@@ -105,7 +109,8 @@ class Rule:
         }[self.relation]
         if near and p_holm is not None and not p_holm <= 1 - LEVEL:
             return INCONCLUSIVE
-        return SUPPORTED if near else NOT_SUPPORTED if far else INCONCLUSIVE
+        yes, no = (HOLDS, FAILS) if self.mathematical else (SUPPORTED, NOT_SUPPORTED)
+        return yes if near else no if far else INCONCLUSIVE
 
 
 BASELINE_RULES = (  # of the dense networks, which belong to no paper
@@ -173,16 +178,20 @@ class Ledger:
         return next(rule for rule in self.rules if rule.id == claim)
 
     def show(self) -> "HTML":
-        """All rules as a table that folds."""
+        """All rules in tables that fold: of the statements that mathematics settles, and of the claims."""
         from IPython.display import HTML
 
         names = ("id", "claim", "statistic", "condition", "null", "n_unit")
         heads = ("claim", "it says", "statistic", "holds if", "without any effect", "n counts")
-        rows = [[getattr(rule, name) for name in names] for rule in self.rules]
-        cells = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
-        table = "".join(f"<tr>{row}</tr>" for row in ["".join(f"<th>{head}</th>" for head in heads), *cells])
-        summary = f"{len(rows)} claims and their rules, written before the run"
-        return HTML(f"<details open><summary>{summary}</summary><table>{table}</table></details>")
+        head, shown = "".join(f"<th>{head}</th>" for head in heads), ""
+        for mathematical, what in ((True, "statements that mathematics settles"), (False, "claims")):
+            rules = [rule for rule in self.rules if rule.mathematical == mathematical]
+            cells = [[f"<td>{html.escape(str(getattr(rule, name)))}</td>" for name in names] for rule in rules]
+            table = "".join(f"<tr>{row}</tr>" for row in [head, *map("".join, cells)])
+            summary = f"{len(rules)} {what} and their rules, written before the run"
+            if rules:
+                shown += f"<details open><summary>{summary}</summary><table>{table}</table></details>"
+        return HTML(shown)
 
     def enter(
         self,
@@ -266,12 +275,15 @@ class Ledger:
             judged.append(entry | {"p_holm": p_holm, "verdict": verdict})
         return judged
 
-    def table(self) -> "pd.DataFrame":
-        """The primary entries as a table to read, with the number of forks that share each verdict and the others."""
+    def table(self, mathematical: bool = False) -> "pd.DataFrame":
+        """The primary entries as a table to read, with the number of forks that share each verdict and the others.
+
+        It is about the claims that an experiment tests, or about the statements that mathematics settles.
+        """
         import pandas as pd
 
         entries, rows = self.entries(), []
-        for entry in (entry for entry in entries if entry["primary"]):
+        for entry in (e for e in entries if e["primary"] and e["mathematical"] == mathematical):
             rows.append(
                 {
                     "claim": entry["id"],
@@ -288,12 +300,24 @@ class Ledger:
         return table if table["forks"].any() else table.drop(columns="forks")
 
     def decided(self, sized_for: Sequence[str]) -> str:
-        """A sentence with the number of decided claims among those that a profile is sized to decide."""
-        settled = {e["id"] for e in self.entries() if e["primary"] and e["verdict"] in (SUPPORTED, NOT_SUPPORTED)}
-        missed = [claim for claim in sized_for if claim not in settled]
-        n = len(sized_for)
-        sentence = f"{n - len(missed)} of the {n} claims this profile is sized for are decided"
-        return sentence + (f"; open: {', '.join(missed)}." if missed else ".")
+        """Sentences with the numbers of decided claims and of statements that hold.
+
+        Claims count if a profile is sized to decide them; what mathematics settles is counted apart, on every profile.
+        """
+        verdicts = {entry["id"]: entry["verdict"] for entry in self.entries() if entry["primary"]}
+        statements = {rule.id: verdicts[rule.id] for rule in self.rules if rule.mathematical}
+        claims = [claim for claim in sized_for if claim not in statements]
+        missed = [claim for claim in claims if verdicts[claim] not in (SUPPORTED, NOT_SUPPORTED)]
+        sentences = []
+        if claims:
+            left = f"; open: {', '.join(missed)}." if missed else "."
+            decided = f"{len(claims) - len(missed)} of the {len(claims)} claims"
+            sentences = [f"{decided} this profile is sized for are decided{left}"]
+        if statements:
+            failed = [claim for claim, verdict in statements.items() if verdict == FAILS]
+            held, names = [*statements.values()].count(HOLDS), f" ({', '.join(failed)})" if failed else ""
+            sentences.append(f"Of {len(statements)} statements of mathematics {held} hold, {len(failed)} fail{names}.")
+        return " ".join(sentences)
 
     def save(self, folder: Path, notebook: str) -> None:
         """Write `NN_name.claims.json`: no times, commits or devices in it."""

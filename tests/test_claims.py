@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from lib import claims, summary
-from lib.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Ledger, Rule
+from lib.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Ledger, Rule
 from lib.provenance import root
 
 NAN = float("nan")
@@ -167,6 +167,31 @@ def test_the_sentence_counts_decided_claims():
     ledger.enter("b", value=1, low=-1, high=2, n=9)
     assert ledger.decided(["a", "b"]) == "1 of the 2 claims this profile is sized for are decided; open: b."
     assert ledger.decided(["a"]).endswith("are decided.")
+
+
+def with_mathematics() -> Ledger:
+    exact = {"relation": "=", "unit": "", "mathematical": True}
+    ledger = Ledger([rule("a"), rule("m1", **exact), rule("m2", **exact), rule("m3", **exact)])
+    ledger.enter("a", value=1, low=-1, high=2, n=9)
+    for claim, value in (("m1", 0), ("m2", 7), ("m3", NAN)):
+        ledger.enter(claim, value=value, n=9)
+    return ledger
+
+
+def test_a_statement_of_mathematics_holds_or_fails_and_has_a_table_of_its_own():
+    ledger = with_mathematics()
+    assert [entry["verdict"] for entry in ledger.entries()] == [INCONCLUSIVE, HOLDS, FAILS, INCONCLUSIVE]
+    assert list(ledger.table().index) == ["a"] and list(ledger.table(mathematical=True).index) == ["m1", "m2", "m3"]
+    tables = ledger.show().data.split("<details")[1:]
+    assert [[">m1<" in table, ">a<" in table] for table in tables] == [[True, False], [False, True]]
+
+
+def test_statements_of_mathematics_do_not_count_as_claims_that_a_profile_decides():
+    ledger = with_mathematics()
+    mathematics = "Of 3 statements of mathematics 1 hold, 1 fail (m2)."
+    sentence = "0 of the 1 claims this profile is sized for are decided; open: a. " + mathematics
+    assert ledger.decided(["a", "m1", "m2"]) == sentence
+    assert ledger.decided(["m1"]) == mathematics
 
 
 def test_the_folded_table_shows_every_rule():

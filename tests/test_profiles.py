@@ -3,10 +3,12 @@
 import re
 from functools import cache
 
+import pandas as pd
 import pytest
 import torch
 
 from lib import baselines, data, models, spaces, spline
+from lib.latent import analysis as latent_analysis
 from lib.latent import trials as latent_trials
 from lib.parameters import DATASETS, notebook_names, profile_parameters, split_name
 from lib.provenance import root
@@ -47,6 +49,7 @@ PARAMETERS = {
     "vgg16-pretrained": 138_357_544 - 990 * 4097,
     "alexnet-pretrained": 61_100_840 - 990 * 4097,
     "vit_b_16-pretrained": 86_567_656 - 990 * 769,
+    "efficientnet_lite0-pretrained": 4_652_008 - 990 * 1281,  # timm's table
 }
 
 
@@ -69,6 +72,7 @@ def named(profile: str) -> set[tuple[str, str]]:
     found = {(spec["network"], spec["dataset"]) for spec in dense_specs(profile)}
     for number in ("01", "02"):
         found |= set(split(parameters(profile, number)["public"]))
+    found |= set(split(parameters(profile, "01")["pretrained"]))
     three, four = parameters(profile, "03"), parameters(profile, "04")
     found |= set(split([three["main"], *three["public"], *three["trained"]]))
     return found | {tuple(f"{name}/{four['dataset']}".split("/")[:2]) for name in four["networks"]}
@@ -122,11 +126,11 @@ def test_every_data_set_has_the_shape_that_networks_are_built_for(dataset):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_notebooks_find_their_networks_among_the_baselines(profile):
     known, one, two = dense_specs(profile), parameters(profile, "01"), parameters(profile, "02")
-    for names, seeds in ((one["trained"], one["trials"]), (two["trained"], two["seeds"])):
+    for names, seeds in ((one["trained"], one["seeds"]), (two["trained"], two["seeds"])):
         for name in names:
             found = [baselines.find_baseline(name, known, seed) for seed in range(seeds)]
             assert {spec["source"] for spec in found} == {"trained"}, name
-    for name in (*one["public"], *two["public"]):
+    for name in (*one["public"], *one["tasks_of"], *two["public"]):
         assert baselines.find_baseline(name, known)["source"] == "public", name
     assert all(step % 2 for step in two["steps"].values()) and two["part_step"] % 2
 
@@ -149,7 +153,28 @@ def test_the_layers_of_paper_2_are_swept_in_every_network(network):
         assert layer(torch.zeros(2, 3, 32, 32), [kernel, 0 * kernel], 2).shape == (2, 2, 10)
 
 
-@pytest.mark.parametrize("network", sorted({n.split("/")[0] for p in PROFILES for n in parameters(p, "01")["trained"]}))
+def latent_specs(profile: str) -> list[dict]:
+    """The dense networks of paper 1's notebook: trained ones, then public ones."""
+    known, one = dense_specs(profile), parameters(profile, "01")
+    found = [baselines.find_baseline(name, known, seed) for name in one["trained"] for seed in range(one["seeds"])]
+    found += [{"source": "public", "network": n, "dataset": d} for n, d in split([*one["public"], *one["pretrained"]])]
+    return found + [baselines.find_baseline(name, known) | {"seen": one["seen"]} for name in one["tasks_of"]]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_cases_of_paper_1_are_different_and_its_lists_name_some_of_them(profile):
+    one, specs = parameters(profile, "01"), latent_specs(profile)
+    cases = latent_analysis.with_case(pd.DataFrame(specs))["case"].tolist()
+    assert len(set(cases)) == len(cases) and 0.01 in one["tuning_lrs"]
+    for name in ("drawn_cases", "masked", "layered"):
+        assert set(one[name]) <= set(cases), name
+    assert set(one["layered"]) <= {case for case, spec in zip(cases, specs, strict=True) if "epochs" in spec}
+    assert one["drawn_cases"][-1] in one["masked"] and one["mask_fractions"][-1] in one["fractions"]  # of one figure
+
+
+@pytest.mark.parametrize(
+    "network", sorted({case.split(", ")[0] for profile in PROFILES for case in parameters(profile, "01")["layered"]})
+)
 def test_the_hidden_layers_of_paper_1_exist(network):
     with torch.device("meta"):
         model = baselines.untrained({"network": network, "dataset": "cifar10"})

@@ -55,6 +55,7 @@ def studies(folder: Path) -> dict[str, Study]:
     alone = (baselines.baselines, baselines.samples, baselines.costs)
     alone += (truncation_trials.latencies, spaces_trials.latencies, spaces_trials.streamed)
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
+    resting += (latent_trials.tasks,)
     resting += (truncation_trials.spectra, truncation_trials.truncations, truncation_trials.controlled)
     resting += (truncation_trials.formed, recovery.plans, recovery.recoveries)
     resting += (spaces_trials.recipes, spaces_trials.priors)
@@ -66,8 +67,8 @@ def studies(folder: Path) -> dict[str, Study]:
 
 def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
     """The trials, by study and spec, whose weights this trial uses."""
-    if name in ("01_latent_kl.heads", "01_latent_kl.projections"):
-        features = baselines.dense_spec(spec) | ({"images": spec["images"]} if spec.get("images") else {})
+    if name in ("01_latent_kl.heads", "01_latent_kl.projections", "01_latent_kl.tasks"):
+        features = latent_trials.feature_spec(spec)
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
     if name in ("04_spline_early_bird.tickets", "04_spline_early_bird.oneshots", "04_spline_early_bird.slices"):
         return [("04_spline_early_bird.searches", spline_trials.search_spec(spec))]
@@ -101,6 +102,8 @@ def absent(name: str, spec: dict) -> str:
     if dataset not in FOLDERS or not (provenance.data_dir() / FOLDERS[dataset]).is_dir():
         return f"the data set {dataset}"
     checkpoint = models.PUBLIC.get((spec.get("network"), dataset))
+    if spec.get("source") == "public" and checkpoint is None:
+        return f"the ImageNet weights of {spec['network']}"
     if spec.get("source") == "public" and not (provenance.data_dir() / checkpoint[0] / checkpoint[1]).is_file():
         return f"the public weights of {spec['network']} on {dataset}"
     return ""

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lib import summary
-from lib.claims import FIELDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Rule
+from lib.claims import FAILS, FIELDS, HOLDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, Rule
 from lib.provenance import CompanionError, root
 from lib.stats import holm, mean_interval, wilson
 
@@ -24,6 +24,7 @@ def entry(value=1.0, low=-1.0, high=3.0, **others):
         "primary": True,
     }
     given |= {"relation": ">", "threshold": 0.0, "n": 10, "n_unit": "seeds", "verdict": INCONCLUSIVE, "tolerance": 0.0}
+    given["mathematical"] = False
     text = dict.fromkeys(("network", "dataset", "regime", "fork", "unit", "open_if", "null", "why"), "")
     return dict.fromkeys(FIELDS) | text | given | {"value": value, "low": low, "high": high} | others
 
@@ -86,8 +87,22 @@ def test_where_only_the_corrected_p_is_too_large_z_has_to_grow():
 def test_verdicts_and_claims_that_a_profile_is_sized_for_are_counted():
     entries = [entry(), entry(id="P9.2", verdict=SUPPORTED), entry(id="P9.2", verdict=INCONCLUSIVE, primary=False)]
     table = summary.counts_table(entries, {"P9.1", "P9.2"}).splitlines()
-    assert table[2] == "| 09_x | 2 | 1 | 0 | 1 | 0 | 2 | 1 |"
+    assert table[2] == "| 09_x | 2 | 1 | 0 | 1 | 0 | 2 | 1 | 0 | 0 | 0 |"
     assert table[3].startswith("| all | 2 | 1 ")
+
+
+def test_what_mathematics_settles_is_counted_and_listed_apart():
+    proved = [entry(id=f"P9.{i}", mathematical=True, verdict=FAILS if i == 5 else HOLDS) for i in (3, 4, 5)]
+    entries = [entry(), *proved, entry(notebook="08_y", verdict=SUPPORTED)]
+    table = summary.counts_table(entries, {"P9.1", "P9.3", "P9.5"}).splitlines()
+    assert table[0].endswith("| sized for | of these decided | statements of mathematics | holds | fails |")
+    assert table[2:4] == [
+        "| 08_y | 1 | 1 | 0 | 0 | 0 | 1 | 1 | 0 | 0 | 0 |",
+        "| 09_x | 1 | 0 | 0 | 1 | 0 | 1 | 0 | 3 | 2 | 1 |",
+    ]
+    assert table[4] == "| all | 2 | 1 | 0 | 1 | 0 | 2 | 1 | 3 | 2 | 1 |"
+    listed = [summary.claims_table(entries[:4], mathematical).count("| P9.") for mathematical in (False, True)]
+    assert listed == [1, 3]
 
 
 def test_an_open_claim_is_listed_with_its_forecast_and_marked_if_the_profile_is_sized_for_it():

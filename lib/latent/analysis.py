@@ -1,10 +1,12 @@
 """Rows of paper 1's studies as tables by epoch, and its verdict statistics.
 
-A configuration is a case (network and data set), a method and a fraction. Statistics are dictionaries with `value`,
-`low`, `high`, `n` and, where they have one, `p`, as `Ledger.enter` takes them.
+A case is a network with a data set, a configuration what was done to its head. A statistic is taken in each case, and
+claims are judged on its mean over cases (`stats.mean_gain`), because trials and configurations of one network are not
+independent. Functions that return a statistic of rows are made for `per_case`.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,42 +17,177 @@ from lib import stats
 from lib.latent import measures
 from lib.latent.trials import DF, GROUPS
 from lib.masks import METHODS
+from lib.parameters import DEPTHS
+from lib.provenance import unknown
 
+NAMES = {"lowest": 0, "random": 1, "highest": 2}  # the order of the lengths that the methods remove
 KEY = ["case", "method", "fraction"]
-SERIES = ["ap2", "ap2_to_last", "r2", "t_ap3", "fisher_ap3", "train_loss", "test_loss", "test_accuracy"]
+CHANGE = ["structure", "method", "fraction", "rank", "bits", "steps_of_pruning", "exponents", "target"]
+MEASURES = "t_ap3 fisher_ap3 kfac_ap3 ggn_ap3 input_ap3 outputs_moved".split()
+SERIES = "ap2 ap2_to_last r2 train_accuracy train_loss select_loss test_accuracy test_loss".split() + MEASURES
+
+Statistic = Callable[[pd.DataFrame], float]
 
 
 def with_case(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a column `case`, "network, data set"."""
-    return rows.assign(case=rows["network"] + ", " + rows["dataset"])
+    """Rows with a column `case`: "network, data set", for a head on other data "network, data set to data set".
+
+    Trainings of one network with seeds above 0 are cases of their own, "network, data set, seed".
+    """
+    seen = rows["seen"].map(lambda name: "" if pd.isna(name) else f" to {name}") if "seen" in rows else ""
+    seeds = rows["seed"].map(lambda seed: f", seed {seed:.0f}" if seed > 0 else "") if "seed" in rows else ""
+    return rows.assign(case=rows["network"] + ", " + rows["dataset"] + seen + seeds)
+
+
+def chosen(asked: Sequence[str], cases: Sequence[str], count: int | None = None) -> list[str]:
+    """The cases that a parameter asks for, the first `count` if it is empty.
+
+    Raises:
+        CompanionError: for a case that does not exist.
+    """
+    for case in asked:
+        if case not in cases:
+            raise unknown("case", case, cases)
+    return list(asked or cases)[: None if asked else count]
+
+
+def cifar_resnets(cases: Sequence[str]) -> list[str]:
+    """The cases whose network is a ResNet of 6n + 2 layers for CIFAR (He and others 2016), on CIFAR."""
+    depths = "|".join(map(str, DEPTHS))
+    return [case for case in cases if re.match(rf"resnet({depths})(-B|-x[\d.]+)?, cifar", case)]
 
 
 def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
-    """The rows of `trials.heads`, one an epoch, with performance differences and the lambda rule applied.
+    """The rows of `trials.heads`, one a recorded epoch, with performance differences and the lambda rule applied.
 
-    Added are `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2` of the configurations that have one of
-    the fractions (epochs 1 on, by case and trial), `kl` = 1.9 ap2 / largest_ap2, and `scaled_r2`, the squared distance
-    of group means for the covariance I / lambda.
+    Added are `configuration` (the change as text), `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2`
+    of the twelve configurations of the paper, which have one of the fractions (epochs 1 on, by case and trial), `kl` =
+    1.9 ap2 / largest_ap2, and `scaled_r2`, the squared distance of group means for the covariance I / lambda.
 
     Source: the lambda rule is that of paper 1's released code, main.py, `modify_first_column`.
     """
-    record = heads[heads["status"] == "done"].explode(SERIES).reset_index(drop=True)
+    done = heads[heads["status"] == "done"].reset_index(drop=True)
+    done = done.reindex(columns=list(dict.fromkeys([*done, *CHANGE, "mode", "gamma"])))
+    texts = done[CHANGE].astype(object).where(done[CHANGE].notna(), "").astype(str)
+    done["configuration"] = texts.agg(" ".join, axis=1).str.split().str.join(" ")
+    record = done.explode(["epoch", *SERIES], ignore_index=True)
     record[SERIES] = record[SERIES].astype(float)
-    record["epoch"] = record.groupby(["case", "structure", "mode", "method", "fraction", "trial"]).cumcount()
     record["pd"] = (record["dense_test_accuracy"] - record["test_accuracy"]).abs()
     record["gap"] = (record["test_loss"] - record["dense_test_loss"]).abs()
     record["train_gap"] = (record["train_loss"] - record["dense_train_loss"]).abs()
-    plain = (record["structure"] == "weights") & (record["mode"] == "paper") & record["fraction"].isin(fractions)
-    largest = record[plain & (record["epoch"] > 0)].groupby(["case", "trial"])["ap2"].max().rename("largest_ap2")
-    record = record.merge(largest.reset_index(), on=["case", "trial"])
+    twelve = record[plain(record) & record["fraction"].isin(fractions) & (record["epoch"] > 0)]
+    largest = twelve.groupby(["case", "tuning_lr", "trial"])["ap2"].max().rename("largest_ap2").reset_index()
+    record = record.merge(largest, on=["case", "tuning_lr", "trial"], how="left")
     record["kl"] = measures.KL_LIMIT * record["ap2"] / record["largest_ap2"]
     record["scaled_r2"] = 2 * measures.KL_LIMIT * record["r2"] / record["largest_ap2"]
     return record
 
 
-def matrix(rows: pd.DataFrame, column: str, key: Sequence[str] = KEY) -> pd.DataFrame:
-    """One column as a table (configurations, trials)."""
-    return rows.pivot_table(column, list(key), "trial", sort=False)
+def plain(rows: pd.DataFrame) -> pd.Series:
+    """Where single weights were removed in one shot by one of the three methods, as paper 1 defines them."""
+    whole = (rows["structure"] == "weights") & (rows["mode"] == "paper") & rows["steps_of_pruning"].isna()
+    return whole & rows["method"].isin(METHODS)
+
+
+def per_case(rows: pd.DataFrame, statistic: Statistic) -> pd.Series:
+    """A statistic of the rows of each case."""
+    return pd.Series({case: statistic(part) for case, part in rows.groupby("case", sort=False)}, dtype=float)
+
+
+def over_cases(values: pd.Series, null: float = 0.0, less: bool = False) -> dict[str, float]:
+    """Mean over cases of correlations or shares, with t interval, n, and p of a mean of at most `null`.
+
+    With `less` p is that of a mean of at least `null`. The interval is cut to [-1, 1], or to [-2, 2] where a value is
+    beyond 1, as a difference of two correlations may be. NaN is left out.
+    """
+    sign, limit = -1 if less else 1, 2 if (values.abs() > 1).any() else 1
+    found = stats.mean_gain(values)
+    low, high = np.clip([found["low"], found["high"]], -limit, limit)
+    return found | {"low": float(low), "high": float(high), "p": stats.mean_gain(sign * (values - null))["p"]}
+
+
+def rho(measure: str, against: str = "pd", *within: str) -> Statistic:
+    """Spearman's correlation of two columns over configurations (means over trials), within strata."""
+
+    def statistic(rows: pd.DataFrame) -> float:
+        keys = list(dict.fromkeys(["configuration", *within]))
+        means = rows.groupby(keys, sort=False)[[measure, against]].mean().reset_index()
+        strata = means[list(within)].astype(str).agg(" ".join, axis=1) if within else ()
+        return stats.rank_correlation(means[measure], means[against].to_numpy(), strata)
+
+    return statistic
+
+
+def correlation(x: pd.Series, y: pd.Series, strata: pd.DataFrame | None = None) -> dict[str, float]:
+    """Spearman's correlation of two columns within the strata of a table, with bootstrap interval and permutation p."""
+    labels = [] if strata is None else strata.astype(str).agg(" ".join, axis=1).to_numpy()
+    a, b = x.to_numpy(dtype=float), y.to_numpy(dtype=float)
+    low, high = stats.rank_correlation_interval(a[:, None], b[:, None], labels, seed=2)
+    p = stats.permutation_p(lambda values: stats.rank_correlation(a, values, labels), b, labels, seed=2)
+    return {"value": stats.rank_correlation(a, b, labels), "low": low, "high": high, "p": p, "n": len(a)}
+
+
+def with_prune_time(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the last epoch with what was measured at epoch 0.
+
+    Added are the measures and the loss gap at prune time, as `*_start`, and `name`, the place of a method in NAMES.
+    """
+    key = ["case", "configuration", "trial", "tuning_lr", "mode"]
+    asked = {name: f"{name}_start" for name in ["ap2", *MEASURES, "gap"]}
+    before = start[key + list(asked)].rename(columns=asked).drop_duplicates(key)
+    return ending.merge(before, on=key).assign(name=lambda rows: rows["method"].map(NAMES))
+
+
+def with_exponents(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
+    """Rows of random masks at the last epoch, as `with_prune_time`, with their `gamma` and `delta`."""
+    rows = with_prune_time(ending, start)
+    exponents = rows["exponents"].map(list)
+    return rows.assign(
+        gamma=rows["gamma"].where(rows["target"].notna(), exponents.str[0]).astype(float),
+        delta=exponents.str[-1].astype(float),
+    )
+
+
+def kinds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of compressions in one shot, one rate and one mode, with their `kind`: a structure, low rank or few bits."""
+    kind = rows["structure"].where(rows["rank"].isna(), "low rank").where(rows["bits"].isna(), "few bits")
+    one_shot = (rows["method"] == "lowest") & rows["steps_of_pruning"].isna() & (rows["mode"] == "paper")
+    return rows.assign(kind=kind)[one_shot | kind.isin(["low rank", "few bits"])]
+
+
+def best_of_others(table: pd.DataFrame) -> pd.Series:
+    """For each case (row) the value of the column that has the best mean over all other cases; NaN without others."""
+    means = {case: table.drop(index=case).mean() for case in table.index}
+    best = {case: table.loc[case, mean.idxmax()] if mean.notna().any() else np.nan for case, mean in means.items()}
+    return pd.Series(best, dtype=float)
+
+
+def beyond_control(layers: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `trials.layers` with what pruning did beyond fine-tuning: differences from the mean control of the case.
+
+    Added are `pd` (points), `gap` (nats), which are positive where the pruned network is worse, and `later`, the mean
+    relative AP2 of the layers after the pruned one minus that of the same layers in the control.
+    """
+    rows = []
+    for _, part in layers.groupby("case", sort=False):
+        control = part[part["method"] == "none"]
+        names = control["later_layers"].iloc[0]
+        idle = pd.Series(np.mean(control["later_relative_ap2"].tolist(), axis=0), index=list(names))
+        later = [
+            np.mean(moved) - idle[list(after)].mean() if len(after) else np.nan
+            for after, moved in zip(part["later_layers"], part["later_relative_ap2"], strict=True)
+        ]
+        worse = control["tuned_test_accuracy"].mean() - part["tuned_test_accuracy"]
+        gap = part["tuned_test_loss"] - control["tuned_test_loss"].mean()
+        rows.append(part.assign(pd=worse, gap=gap, later=later))
+    return pd.concat(rows, ignore_index=True)
+
+
+def task_pairs(carried: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `trials.tasks`, one an ordered pair of tasks."""
+    columns = "from_task to_task ap2 ap2_from_zero accuracy loss_gap to_accuracy steps steps_from_zero".split()
+    pairs = carried.explode(columns, ignore_index=True)
+    return pairs.astype(dict.fromkeys(columns, float))[["case", *columns]]
 
 
 def interval_text(found: dict) -> str:
@@ -58,67 +195,39 @@ def interval_text(found: dict) -> str:
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def strata(table: pd.DataFrame, levels: Sequence[str]) -> list[tuple]:
-    """For each row of a table the values of some index levels."""
-    return list(zip(*(table.index.get_level_values(level) for level in levels), strict=True))
+def share(true: pd.Series) -> dict[str, float]:
+    """Share of cases for which something is true, with Wilson's interval and a binomial p of a half or less."""
+    p = scipy_stats.binomtest(int(true.sum()), len(true), 0.5, alternative="greater").pvalue
+    return stats.share_estimate(true) | {"p": p}
 
 
-def correlation(x: pd.DataFrame, y: pd.DataFrame, *within: str) -> dict:
-    """Rank correlation of means over trials within index levels, with interval and permutation p."""
-    groups = strata(x, within)
-    a, b = x.mean(axis=1).to_numpy(), y.mean(axis=1).to_numpy()
-    low, high = stats.rank_correlation_interval(x, y, groups, seed=2)
-    p = stats.permutation_p(lambda values: stats.rank_correlation(a, values, groups), b, groups, seed=2)
-    return {"value": stats.rank_correlation(a, b, groups), "low": low, "high": high, "p": p, "n": len(x)}
+def pairs_alike(measure: str, against: str, left_out: tuple[str, set[float]]) -> Statistic:
+    """Share of pairs of fractions of one method that two columns (means over trials) order alike, a tie counting half.
 
-
-def rank_advantage(better: pd.DataFrame, other: pd.DataFrame, target: pd.DataFrame, *within: str) -> dict:
-    """Rank correlation of one measure with a target minus that of another, within index levels.
-
-    Tables are those of `matrix`. The result is `open` if both measures rank alike in every stratum.
+    One pair of fractions of one method is left out.
     """
-    groups = strata(target, within)
-    found = stats.rank_correlation_gain(better, other, target, groups, seed=8)
-    ranks = [frame.mean(axis=1).groupby(list(map(str, groups))).rank() for frame in (better, other)]
-    return found | {"open": bool(ranks[0].equals(ranks[1]))}
+
+    def statistic(rows: pd.DataFrame) -> float:
+        shares = []
+        for method, part in rows.groupby("method", sort=False):
+            means = part.groupby("fraction")[[measure, against]].mean()
+            for i in range(len(means)):
+                for j in range(i):
+                    if (method, {means.index[i], means.index[j]}) != left_out:
+                        shares.append((1 + np.sign((means.iloc[i] - means.iloc[j]).prod())) / 2)
+        return float(np.mean(shares))
+
+    return statistic
 
 
-def pair_agreement(x: pd.DataFrame, y: pd.DataFrame, left_out: tuple[str, set[float]]) -> dict:
-    """Share of pairs that means over trials order alike, a tie counting half; p by exchange within case and method.
+def orders_differ(measure: str, against: str) -> Statistic:
+    """Share of epochs (from 1) and fractions in which two columns put the three methods into different orders."""
 
-    The two configurations of a pair differ in fraction alone; one pair of fractions of one method is left out.
-    """
-    x_values, y_values, index = x.to_numpy(), y.to_numpy(), list(x.index)
-    places = [(i, j) for i in range(len(index)) for j in range(i) if index[i][:2] == index[j][:2]]
-    pairs = np.array([(i, j) for i, j in places if (index[i][1], {index[i][2], index[j][2]}) != left_out])
+    def statistic(rows: pd.DataFrame) -> float:
+        wide = rows[rows["epoch"] > 0].pivot_table([measure, against], ["fraction", "epoch"], "method")
+        return float(1 - same_order(wide[measure].to_numpy(), wide[against].to_numpy()).mean())
 
-    def share(a: np.ndarray, b: np.ndarray, chosen: np.ndarray = pairs) -> np.ndarray:
-        i, j = chosen.T
-        return (1 + np.sign((a[i] - a[j]) * (b[..., i] - b[..., j]))).mean(-1) / 2
-
-    def drawn(trials: np.ndarray, units: np.ndarray) -> float:
-        return share(x_values[:, trials].mean(1), y_values[:, trials].mean(1), pairs[units])
-
-    a, b = x_values.mean(1), y_values.mean(1)
-    p = stats.permutation_p(lambda values: share(a, values), b, strata(x, ["case", "method"]), seed=1)
-    return stats.bootstrap_estimate(drawn, x.shape[1], len(pairs), seed=1) | {"p": p}
-
-
-def order_disagreement(rows: pd.DataFrame, measure: str, against: str) -> dict:
-    """Share of epochs in which a measure and a difference order the three methods differently, over all panels.
-
-    A panel is a case and a fraction; p is binomial against the chance order, with a panel as one unit.
-    """
-    wide = rows[rows["epoch"] > 0].pivot_table([measure, against], ["case", "fraction", "epoch"], ["method", "trial"])
-    trials, epochs = rows["trial"].nunique(), rows["epoch"].max()
-    x, y = (wide[name].to_numpy().reshape(-1, epochs, len(METHODS), trials) for name in (measure, against))
-
-    def differ(chosen: np.ndarray, units: np.ndarray) -> float:
-        return 1 - same_order(x[units][..., chosen].mean(-1), y[units][..., chosen].mean(-1)).mean()
-
-    found = stats.bootstrap_estimate(differ, trials, len(x), seed=3)
-    alike = round((1 - found["value"]) * len(x))
-    return found | {"p": scipy_stats.binomtest(alike, len(x), 1 / 6, alternative="greater").pvalue}
+    return statistic
 
 
 def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -131,71 +240,44 @@ def same_order(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.all(np.sign(x[..., i] - x[..., j]) == np.sign(y[..., i] - y[..., j]), axis=-1)
 
 
-def border_contrast(rows: pd.DataFrame, squared: str, border: float = 2.0) -> tuple[dict, dict]:
-    """Agreement of t-AP3 and PD in order: share of pairs below a border (nats) that agree, minus share above it.
+def border_shares(rows: pd.DataFrame, squared: str, border: float = 2.0) -> dict[str, float]:
+    """How many pairs of configurations of a case t-AP3 and PD order alike, below and above a border (nats).
 
     Pairs share a method or a fraction, not both; a pair is below (above) in an epoch if both of its t-AP3 are. Pairs
-    across the border are left out: they are far apart, and agree more wherever the border is. The interval draws
-    configurations, since their pairs overlap; draws without a pair on both sides do not count. `squared` is the column
+    across the border are left out: they are far apart, and agree more wherever the border is. `squared` is the column
     of squared distances of group means.
 
     Returns:
-        The statistic, NaN if one side has no pairs; and the shares of pairs on both sides and of those that agree.
+        The shares of pairs and epochs `below` and `above`, and of those that `agree below` and `agree above`, NaN where
+        there are none.
     """
-    mean = rows[rows["epoch"] > 0].groupby([*KEY, "epoch"])[[squared, "pd"]].mean().unstack("epoch")
-    weights = rows.groupby("case")["weights"].first()
-    dim = [-(-weights[case] // max(weights[case] // GROUPS, 1)) for case in mean.index.get_level_values("case")]
-    radius = torch.tensor(np.sqrt(mean[squared].to_numpy()))
-    kl = np.stack([measures.kl_student_t(r, d, DF).numpy() for r, d in zip(radius, dim, strict=True)])
+    mean = rows[rows["epoch"] > 0].groupby(["method", "fraction", "epoch"])[[squared, "pd"]].mean().unstack("epoch")
+    weights = int(rows["weights"].iloc[0])
+    dim = -(-weights // max(weights // GROUPS, 1))
+    kl = measures.kl_student_t(torch.tensor(np.sqrt(mean[squared].to_numpy())), dim, DF).numpy()
     loss, index = mean["pd"].to_numpy(), list(mean.index)
-    pairs = [(i, j) for i in range(len(kl)) for j in range(i) if index[i][0] == index[j][0]]
-    pairs = [(i, j) for i, j in pairs if (index[i][1] == index[j][1]) != (index[i][2] == index[j][2])]
-    i, j = np.array(pairs).T
+    pairs = [(i, j) for i in range(len(kl)) for j in range(i)]
+    i, j = np.array([(i, j) for i, j in pairs if sum(a == b for a, b in zip(index[i], index[j], strict=True)) == 1]).T
     alike = (1 + np.sign((kl[i] - kl[j]) * (loss[i] - loss[j]))) / 2
     below, above = (kl[i] < border) & (kl[j] < border), (kl[i] >= border) & (kl[j] >= border)
-
-    def part(chosen: np.ndarray, units: np.ndarray) -> float:
-        times = np.bincount(units, minlength=len(index))
-        weight = (times[i] * times[j])[:, None] * chosen
-        return (weight * alike).sum() / weight.sum() if weight.any() else np.nan
-
-    every = np.arange(len(index))
-    shares = {"below": below.mean(), "above": above.mean()}
-    shares |= {"agree below": part(below, every), "agree above": part(above, every)}
-    if not (below.any() and above.any()):
-        return {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(index)}, shares
-    found = stats.bootstrap_estimate(lambda units: part(below, units) - part(above, units), len(index), seed=4)
-    return found, shares
+    agree = {
+        f"agree {name}": alike[where].mean() if where.any() else np.nan
+        for name, where in (("below", below), ("above", above))
+    }
+    return {"below": below.mean(), "above": above.mean()} | agree
 
 
-def order_at_equal_ap2(blocks: pd.DataFrame, column: str) -> dict:
-    """Rank correlation of a measure with the loss gap within blocks of equal AP2; the interval draws configurations.
+def share_separated(measure: str) -> Statistic:
+    """Share of pairs of methods, at each fraction, that a measure separates over trials (`separation` of logs >= 2)."""
 
-    The rows hold `block`, `configuration`, `gap` and the measure. Blocks of one configuration are its trials, which
-    share the pruned weights wherever masks are deterministic and the dense network is one; n counts configurations.
-    """
-    ranks = blocks.groupby("block", sort=False)[[column, "gap"]].rank()
-    ranks -= ranks.groupby(blocks["block"]).transform("mean")
-    products = pd.DataFrame({"xy": ranks[column] * ranks["gap"], "xx": ranks[column] ** 2, "yy": ranks["gap"] ** 2})
-    products = products.groupby(blocks["configuration"], sort=False).sum().to_numpy()
+    def statistic(rows: pd.DataFrame) -> float:
+        found = []
+        for _, part in rows.groupby("fraction"):
+            logs = {m: np.log10(one[measure].clip(lower=1e-12)) for m, one in part.groupby("method")}
+            found += [separation(logs[a], logs[b]) >= 2 for k, a in enumerate(METHODS) for b in METHODS[:k]]
+        return float(np.mean(found))
 
-    def rho(units: np.ndarray) -> float:
-        xy, xx, yy = products[units].sum(0)
-        return xy / np.sqrt(xx * yy)
-
-    return stats.bootstrap_estimate(rho, len(products), seed=7)
-
-
-def own_against_others(kl_gap: np.ndarray, gap: np.ndarray, case: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kendall's tau over epochs of each loss gap with its own KL gap, and its mean with those of the case's others.
-
-    Both gaps are (configurations, epochs), their cases (configurations,).
-    """
-    tau = np.array([[scipy_stats.kendalltau(k, g).statistic for k in kl_gap] for g in gap])
-    tau[case[:, None] != case] = np.nan
-    own = np.diag(tau).copy()
-    np.fill_diagonal(tau, np.nan)
-    return own, np.nanmean(tau, axis=1)
+    return statistic
 
 
 def separation(a: Sequence[float], b: Sequence[float]) -> float:
@@ -206,31 +288,33 @@ def separation(a: Sequence[float], b: Sequence[float]) -> float:
     return float(difference / pooled) if pooled > 0 else float("inf") if difference > 0 else 0.0
 
 
-def separations(final: pd.DataFrame) -> pd.DataFrame:
-    """For each pair of methods at one fraction of a case: how far apart AP2 and t-AP3 put them in one epoch.
+def own_against_others(kl_gap: np.ndarray, gap: np.ndarray) -> tuple[float, float]:
+    """Mean Kendall's tau over epochs of each loss gap with its own KL gap, and with those of the other configurations.
 
-    A measure has `separated` them if mean logarithms differ by two pooled standard deviations over trials or more;
-    `gap` is that difference in factors of ten.
+    Both gaps are (configurations of one case, epochs). A gap that never changes is left out; NaN if none is left, or
+    for fewer than two epochs.
     """
-    rows = []
-    for (case, fraction), part in final.groupby(["case", "fraction"], sort=False):
-        for pair in (("lowest", "random"), ("random", "highest"), ("lowest", "highest")):
-            line = {"case": case, "fraction": fraction, "pair": ", ".join(pair)}
-            for name in ("ap2", "t_ap3"):
-                a, b = (np.log10(part.loc[part["method"] == m, name].clip(lower=1e-12)) for m in pair)
-                line |= {f"{name} separated": separation(a, b) >= 2, f"{name} gap": abs(a.mean() - b.mean())}
-            rows.append(line)
-    return pd.DataFrame(rows)
+    if kl_gap.shape[1] < 2:
+        return np.nan, np.nan
+    tau = np.array([[scipy_stats.kendalltau(k, g).statistic for k in kl_gap] for g in gap])
+    own = np.eye(len(tau), dtype=bool)
+    return float(pd.Series(tau[own]).mean()), float(pd.Series(tau[~own]).mean())
 
 
 def largest_fractions(ending: pd.DataFrame, allowed: Sequence[float]) -> pd.DataFrame:
-    """The largest sparsity `s` by case, trial and method whose PD at the last epoch is at most `delta`; 0 if none is.
+    """The largest sparsity `s` by case and method up to which the mean PD over trials stays at most `delta`.
+
+    Every smaller sparsity of the grid must keep to `delta`, too; s is 0 if the smallest does not.
 
     Source: paper 1 leaves "optimal sparsity" without a number; this is the companion's s*(delta).
     """
-    key = ["case", "trial", "method"]
-    within = [ending.assign(delta=delta, s=ending["fraction"].where(ending["pd"] <= delta, 0.0)) for delta in allowed]
-    return pd.concat(within).groupby([*key, "delta"], sort=False)["s"].max().reset_index()
+    means = ending.groupby(KEY, sort=False)["pd"].mean().reset_index().sort_values("fraction")
+    rows = []
+    for (case, method), one in means.groupby(["case", "method"], sort=False):
+        for delta in allowed:
+            kept = (one["pd"] <= delta).cummin()
+            rows.append({"case": case, "method": method, "delta": delta, "s": one["fraction"][kept].max()})
+    return pd.DataFrame(rows).fillna({"s": 0.0})
 
 
 def group_ablation(projections: pd.DataFrame) -> pd.DataFrame:
@@ -244,25 +328,20 @@ def with_bounds(rows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     """Rows by epoch with both sides of the bounds on the training-loss gap, for the covariance I / lambda.
 
     Added are `lemma` (Lemma 2, infinite from a KL of 2 on), `core` (half the largest eigenvalue of the dense Hessian
-    times AP2), `slope` (gradient norm times distance: what a gradient that is not zero can add), and for both bounds
-    `fails` and `over gap`. The features are rows of `trials.features` with `case`.
+    times AP2), `core fails` and `core over gap`. The features are rows of `trials.features` with `case`.
     """
-    dense = features.reindex(columns=["case", "seed", "hessian_max", "gradient_norm"]).rename(columns={"seed": "own"})
-    found = rows.merge(dense, on="case")  # a checkpoint has no seed and serves all trials
-    found = found[found["own"].isna() | (found["own"] == found["trial"])].drop(columns="own").reset_index(drop=True)
+    found = rows.merge(features[["case", "hessian_max"]], on="case")
     trace = found["weights"] * found["largest_ap2"] / (2 * measures.KL_LIMIT)
     columns = zip(found["kl"], found["hessian_max"], trace, strict=True)
     found["lemma"] = [measures.performance_bound(kl, value, t, t).item() for kl, value, t in columns]
     found["core"] = found["hessian_max"] * found["ap2"] / 2
-    found["slope"] = found["gradient_norm"] * np.sqrt(found["ap2"])
-    for bound in ("lemma", "core"):
-        found[f"{bound} fails"] = found["train_gap"] > found[bound]
-        found[f"{bound} over gap"] = found[bound] / found["train_gap"]
+    found["core fails"] = found["train_gap"] > found["core"]
+    found["core over gap"] = found["core"] / found["train_gap"]
     return found
 
 
 def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
-    """One row per change of equal AP2 (the pruning itself, and draws of its controls), with its PD and loss gap.
+    """One row per change of equal AP2 (the pruning itself, and draws of its controls), with its loss gap.
 
     Raises:
         ValueError: if AP2 within a block differs by more than single precision explains.
@@ -274,17 +353,6 @@ def control_rows(projections: pd.DataFrame) -> pd.DataFrame:
     if (worst := (other["control_ap2"] / other["ap2"] - 1).abs().max()) >= 1e-4:
         raise ValueError(f"AP2 of a control differs from that of its pruning by a factor of 1 + {worst:.1g}.")
     other["gap"] = (other["control_test_loss"] - other["dense_test_loss"]).abs()
-    other["pd"] = (other["control_test_accuracy"] - other["dense_test_accuracy"]).abs()
-    other["configuration"] = other[KEY].astype(str).agg(", ".join, axis=1)
-    other["block"] = other["configuration"] + ", " + other["trial"].astype(str)
+    other["block"] = other[["method", "fraction", "trial"]].astype(str).agg(", ".join, axis=1)
+    other["configuration"] = [str(place) for place in range(len(other))]  # each draw is one
     return other
-
-
-def block_means(other: pd.DataFrame) -> pd.DataFrame:
-    """Mean loss gap and curvature AP3 of pruning and controls, over the geometric mean of the kinds at equal AP2."""
-    means = other.groupby([*KEY, "control"], sort=False)[["control_fisher_ap3", "gap"]].mean().reset_index()
-    means["block"] = means[KEY].astype(str).agg(", ".join, axis=1)
-    for column, name in (("control_fisher_ap3", "relative curvature AP3"), ("gap", "relative gap")):
-        logs = np.log(means[column].clip(lower=1e-12))
-        means[name] = np.exp(logs - logs.groupby(means["block"]).transform("mean"))
-    return means

@@ -1,21 +1,26 @@
 """How far pruning moves a layer: AP2, AP3 and other divergences, what they bound, controls, released code's defects.
 
-All measures and bounds raise ValueError for arguments outside their domain: unequal shapes, values that are not finite,
-negative distances, covariances that are not positive definite. Divergences are in nats.
+All functions raise ValueError, in a sentence that names the argument, for what is outside their domain: NaN, infinite
+values, empty tensors, unequal shapes, negative distances, covariances that are not positive definite, a missing
+generator. Divergences are in nats. Tensors of any real type are summed in float64, and no gradient goes through.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.stats import multivariate_t
-from torch import Tensor
+from scipy import integrate, stats
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor, distributions
 
 from lib.masks import magnitude_mask
 
 Values = Tensor | float
 BLOCK = 2**18  # entries of a difference that are computed at a time, so that they stay in the processor's cache
+BINS = 100  # of the histograms of entries
+PSEUDOCOUNT = 0.5  # added to each bin before a KL is taken (Jeffreys' prior), so that an empty bin costs no infinity
 KL_LIMIT = 1.9  # the released code scales the largest KL to this value, so that it stays below the 2 of Lemma 2
 
 # Quadrature of the Student-t KL. The integrand is analytic in a strip of half-width pi / 2, so a trapezoid of step h
@@ -29,7 +34,7 @@ def ap2(weight: Tensor, pruned: Tensor) -> float:
 
     Source: paper 1, Def 1 with the identity projection.
     """
-    return _reduced(*_flat(weight, pruned), lambda part: part.square_().sum()[None]).sum().item()
+    return _reduced(*_flat(weight=weight, pruned=pruned), lambda part: part.square_().sum()[None]).sum().item()
 
 
 def group_means(vector: Tensor, groups: int = 100) -> Tensor:
@@ -40,7 +45,7 @@ def group_means(vector: Tensor, groups: int = 100) -> Tensor:
 
     Source: paper 1, section 5.3, and the released code's slices.
     """
-    flat = _finite(vector.flatten().double())
+    (flat,) = _finite(vector=vector)
     return _means(flat, _group_size(len(flat), groups))
 
 
@@ -51,7 +56,7 @@ def t_ap3(weight: Tensor, pruned: Tensor, groups: int = 100, df: float = 4) -> f
 
     Source: paper 1, section 5.3 and Def 2.
     """
-    flat = _flat(weight, pruned)
+    flat = _flat(weight=weight, pruned=pruned)
     size = _group_size(len(flat[0]), groups)
     means = _reduced(*flat, lambda part: _means(part, size), size)
     return kl_student_t(means.norm(), len(means), df).item()
@@ -65,12 +70,11 @@ def kl_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, covariance
     Source: paper 1, Def 2 with the Gaussian projection. The paper prints the reverse, `kl_gaussian_printed`.
     """
     delta = _delta(mean_p, mean_q)
-    p, q = _covariances(delta, covariance_p, covariance_q)
+    p, q = _covariances(delta, covariance_p=covariance_p, covariance_q=covariance_q)
     if p.dim() == 1:
         return 0.5 * (p / q - 1 - (p / q).log() + delta**2 / q).sum().clamp(min=0).item()
-    factor_p, factor_q = _cholesky(p), _cholesky(q)
-    log_ratio = 2 * (factor_q.diagonal().log() - factor_p.diagonal().log()).sum()
-    whitened = torch.linalg.solve_triangular(factor_q, torch.column_stack([factor_p, delta]), upper=False)
+    log_ratio = 2 * (q.diagonal().log() - p.diagonal().log()).sum()
+    whitened = torch.linalg.solve_triangular(q, torch.column_stack([p, delta]), upper=False)
     return 0.5 * (log_ratio + whitened.square().sum() - len(delta)).clamp(min=0).item()
 
 
@@ -79,6 +83,7 @@ def kl_gaussian_printed(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, co
 
     Source: paper 1, Gaussian projection: (log|P|/|Q| + tr(P^-1 Q) + delta' P^-1 delta - d) / 2 (erratum).
     """
+    kl_gaussian(mean_p, covariance_p, mean_q, covariance_q)  # refuses what is wrong under the name that it has here
     return kl_gaussian(mean_q, covariance_q, mean_p, covariance_p)
 
 
@@ -90,13 +95,12 @@ def wasserstein_gaussian(mean_p: Tensor, covariance_p: Values, mean_q: Tensor, c
     Source: extension of this companion; standard closed form.
     """
     delta = _delta(mean_p, mean_q)
-    p, q = _covariances(delta, covariance_p, covariance_q)
+    p, q = _covariances(delta, covariance_p=covariance_p, covariance_q=covariance_q)
     if p.dim() == 1:
         bures = (p.sqrt() - q.sqrt()).square().sum()
     else:
-        factor_p, _ = _cholesky(p), _cholesky(q)
-        roots = torch.linalg.eigvalsh(factor_p.T @ q @ factor_p).clamp(min=0).sqrt()
-        bures = (p.trace() + q.trace() - 2 * roots.sum()).clamp(min=0)
+        roots = torch.linalg.svdvals(q.T @ p)
+        bures = (p.square().sum() + q.square().sum() - 2 * roots.sum()).clamp(min=0)
     return (delta.square().sum() + bures).sqrt().item()
 
 
@@ -106,10 +110,10 @@ def mahalanobis(mean_p: Tensor, mean_q: Tensor, covariance: Values) -> float:
     Source: paper 1, Gaussian projection: KL = M^2 / 2.
     """
     delta = _delta(mean_p, mean_q)
-    (sigma,) = _covariances(delta, covariance)
+    (sigma,) = _covariances(delta, covariance=covariance)
     if sigma.dim() == 1:
         return (delta / sigma.sqrt()).norm().item()
-    return torch.linalg.solve_triangular(_cholesky(sigma), delta[:, None], upper=False).norm().item()
+    return torch.linalg.solve_triangular(sigma, delta[:, None], upper=False).norm().item()
 
 
 def equal_covariance_divergences(distance: Values) -> dict[str, Tensor]:
@@ -120,7 +124,7 @@ def equal_covariance_divergences(distance: Values) -> dict[str, Tensor]:
 
     Source: extension of this companion (standard closed forms, Jensen-Shannon by quadrature); the paper has the KL.
     """
-    m = _nonnegative("A Mahalanobis distance", distance)
+    m = _nonnegative(distance=distance)
     # Jensen-Shannon is the mean of h(t), t = M (x + M / 2), x standard normal; h(t) = ln 2 minus the entropy of a coin
     # of log-odds t. Of two equal forms of h the first loses all digits for large t, the second for small t.
     x = torch.linspace(-10, 10, 401, dtype=torch.float64, device=m.device)
@@ -156,7 +160,7 @@ def kl_student_t(distance: Values, dim: int, df: float) -> Tensor:
 
     Source: paper 1, section 5.3, which estimates it by Monte Carlo (`kl_student_t_monte_carlo`).
     """
-    r = _nonnegative("A distance of locations", distance)
+    r = _nonnegative(distance=distance)
     _check_positive(dim=dim, df=df)
     a = (df + dim) / 2
     low = -TAIL - math.log(max(a, 1)) - 2 * math.log(max(r.max().item() if r.numel() else 1, 1))
@@ -175,10 +179,73 @@ def kl_student_t_monte_carlo(
 
     Source: paper 1, section 5.3. The released code draws from the pruned side; by symmetry the value is the same.
     """
-    p, q = (multivariate_t(mean.numpy(), np.eye(len(mean)), df) for mean in (mean_p, mean_q))
+    _check_positive(df=df)
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, not {draws}.")
+    means = _finite(mean_p=mean_p, mean_q=mean_q)
+    p, q = (stats.multivariate_t(mean.cpu().numpy(), np.eye(len(mean)), df) for mean in means)
     x = p.rvs(draws, random_state=seed)
     ratio = p.logpdf(x) - q.logpdf(x)
     return float(ratio.mean()), float(ratio.std(ddof=1) / math.sqrt(draws))
+
+
+def entry_divergences(weight: Tensor, pruned: Tensor) -> dict[str, float]:
+    """Divergences of two tensors of one shape as populations of all their entries, whatever the places of these.
+
+    The zeros of removed weights are entries of the pruned tensor like others. Both tensors need two different entries.
+
+    Returns:
+        KLs in nats, original first, of distributions fitted to both:
+        `kl_gaussian`, with their means and variances;
+        `kl_laplace`, with their medians (0 where half of the entries are zeros) and mean distances from these;
+        `kl_student_t`, with their means, variances and degrees of freedom 4 + 6 / excess kurtosis, at most 1e6 + 4,
+        which is Gaussian. Tails of fewer than 4 degrees of freedom are not told apart, but maximum likelihood (scipy's
+        `t.fit`) has no solution for pruned tensors: with a share z of zeros the likelihood grows without bound as the
+        scale shrinks, for any degrees of freedom below z / (1 - z);
+        `kl_histogram`, of counts in 100 equal bins over the range of both, half an entry added to each. Where pruning
+        empties bins it grows with the logarithm of the number of entries: compare tensors of one size.
+        And `jensen_shannon`, in [0, ln 2], of these counts as they are; `wasserstein`, the exact 1-Wasserstein
+        distance of the entries, in their unit.
+
+    Source: extension of this companion; the paper leaves other families and divergences open (section 5.4).
+    """
+    flat = _finite(weight=weight, pruned=pruned)
+    for name, entries in zip(("weight", "pruned"), flat, strict=True):
+        if entries.min() == entries.max():
+            raise ValueError(f"{name} must have two different entries: no distribution can be fitted to one value.")
+    p, q = (entries.sort().values.cpu().numpy() for entries in flat)
+    limits = min(p[0], q[0]), max(p[-1], q[-1])
+    counts = [np.histogram(entries, BINS, limits)[0] for entries in (p, q)]
+    laplace = [distributions.Laplace(*torch.tensor(stats.laplace.fit(one), dtype=torch.float64)) for one in (p, q)]
+    gaussian = [torch.tensor([[moment(one)] for moment in (np.mean, np.var)], dtype=torch.float64) for one in (p, q)]
+    return {
+        "kl_gaussian": kl_gaussian(*gaussian[0], *gaussian[1]),
+        "kl_laplace": distributions.kl_divergence(*laplace).clamp(min=0).item(),
+        "kl_student_t": _kl_of_student_t_fits(p, q),
+        "kl_histogram": max(float(stats.entropy(*(count + PSEUDOCOUNT for count in counts))), 0.0),
+        "jensen_shannon": float(jensenshannon(*counts) ** 2),
+        "wasserstein": float(np.abs(p - q).mean()),
+    }
+
+
+def effective_number(scores: Tensor) -> float:
+    """Number of components that matter, in [1, N]: 1 / sum p^2 with p = |score| / sum |score|; not all scores are 0.
+
+    Source: effective model pruning (arXiv 2509.25606). Only this formula is known first-hand, not which scores the
+    paper takes, its bound on the loss or its experiments.
+    """
+    (flat,) = _finite(scores=scores)
+    _check_positive(sum_of_magnitudes=flat.abs().sum().item())
+    return 1 / (flat.abs() / flat.abs().sum()).square().sum().item()
+
+
+def effective_sparsity(weight: Tensor) -> float:
+    """Share of weights, in [0, 1), beyond their `effective_number`, magnitudes being scores; 1 - 2 / pi for a Gaussian.
+
+    Source: as `effective_number`; that weights score by magnitude is this companion's choice.
+    """
+    (flat,) = _finite(weight=weight)
+    return 1 - effective_number(flat) / len(flat)
 
 
 def precision_range(covariance: Values) -> tuple[float, float]:
@@ -186,35 +253,35 @@ def precision_range(covariance: Values) -> tuple[float, float]:
 
     Source: paper 1, Gaussian projection (its lambda_min and lambda_max of the inverse).
     """
-    covariance = torch.as_tensor(covariance, dtype=torch.float64)
-    if covariance.dim() == 2:
-        _cholesky(covariance)
-        covariance = torch.linalg.eigvalsh(covariance)
-    _check_variances(covariance)
-    return 1 / covariance.max().item(), 1 / covariance.min().item()
+    sigma = torch.as_tensor(covariance, dtype=torch.float64)
+    if sigma.dim() == 2:
+        eigenvalues = torch.linalg.svdvals(_cholesky(covariance=sigma)).square()
+    else:
+        eigenvalues = _variances(covariance=sigma)
+    return 1 / eigenvalues.max().item(), 1 / eigenvalues.min().item()
 
 
-def total_variation_lower_bound(squared_distance: Values, trace_p: float, trace_q: float) -> Tensor:
+def total_variation_lower_bound(squared_distance: Values, trace_p: Values, trace_q: Values) -> Tensor:
     """Lower bound on the total variation of any two distributions, from their means and covariance traces.
+
+    It is attained by P with masses 1 - t and t at 0 and 1, and Q with the same at 0 and -1: total variation t.
 
     Source: paper 1, Lemma 1: a'a / (2 (tr P + tr Q) + a'a) with a'a the squared distance of the means.
     """
-    _check_positive(sum_of_traces=trace_p + trace_q)
-    squared = _nonnegative("A squared distance", squared_distance)
-    return squared / (2 * (trace_p + trace_q) + squared)
+    squared = _nonnegative(squared_distance=squared_distance)
+    return squared / (_doubled(trace_p, trace_q) + squared)
 
 
-def recovered_squared_distance(kl: Values, trace_p: float, trace_q: float) -> Tensor:
+def recovered_squared_distance(kl: Values, trace_p: Values, trace_q: Values) -> Tensor:
     """Largest squared distance of means that a KL (nats) allows, whatever the distributions; infinite from 2 on.
 
     Source: paper 1, Lemma 1 and Corollary 1 solved for AP2: 2 (tr P + tr Q) t / (1 - t), t = sqrt(kl / 2).
     """
-    _check_positive(sum_of_traces=trace_p + trace_q)
-    t = (_nonnegative("A KL", kl) / 2).sqrt().clamp(max=1)
-    return 2 * (trace_p + trace_q) * t / (1 - t)
+    t = (_nonnegative(kl=kl) / 2).sqrt().clamp(max=1)
+    return _doubled(trace_p, trace_q) * t / (1 - t)
 
 
-def performance_bound(kl: Values, hessian_max: float, trace_p: float, trace_q: float) -> Tensor:
+def performance_bound(kl: Values, hessian_max: float, trace_p: Values, trace_q: Values) -> Tensor:
     """Bound g(epsilon) on the loss gap of Def 6 from the last layer's KL; infinite from 2 on.
 
     It needs the largest eigenvalue of the loss Hessian and the traces of both covariances, which for Student-t are
@@ -236,7 +303,7 @@ def gaussian_performance_bound(kl: Values, hessian_max: float, precision_min: fl
     Source: paper 1, Corollary 2 (erratum).
     """
     _check_positive(hessian_max=hessian_max, precision_min=precision_min)
-    kl = _nonnegative("A KL", kl)
+    kl = _nonnegative(kl=kl)
     return hessian_max / 2 * (2 * kl / precision_min).sqrt() if printed else hessian_max * kl / precision_min
 
 
@@ -247,6 +314,7 @@ def nondiagonal_precision_code(dim: int, generator: torch.Generator) -> Tensor:
 
     Source: paper 1, released code, AP3_Gaussian.py.
     """
+    _check_generator(generator)
     random = torch.rand(dim, dim, generator=generator)
     vectors = torch.linalg.eigh((random + random.T) * 0.01).eigenvectors
     return 0.1 / math.sqrt(dim) * (vectors @ torch.diag(vectors.new_full((dim,), 0.01)) @ vectors.T)
@@ -259,7 +327,8 @@ def prune_highest_code(weight: Tensor, fraction: float) -> tuple[Tensor, Tensor]
 
     Source: paper 1, released code, pruning_methods.py.
     """
-    shifted = weight.abs() - weight.abs().max()
+    _finite(weight=weight)
+    shifted = weight.detach().abs() - weight.detach().abs().max()
     mask = magnitude_mask(shifted, fraction, "lowest")
     return shifted * mask, mask
 
@@ -271,6 +340,8 @@ def random_mask_code(shape: Sequence[int], fraction: float) -> Tensor:
 
     Source: paper 1, released code, pruning_methods.py.
     """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be in [0, 1), not {fraction}.")
     mask = np.ones(math.prod(shape), dtype=bool)
     mask[np.random.RandomState(42).choice(mask.size, size=round(fraction * mask.size), replace=False)] = False
     return torch.from_numpy(mask).view(*shape)
@@ -278,19 +349,28 @@ def random_mask_code(shape: Sequence[int], fraction: float) -> Tensor:
 
 def random_direction(delta: Tensor, generator: torch.Generator) -> Tensor:
     """A control of this companion: a random difference, weight - pruned, of the norm of `delta` and so of equal AP2."""
+    (exact,) = _finite(delta=delta)
+    _check_generator(generator)
     direction = torch.randn(delta.shape, dtype=torch.float64, generator=generator)
-    return (direction * (delta.double().norm().cpu() / direction.norm())).to(delta)
+    return (direction * (exact.norm().cpu() / direction.norm())).to(delta)
 
 
 def sign_flips(delta: Tensor, generator: torch.Generator) -> Tensor:
     """A control of this companion: the same difference with random signs, so equal magnitudes in equal places."""
+    _finite(delta=delta)
+    _check_generator(generator)
     flips = torch.randint(2, delta.shape, generator=generator).to(delta.device)
-    return torch.where(flips.bool(), -delta, delta)
+    return torch.where(flips.bool(), -delta.detach(), delta.detach())
 
 
 def permute_pruned(delta: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     """A control of this companion: the same difference, its entries permuted where the mask (True = kept) prunes."""
-    moved, values = delta.clone(), delta[~mask]
+    _finite(delta=delta)
+    _check_generator(generator)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != delta.shape:
+        raise ValueError(f"mask must be a tensor of bool (True = kept) with the shape of delta, {tuple(delta.shape)}.")
+    moved = delta.detach().clone()
+    values = moved[~mask]
     moved[~mask] = values[torch.randperm(len(values), generator=generator).to(values.device)]
     return moved
 
@@ -304,22 +384,35 @@ def fisher_covariance(diagonal: Tensor, damping: float = 1e-3) -> Tensor:
 
     Source: extension of this companion; the paper leaves other covariances open (section 5.4).
     """
-    diagonal = _nonnegative("Curvature", diagonal.flatten())
-    _check_positive(damping=damping, curvature=diagonal.sum().item())
+    diagonal = _nonnegative(diagonal=diagonal).flatten()
+    _check_positive(damping=damping, sum_of_diagonal=diagonal.sum().item())
     return 1 / (diagonal + damping * diagonal.mean())
 
 
-def _delta(weight: Tensor, pruned: Tensor) -> Tensor:
-    weight, pruned = _flat(weight, pruned)
-    return _finite(weight.double() - pruned.double())
+def _flat(**tensors: Tensor) -> list[Tensor]:
+    """Tensors of one shape, flattened and without their gradients."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.is_complex() or not tensor.numel():
+            kind = "an empty or complex one" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise ValueError(f"{name} must be a tensor of real numbers, not {kind}: pass layer.weight.")
+    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{' and '.join(tensors)} must have one shape, not {' and '.join(map(str, shapes))}.")
+    return [tensor.detach().flatten() for tensor in tensors.values()]
 
 
-def _flat(weight: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
-    if not (isinstance(weight, Tensor) and isinstance(pruned, Tensor)):
-        raise ValueError(f"Measures compare tensors, not a {type(weight).__name__}: pass layer.weight.")
-    if weight.shape != pruned.shape:
-        raise ValueError(f"Both tensors must have one shape, not {tuple(weight.shape)} and {tuple(pruned.shape)}.")
-    return weight.detach().flatten(), pruned.detach().flatten()
+def _delta(mean_p: Tensor, mean_q: Tensor) -> Tensor:
+    mean_p, mean_q = _finite(mean_p=mean_p, mean_q=mean_q)
+    return mean_p - mean_q
+
+
+def _finite(**tensors: Tensor) -> list[Tensor]:
+    """Tensors of one shape, flattened and in float64, all their values finite."""
+    flat = [tensor.double() for tensor in _flat(**tensors)]
+    for name, tensor in zip(tensors, flat, strict=True):
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} must be finite: drop the rows of diverged or failed runs.")
+    return flat
 
 
 def _reduced(weight: Tensor, pruned: Tensor, reduce: Callable[[Tensor], Tensor], unit: int = 1) -> Tensor:
@@ -332,13 +425,24 @@ def _reduced(weight: Tensor, pruned: Tensor, reduce: Callable[[Tensor], Tensor],
         difference.copy_(one).sub_(subtracted.copy_(other))
         found.append(reduce(difference))
     result = torch.cat(found)
-    if not result.isfinite().all():
-        _delta(weight, pruned)  # looks at the weights themselves only now, because each look costs as much as the sum
+    if not result.isfinite().all():  # looks at the weights themselves only now: each look costs as much as the sum
+        _finite(weight=weight, pruned=pruned)
     return result
 
 
+def _kl_of_student_t_fits(p: np.ndarray, q: np.ndarray) -> float:
+    """KL of the Student-t distributions that have the first moments of two populations, in units of the first one."""
+    df_p, df_q = (4 + 6 / max(float(stats.kurtosis(entries)), 6e-6) for entries in (p, q))
+    scale_p, scale_q = (entries.std() * math.sqrt((df - 2) / df) for entries, df in ((p, df_p), (q, df_q)))
+    shift = (q.mean() - p.mean()) / scale_p
+    one, other = stats.t(df_p), stats.t(df_q, shift, scale_q / scale_p)
+    pieces = pairwise([-math.inf, *sorted({0.0, shift}), math.inf])
+    log_ratio = lambda x: one.pdf(x) * (one.logpdf(x) - other.logpdf(x))  # noqa: E731
+    return max(sum(integrate.quad(log_ratio, *piece, limit=200)[0] for piece in pieces), 0.0)
+
+
 def _group_size(entries: int, groups: int) -> int:
-    _check_positive(groups=groups, weights=entries)
+    _check_positive(groups=groups)
     return max(entries // groups, 1)
 
 
@@ -348,45 +452,58 @@ def _means(flat: Tensor, size: int) -> Tensor:
     return torch.cat([means, flat[full:].mean().view(1)]) if full < len(flat) else means
 
 
-def _finite(vector: Tensor) -> Tensor:
-    if not vector.isfinite().all():
-        raise ValueError("Weights must be finite: drop the rows of diverged or failed runs.")
-    return vector
-
-
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, not {value}.")
 
 
-def _nonnegative(what: str, value: Values) -> Tensor:
-    value = torch.as_tensor(value, dtype=torch.float64)
+def _check_generator(generator: torch.Generator) -> None:
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator must be a torch.Generator, not {generator}: nothing draws from a global stream.")
+
+
+def _nonnegative(**values: Values) -> Tensor:
+    ((name, value),) = values.items()
+    value = torch.as_tensor(value, dtype=torch.float64).detach()
     if not (value.isfinite() & (value >= 0)).all():
-        raise ValueError(f"{what} must be finite and not negative: drop the rows of diverged or failed runs.")
+        raise ValueError(f"{name} must be finite and not negative: drop the rows of diverged or failed runs.")
     return value
 
 
-def _covariances(delta: Tensor, *covariances: Values) -> list[Tensor]:
-    """Covariances as vectors of variances, or all as matrices if one of them is a matrix."""
-    covariances = [torch.as_tensor(c, dtype=torch.float64, device=delta.device) for c in covariances]
-    covariances = [c.expand(len(delta)) if c.dim() == 0 else c for c in covariances]
-    for c in covariances:
+def _doubled(trace_p: Values, trace_q: Values) -> Tensor:
+    """Twice the sums of two traces, of which one may be 0: that distribution is a point."""
+    doubled = 2 * (_nonnegative(trace_p=trace_p) + _nonnegative(trace_q=trace_q))
+    _check_positive(sum_of_traces=doubled.min().item() / 2)
+    return doubled
+
+
+def _covariances(delta: Tensor, **covariances: Values) -> list[Tensor]:
+    """Covariances as vectors of variances, or all as lower Cholesky factors if one of them is a matrix."""
+    found = {}
+    for name, covariance in covariances.items():
+        c = torch.as_tensor(covariance, dtype=torch.float64, device=delta.device).detach()
+        c = c.expand(len(delta)) if c.dim() == 0 else c
         if c.dim() > 2 or any(side != len(delta) for side in c.shape):
-            raise ValueError(f"A covariance is a scalar, ({len(delta)},) or a square matrix of that side: {c.shape}.")
-        if c.dim() == 1:
-            _check_variances(c)
-    matrices = any(c.dim() == 2 for c in covariances)
-    return [c.diag() if matrices and c.dim() == 1 else c for c in covariances]
+            sides = f"a scalar, ({len(delta)},) or a square matrix of that side"
+            raise ValueError(f"{name} must be {sides}, not {tuple(c.shape)}.")
+        found[name] = _cholesky(**{name: c}) if c.dim() == 2 else _variances(**{name: c})
+    matrices = any(c.dim() == 2 for c in found.values())
+    return [c.sqrt().diag() if matrices and c.dim() == 1 else c for c in found.values()]
 
 
-def _check_variances(variances: Tensor) -> None:
-    if not ((variances > 0) & variances.isfinite()).all():
-        raise ValueError("Variances must be finite and positive: add damping to them.")
+def _variances(**variances: Tensor) -> Tensor:
+    ((name, values),) = variances.items()
+    if not ((values > 0) & values.isfinite()).all():
+        raise ValueError(f"{name} must be finite and positive: add damping to it.")
+    return values
 
 
-def _cholesky(covariance: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(covariance)
+def _cholesky(**covariances: Tensor) -> Tensor:
+    ((name, covariance),) = covariances.items()
+    _finite(**covariances)  # the factorisation reads one triangle, and no comparison with NaN is true
+    square = covariance.shape[0] == covariance.shape[1]
+    factor, failed = torch.linalg.cholesky_ex(covariance) if square else (covariance, True)
     if failed or (covariance - covariance.T).abs().max() > 1e-8 * covariance.abs().max():
-        raise ValueError("A covariance must be symmetric positive definite: symmetrise it and add damping to it.")
+        raise ValueError(f"{name} must be symmetric positive definite: symmetrise it and add damping to it.")
     return factor

@@ -12,6 +12,7 @@ RULES = (
         threshold=1e-9,
         null="any wrong map, gap or overlap",
         n_unit="random networks",
+        mathematical=True,
     ),
     Rule(
         id="P4.2",
@@ -23,6 +24,7 @@ RULES = (
         threshold=1e-9,
         null="what a random point of the window has: a few hundredths",
         n_unit="bends of deep lines",
+        mathematical=True,
     ),
     Rule(
         id="P4.3",
@@ -32,6 +34,7 @@ RULES = (
         relation="=",
         null="any other change of the first layer",
         n_unit="random networks, one node dropped in each",
+        mathematical=True,
     ),
     Rule(
         id="P4.3b",
@@ -51,6 +54,7 @@ RULES = (
         relation="=",
         null="any merged or vanished line",
         n_unit="toy networks",
+        mathematical=True,
     ),
     Rule(
         id="P4.4b",

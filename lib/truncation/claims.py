@@ -160,5 +160,6 @@ RULES = (
         relation="=",
         null="the change on a 4-pixel map",
         n_unit="images",
+        mathematical=True,
     ),
 )

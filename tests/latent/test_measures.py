@@ -4,11 +4,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, linalg, special, stats
+from scipy import integrate, linalg, optimize, special, stats
 from torch.nn.utils import prune
 
 from lib import latent
-from lib.latent import measures
+from lib.latent import measures, trials
 from lib.masks import METHODS, magnitude_mask
 from lib.provenance import data_dir
 
@@ -133,6 +133,36 @@ def test_a_large_tensor_is_measured_part_by_part_without_changing_the_result_or_
     for measure in (latent.ap2, latent.t_ap3):
         with pytest.raises(ValueError, match="finite"):
             measure(weight, pruned)
+
+
+@pytest.mark.parametrize("shape", ((100, 4096), (2048, 512)))
+def test_a_head_that_is_being_trained_is_measured_above_the_size_of_a_part_too(shape):
+    weight = torch.nn.Parameter(torch.randn(shape, generator=seeded()))
+    assert weight.numel() > measures.BLOCK
+    plain = weight.detach().numpy().astype(np.float64)
+    for pruned in (weight * 0, weight.detach() * 0):
+        assert latent.ap2(weight, pruned) == pytest.approx((plain**2).sum(), rel=1e-12)
+        size = plain.size // 100
+        means = np.add.reduceat(plain.ravel(), np.arange(0, plain.size, size))
+        means /= np.diff([*range(0, plain.size, size), plain.size])
+        expected = latent.kl_student_t(np.linalg.norm(means), len(means), 4).item()
+        assert latent.t_ap3(weight, pruned) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.int8))
+def test_weights_of_low_precision_are_summed_in_float64(dtype):
+    weight = (torch.randn(2048, 512, generator=seeded()) * (20 if dtype == torch.int8 else 1)).to(dtype)
+    zero, plain = torch.zeros_like(weight), weight.float().numpy().astype(np.float64)
+    own = (weight - zero).square().sum().item()
+    assert not math.isfinite(own) or own != (plain**2).sum()  # what the type itself can do
+    assert latent.ap2(weight, zero) == pytest.approx((plain**2).sum(), rel=1e-12)
+    assert latent.kl_gaussian(weight[0], 1.0, zero[0], 1.0) == pytest.approx((plain[0] ** 2).sum() / 2, rel=1e-12)
+    assert latent.wasserstein_gaussian(weight[0], 1.0, zero[0], 1.0) == pytest.approx(np.linalg.norm(plain[0]))
+    assert latent.group_means(weight)[0].item() == pytest.approx(plain.ravel()[: plain.size // 100].mean(), rel=1e-9)
+    assert latent.entry_divergences(weight, weight // 2)["wasserstein"] == pytest.approx(
+        stats.wasserstein_distance(plain.ravel(), (weight // 2).double().ravel())
+    )
+    assert latent.effective_number(weight) == pytest.approx(np.abs(plain).sum() ** 2 / (plain**2).sum(), rel=1e-12)
 
 
 def test_t_ap3_depends_on_the_grouped_distance_alone_and_counts_actual_groups():
@@ -336,6 +366,157 @@ def test_permutation_leaves_fine_tuned_weights_where_they_are():
     assert not torch.equal(latent.permute_pruned(delta, mask, seeded(2)), delta)
 
 
+def test_controls_refuse_what_they_cannot_use_and_never_draw_from_the_global_stream():
+    delta, stream, mask = torch.arange(12.0).view(3, 4), seeded(), torch.ones(3, 4, dtype=torch.bool)
+    before = torch.get_rng_state()
+    for call in (
+        lambda: latent.sign_flips(delta, None),
+        lambda: latent.random_direction(delta, None),
+        lambda: latent.permute_pruned(delta, mask, None),
+        lambda: latent.nondiagonal_precision_code(3, None),
+    ):
+        with pytest.raises(ValueError, match=r"^generator must be [^\n]+\.$"):
+            call()
+    assert torch.equal(torch.get_rng_state(), before)
+    for wrong in (mask.float(), mask.int(), mask[:2], None):  # an int mask would index rows, without a word
+        with pytest.raises(ValueError, match=r"^mask must be [^\n]+\.$"):
+            latent.permute_pruned(delta, wrong, stream)
+
+
+def test_no_gradient_goes_through_controls_and_projections():
+    weight, mask = torch.nn.Parameter(torch.randn(10, 64, generator=seeded())), torch.rand(10, 64) > 0.5
+    results = (
+        latent.random_direction(weight, seeded()),
+        latent.sign_flips(weight, seeded()),
+        latent.permute_pruned(weight, mask, seeded()),
+        latent.group_means(weight),
+        latent.prune_highest_code(weight, 0.5)[0],
+        latent.fisher_covariance(weight**2),
+        latent.kl_student_t(weight.norm(), 100, 4),
+    )
+    assert not any(result.requires_grad for result in results)
+    estimate = latent.kl_student_t_monte_carlo(weight[0], torch.nn.Parameter(weight[1] * 1), 4, draws=10, seed=0)
+    assert all(map(math.isfinite, estimate))
+
+
+# For each measure, its arguments with a call that puts something bad there: into one entry of a vector or a matrix.
+VECTOR, EYE = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+
+
+def spoiled(good, bad, *place):
+    result = good.clone()
+    result[place] = bad
+    return result
+
+
+def gaussian_calls(measure):
+    v = VECTOR
+    return [
+        ("mean_p", lambda bad: measure(spoiled(v, bad, 1), 1.0, v, 1.0)),
+        ("mean_q", lambda bad: measure(v, 1.0, spoiled(v, bad, 1), 1.0)),
+        ("covariance_p", lambda bad: measure(v, bad, v, 1.0)),
+        ("covariance_p", lambda bad: measure(v, spoiled(v, bad, 2), v, EYE)),
+        ("covariance_q", lambda bad: measure(v, EYE, v, spoiled(v, bad, 2))),
+        *(
+            (name, lambda bad, place=place, build=build: measure(*build(spoiled(EYE, bad, *place))))
+            for place in ((0, 0), (0, 2), (2, 0))  # a factorisation reads one triangle only
+            for name, build in (("covariance_p", lambda m: (v, m, v, 1.0)), ("covariance_q", lambda m: (v, 1.0, v, m)))
+        ),
+    ]
+
+
+BAD_VALUES = {
+    "ap2": [
+        ("weight", lambda bad: latent.ap2(spoiled(VECTOR, bad, 0), VECTOR)),
+        ("pruned", lambda bad: latent.ap2(VECTOR, spoiled(VECTOR, bad, 0))),
+        ("weight", lambda bad: latent.ap2(spoiled(VECTOR, bad, 0), spoiled(VECTOR, bad, 0))),
+    ],
+    "t_ap3": [
+        ("weight", lambda bad: latent.t_ap3(spoiled(VECTOR, bad, 0), VECTOR)),
+        ("pruned", lambda bad: latent.t_ap3(VECTOR, spoiled(VECTOR, bad, 0))),
+        ("groups", lambda bad: latent.t_ap3(VECTOR, VECTOR, bad)),
+        ("df", lambda bad: latent.t_ap3(VECTOR, VECTOR, 100, bad)),
+    ],
+    "group_means": [
+        ("vector", lambda bad: latent.group_means(spoiled(VECTOR, bad, 0))),
+        ("groups", lambda bad: latent.group_means(VECTOR, bad)),
+    ],
+    **{
+        name: gaussian_calls(getattr(latent, name))
+        for name in ("kl_gaussian", "kl_gaussian_printed", "wasserstein_gaussian")
+    },
+    "mahalanobis": [
+        ("mean_p", lambda bad: latent.mahalanobis(spoiled(VECTOR, bad, 0), VECTOR, 1.0)),
+        ("mean_q", lambda bad: latent.mahalanobis(VECTOR, spoiled(VECTOR, bad, 0), 1.0)),
+        ("covariance", lambda bad: latent.mahalanobis(VECTOR, VECTOR, spoiled(EYE, bad, 0, 2))),
+        ("covariance", lambda bad: latent.mahalanobis(VECTOR, VECTOR, bad)),
+    ],
+    "precision_range": [
+        ("covariance", lambda bad: latent.precision_range(spoiled(EYE, bad, 0, 2))),
+        ("covariance", lambda bad: latent.precision_range(spoiled(VECTOR, bad, 0))),
+    ],
+    "entry_divergences": [
+        ("weight", lambda bad: latent.entry_divergences(spoiled(VECTOR, bad, 0), VECTOR)),
+        ("pruned", lambda bad: latent.entry_divergences(VECTOR, spoiled(VECTOR, bad, 0))),
+    ],
+    "effective_number": [("scores", lambda bad: latent.effective_number(spoiled(VECTOR, bad, 0)))],
+    "effective_sparsity": [("weight", lambda bad: latent.effective_sparsity(spoiled(VECTOR, bad, 0)))],
+    "equal_covariance_divergences": [("distance", lambda bad: latent.equal_covariance_divergences([1.0, bad]))],
+    "kl_student_t": [
+        ("distance", lambda bad: latent.kl_student_t([1.0, bad], 1, 4)),
+        ("dim", lambda bad: latent.kl_student_t(1.0, bad, 4)),
+        ("df", lambda bad: latent.kl_student_t(1.0, 1, bad)),
+    ],
+    "kl_student_t_monte_carlo": [
+        ("mean_p", lambda bad: latent.kl_student_t_monte_carlo(spoiled(VECTOR, bad, 0), VECTOR, 4, draws=9, seed=0)),
+        ("mean_q", lambda bad: latent.kl_student_t_monte_carlo(VECTOR, spoiled(VECTOR, bad, 0), 4, draws=9, seed=0)),
+        ("df", lambda bad: latent.kl_student_t_monte_carlo(VECTOR, VECTOR, bad, draws=9, seed=0)),
+    ],
+    "total_variation_lower_bound": [
+        ("squared_distance", lambda bad: latent.total_variation_lower_bound([1.0, bad], 1.0, 1.0)),
+        ("trace_p", lambda bad: latent.total_variation_lower_bound(1.0, bad, 1.0)),
+        ("trace_q", lambda bad: latent.total_variation_lower_bound(1.0, 1.0, bad)),
+    ],
+    "recovered_squared_distance": [
+        ("kl", lambda bad: latent.recovered_squared_distance([1.0, bad], 1.0, 1.0)),
+        ("trace_p", lambda bad: latent.recovered_squared_distance(1.0, bad, 1.0)),
+        ("trace_q", lambda bad: latent.recovered_squared_distance(1.0, 1.0, bad)),
+    ],
+    "performance_bound": [
+        ("kl", lambda bad: latent.performance_bound([1.0, bad], 1.0, 1.0, 1.0)),
+        ("hessian_max", lambda bad: latent.performance_bound(1.0, bad, 1.0, 1.0)),
+        ("trace_p", lambda bad: latent.performance_bound(1.0, 1.0, bad, 1.0)),
+        ("trace_q", lambda bad: latent.performance_bound(1.0, 1.0, 1.0, bad)),
+    ],
+    "gaussian_performance_bound": [
+        ("kl", lambda bad: latent.gaussian_performance_bound([1.0, bad], 1.0, 1.0)),
+        ("hessian_max", lambda bad: latent.gaussian_performance_bound(1.0, bad, 1.0)),
+        ("precision_min", lambda bad: latent.gaussian_performance_bound(1.0, 1.0, bad)),
+    ],
+    "fisher_covariance": [
+        ("diagonal", lambda bad: latent.fisher_covariance(spoiled(VECTOR, bad, 0))),
+        ("damping", lambda bad: latent.fisher_covariance(VECTOR, bad)),
+    ],
+    "prune_highest_code": [("weight", lambda bad: latent.prune_highest_code(spoiled(VECTOR, bad, 0), 0.5))],
+    "random_mask_code": [("fraction", lambda bad: latent.random_mask_code((3,), bad))],
+    "random_direction": [("delta", lambda bad: latent.random_direction(spoiled(VECTOR, bad, 0), seeded()))],
+    "sign_flips": [("delta", lambda bad: latent.sign_flips(spoiled(VECTOR, bad, 0), seeded()))],
+    "permute_pruned": [("delta", lambda bad: latent.permute_pruned(spoiled(VECTOR, bad, 0), VECTOR > 1, seeded()))],
+}
+
+
+@pytest.mark.parametrize("bad", (math.nan, math.inf, -math.inf))
+@pytest.mark.parametrize("measure", sorted(BAD_VALUES))
+def test_what_is_not_finite_is_refused_in_one_sentence_that_names_the_argument(measure, bad):
+    for name, call in BAD_VALUES[measure]:
+        with pytest.raises(ValueError, match=rf"^{name} must be [^\n]+\.$"):
+            call(bad)
+
+
+def test_no_measure_is_left_out_of_the_rule_for_values_that_are_not_finite():
+    assert set(BAD_VALUES) == set(latent.MEASURES.split()) - {"nondiagonal_precision_code"}  # it takes no values
+
+
 @pytest.mark.parametrize(
     "call",
     (
@@ -344,6 +525,15 @@ def test_permutation_leaves_fine_tuned_weights_where_they_are():
         lambda w: latent.group_means(w * math.inf),
         lambda w: latent.group_means(w, 0),
         lambda w: latent.group_means(w[:0]),
+        lambda w: latent.ap2(w[:0], w[:0]),
+        lambda w: latent.ap2(w * 1j, w),
+        lambda w: latent.random_mask_code((3,), -0.1),
+        lambda w: latent.random_mask_code((3,), 1.0),
+        lambda w: latent.effective_number(w * 0),
+        lambda w: latent.effective_sparsity(w * 0),
+        lambda w: latent.total_variation_lower_bound(1.0, -1.0, 3.0),
+        lambda w: latent.kl_student_t_monte_carlo(w[0], w[1], 4, draws=1, seed=0),
+        lambda w: latent.kl_student_t_monte_carlo(w[0], w[1][:2], 4, draws=9, seed=0),
         lambda w: latent.performance_bound(-1.0, 1.0, 1.0, 1.0),
         lambda w: latent.performance_bound(1.0, -1.0, 1.0, 1.0),
         lambda w: latent.gaussian_performance_bound(math.nan, 1.0, 1.0),
@@ -680,6 +870,12 @@ def test_lower_bounds_on_total_variation_and_kl_hold_for_gaussians():
             assert 2 * values["total_variation"] ** 2 <= values["kl"]
 
 
+def test_the_bounds_allow_one_of_the_distributions_to_be_a_point():
+    # P is 0 or 2 with equal chance (mean and trace 1), Q the point 0: their total variation is 1/2
+    assert latent.total_variation_lower_bound(1.0, 1.0, 0.0).item() == pytest.approx(1 / 3)
+    assert latent.recovered_squared_distance(2 / 9, 1.0, 0.0).item() == pytest.approx(1.0)
+
+
 def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
     squared = torch.tensor([1e-4, 0.3, 7.0, 100.0], dtype=torch.float64)
     kl = 2 * latent.total_variation_lower_bound(squared, 4.0, 6.0) ** 2
@@ -708,6 +904,7 @@ def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
         lambda v: latent.mahalanobis(v, v * math.inf, 1.0),
         lambda v: latent.wasserstein_gaussian(v, torch.eye(3), v, -torch.eye(3)),
         lambda v: latent.precision_range(math.nan),
+        lambda v: latent.precision_range(torch.ones(2, 3)),
         lambda v: latent.kl_student_t(-1.0, 1, 4),
         lambda v: latent.kl_student_t(math.nan, 1, 4),
         lambda v: latent.kl_student_t(1.0, 0, 4),
@@ -720,3 +917,373 @@ def test_recovered_distance_inverts_the_bound_and_exceeds_the_true_distance():
 def test_bad_arguments_are_refused_in_one_sentence(call):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
         call(torch.tensor([1.0, 2.0, 3.0]))
+
+
+# Gaussians whose covariance pruning changes, too
+
+
+def test_curvature_at_either_weight_gives_a_gaussian_pair_of_different_diagonal_covariances():
+    generator = seeded(11)
+    inputs, weight, bias = (
+        torch.randn(300, 8, generator=generator),
+        2 * torch.randn(5, 8, generator=generator),
+        torch.zeros(5),
+    )
+    pruned = weight * magnitude_mask(weight, 0.5, "lowest")
+    dense, sparse = (latent.fisher_covariance(trials.head_hessian_diagonal(inputs, w, bias)) for w in (weight, pruned))
+    p, q = (
+        torch.distributions.Independent(torch.distributions.Normal(w.flatten().double(), variances.sqrt()), 1)
+        for w, variances in ((weight, dense), (pruned, sparse))
+    )
+    value = latent.kl_gaussian(weight.flatten(), dense, pruned.flatten(), sparse)
+    assert value == pytest.approx(torch.distributions.kl_divergence(p, q).item(), rel=1e-12)
+    moved = ((weight - pruned).flatten().double().square() / sparse).sum().item() / 2
+    assert value > moved + 0.1  # the change of curvature has a part of its own, which equal covariances lack
+    equal = latent.kl_gaussian(weight.flatten(), sparse, pruned.flatten(), sparse)
+    assert equal == pytest.approx(moved, rel=1e-12)
+
+
+# Weights as populations of entries
+
+ENTRIES = normal(40, 50, generator=seeded(12))
+SKEWED = 0.3 + 0.7 * torch.from_numpy(stats.gamma(3).rvs((40, 50), random_state=13))
+
+
+def integrated(p, q):
+    """KL of two scipy distributions as a sum over a fine grid, which becomes coarser towards the tails."""
+    spread = np.sinh(np.linspace(-18, 18, 200_001))
+    x = np.sort(np.concatenate([one.mean() + one.std() * spread for one in (p, q)]))
+    return integrate.trapezoid(np.exp(p.logpdf(x)) * (p.logpdf(x) - q.logpdf(x)), x)
+
+
+def moment_t(entries):
+    values = np.asarray(entries).ravel()
+    centred = values - values.mean()
+    excess = (centred**4).mean() / (centred**2).mean() ** 2 - 3
+    df = 4 + 6 / excess if excess > 6e-6 else 1e6
+    return stats.t(df, values.mean(), math.sqrt((centred**2).mean() * (df - 2) / df))
+
+
+def median_laplace(entries):
+    values = np.asarray(entries).ravel()
+    return stats.gennorm(1, np.median(values), np.abs(values - np.median(values)).mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fraction", (0.1, 0.5, 0.8))
+@pytest.mark.parametrize("weight", (ENTRIES, SKEWED), ids=("gaussian", "skewed"))
+def test_fitted_divergences_equal_the_integral_of_their_densities_with_zeros_among_the_entries(
+    weight, fraction, method
+):
+    pruned = weight * magnitude_mask(weight, fraction, method, seeded(1))
+    found = latent.entry_divergences(weight, pruned)
+    gaussian = integrated(*(stats.norm(*stats.norm.fit(one.numpy().ravel())) for one in (weight, pruned)))
+    assert found["kl_gaussian"] == pytest.approx(gaussian, rel=1e-5, abs=1e-9)
+    laplace = integrated(median_laplace(weight), median_laplace(pruned))
+    assert found["kl_laplace"] == pytest.approx(laplace, rel=1e-5, abs=1e-6)
+    student = integrated(moment_t(weight), moment_t(pruned))
+    assert found["kl_student_t"] == pytest.approx(student, rel=1e-5, abs=1e-6)
+    assert found["wasserstein"] == pytest.approx(stats.wasserstein_distance(weight.ravel(), pruned.ravel()), rel=1e-9)
+    assert 0 < found["jensen_shannon"] < math.log(2) and all(map(math.isfinite, found.values()))
+
+
+def test_original_comes_first_and_random_zeros_cost_the_kl_of_their_variances():
+    weight = torch.randn(400, 500, generator=seeded(14))
+    pruned = weight * magnitude_mask(weight, 0.8, "random", seeded(15))
+    forward = (math.log(0.2) + 1 / 0.2 - 1) / 2  # variance 1 against 0.2; the reverse is 0.4
+    assert latent.entry_divergences(weight, pruned)["kl_gaussian"] == pytest.approx(forward, rel=0.05)
+
+
+def test_a_shift_alone_costs_what_families_of_equal_shape_cost():
+    heavy = torch.from_numpy(stats.t(6).rvs(5000, random_state=16))
+    shift, fit = 0.37, moment_t(heavy)
+    assert 4 < fit.args[0] < 10
+    found = latent.entry_divergences(heavy, heavy + shift)
+    assert found["kl_gaussian"] == pytest.approx(shift**2 / heavy.numpy().var() / 2, rel=1e-9)
+    assert found["kl_student_t"] == pytest.approx(
+        latent.kl_student_t(shift / fit.args[2], 1, fit.args[0]).item(), rel=1e-7
+    )
+    ratio = shift / (heavy - np.median(heavy.numpy())).abs().mean().item()
+    assert found["kl_laplace"] == pytest.approx(ratio + math.exp(-ratio) - 1, rel=1e-9)
+    assert found["wasserstein"] == pytest.approx(shift, rel=1e-9)
+
+
+def test_histograms_of_few_entries_are_counted_by_hand():
+    found = latent.entry_divergences(torch.tensor([0.0, 0, 1, 1]), torch.tensor([0.0, 0, 0, 1]))
+    smoothed = 2.5 / 54 * (math.log(2.5 / 3.5) + math.log(2.5 / 1.5))  # 4 entries and 100 halves
+    assert found["kl_histogram"] == pytest.approx(smoothed, rel=1e-12)
+    halves = 0.5 * math.log(0.5 / 0.625) + 0.5 * math.log(0.5 / 0.375)
+    others = 0.75 * math.log(0.75 / 0.625) + 0.25 * math.log(0.25 / 0.375)
+    assert found["jensen_shannon"] == pytest.approx((halves + others) / 2, rel=1e-12)
+    apart = latent.entry_divergences(torch.tensor([0.0, 0.1]), torch.tensor([0.9, 1.0]))
+    assert apart["jensen_shannon"] == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_entries_have_no_places_and_their_divergences_no_unit_but_the_wasserstein_distance():
+    pruned = SKEWED * magnitude_mask(SKEWED, 0.5, "lowest")
+    found = latent.entry_divergences(SKEWED, pruned)
+    order = torch.randperm(2000, generator=seeded(17))
+    assert latent.entry_divergences(SKEWED, pruned.flatten()[order].view(40, 50)) == pytest.approx(found)
+    tiny = latent.entry_divergences(SKEWED / 2**20, pruned / 2**20)
+    assert tiny.pop("wasserstein") * 2**20 == pytest.approx(found["wasserstein"])
+    assert tiny == pytest.approx({name: value for name, value in found.items() if name != "wasserstein"}, rel=1e-6)
+    same = latent.entry_divergences(SKEWED, SKEWED.flip(0))
+    assert same == pytest.approx(dict.fromkeys(found, 0), abs=1e-12)
+
+
+def test_only_the_smoothed_histogram_depends_on_how_often_the_entries_are_there():
+    pruned = ENTRIES * magnitude_mask(ENTRIES, 0.5, "lowest")
+    once, often = (latent.entry_divergences(ENTRIES.repeat(k, 1), pruned.repeat(k, 1)) for k in (5, 500))
+    growth = often.pop("kl_histogram") - once.pop("kl_histogram")
+    assert often == pytest.approx(once, rel=1e-6)
+    limits = ENTRIES.min().item(), ENTRIES.max().item()
+    before, after = (np.histogram(one.numpy(), 100, limits)[0] for one in (ENTRIES, pruned))
+    emptied = before[after == 0].sum() / before.sum()
+    assert 0.4 < emptied < 0.5 and growth == pytest.approx(emptied * math.log(100), rel=0.02)
+
+
+def test_a_student_t_has_no_most_likely_fit_to_a_pruned_tensor():
+    pruned = (ENTRIES * magnitude_mask(ENTRIES, 0.5, "random", seeded())).numpy().ravel()
+    below, above = ([stats.t.logpdf(pruned, df, 0, scale).mean() for scale in (1e-4, 1e-8, 1e-12)] for df in (0.5, 2))
+    assert below[0] < below[1] < below[2]  # half are zeros: degrees of freedom below 0.5 / (1 - 0.5) gain without end
+    assert above[0] > above[1] > above[2]
+    assert stats.t.fit(pruned)[2] < 1e-9 * pruned.std()
+    assert 4 < moment_t(pruned).args[0] < 8  # the kurtosis is 3 / (1 - 0.5) = 6: 4 + 6 / 3 degrees of freedom
+
+
+@pytest.mark.parametrize("name", ("weight", "pruned"))
+def test_one_value_alone_has_no_distribution(name):
+    tensors = {"weight": ENTRIES, "pruned": ENTRIES} | {name: torch.full_like(ENTRIES, 0.1)}
+    with pytest.raises(ValueError, match=rf"^{name} must have two different entries[^\n]+\.$"):
+        latent.entry_divergences(**tensors)
+
+
+# Effective number of components
+
+
+def test_equal_scores_all_count_and_one_alone_counts_once():
+    signs = torch.tensor([1.0, -1, 1, 1, -1, 1, -1, -1, 1, 1])
+    for scale in (1.0, 1e-200, 1e200):
+        assert latent.effective_number(scale * signs.double()) == pytest.approx(10, rel=1e-12)
+        assert latent.effective_number(scale * EYE[0]) == pytest.approx(1, rel=1e-12)
+    assert latent.effective_number(torch.tensor([[3.0, 1.0], [0.0, 0.0]])) == pytest.approx(16 / 10)
+    assert latent.effective_sparsity(signs * (torch.arange(10) < 3)) == pytest.approx(0.7)
+    assert latent.effective_sparsity(signs) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("family", "share"), ((stats.norm, 2 / math.pi), (stats.uniform(-1, 2), 3 / 4), (stats.laplace, 1 / 2))
+)
+def test_the_effective_share_of_a_family_is_its_squared_mean_magnitude_over_its_mean_square(family, share):
+    weight = torch.from_numpy(0.02 * family.rvs(size=1_000_000, random_state=18))
+    assert 1 - latent.effective_sparsity(weight) == pytest.approx(share, abs=3e-3)
+    assert latent.effective_number(weight) == pytest.approx(share * weight.numel(), rel=6e-3)
+
+
+# The mathematics where it is sharp: extreme distributions, equalities, printed forms that fail
+
+
+def sums(points, p, q):
+    """Squared distance of means, both variances, total variation and KL of laws with masses p and q at the points."""
+    means = [(law * points).sum(-1, keepdims=True) for law in (p, q)]
+    variances = [(law * (points - mean) ** 2).sum(-1) for law, mean in zip((p, q), means, strict=True)]
+    squared = (means[0] - means[1])[..., 0] ** 2
+    return *(torch.as_tensor(x) for x in (squared, *variances)), abs(p - q).sum(-1) / 2, special.rel_entr(p, q).sum(-1)
+
+
+def opposite_points(share):
+    """P on 0 and 1, Q on 0 and -1, both with this mass at the second point: they attain the bound."""
+    p = np.array([0.0, 1 - share, share])
+    return sums(np.array([-1.0, 0.0, 1.0]), p, p[::-1])
+
+
+@pytest.mark.parametrize("points", (2, 3, 6))
+def test_means_and_variances_bound_total_variation_and_kl_of_any_discrete_law(points):
+    draws = np.random.default_rng(11)
+    p, q = draws.dirichlet([0.5] * points, (2, 5000))
+    squared, *variances, variation, kl = sums(draws.normal(size=(5000, points)), p, q)
+    bound = latent.total_variation_lower_bound(squared, *variances).numpy()
+    assert (bound <= variation * (1 + 1e-9)).all() and (2 * bound**2 <= kl * (1 + 1e-9)).all()
+    below = kl < 2
+    recovered = latent.recovered_squared_distance(torch.as_tensor(kl[below]), *(v[below] for v in variances))
+    assert (squared[below] <= recovered * (1 + 1e-9)).all() and 500 < below.sum() < 5000
+    assert (bound > 0.9 * variation).any()
+
+
+@pytest.mark.parametrize("share", (0.01, 0.3, 0.5, 0.9))
+def test_opposite_points_attain_the_bound_on_total_variation_so_that_no_factor_above_one_is_true(share):
+    squared, *variances, variation, _ = opposite_points(share)
+    assert variation == pytest.approx(share)
+    assert latent.total_variation_lower_bound(squared, *variances).item() == pytest.approx(share)
+    assert 1.01 * latent.total_variation_lower_bound(squared, *variances) > variation
+    assert squared / (sum(variances) + squared) > 1.01 * variation  # without the 2 before the traces it is wrong
+
+
+def test_on_two_points_the_bound_on_the_kl_reaches_no_more_than_its_known_share():
+    def share(logits):
+        q = special.expit(logits)
+        squared, *variances, _, kl = sums(np.array([0.0, 1.0]), *np.array([1 - q, q]).T)
+        return -(2 * latent.total_variation_lower_bound(squared, *variances) ** 2 / kl).item()
+
+    options = {"maxiter": 5000, "xatol": 1e-9, "fatol": 1e-12}
+    found = optimize.minimize(share, [-3.0, 1.0], method="Nelder-Mead", options=options)
+    assert special.expit(found.x) == pytest.approx([0.00016, 0.8866], abs=1e-4)  # nearly a point against two
+    assert -found.fun == pytest.approx(0.582625, abs=1e-6)
+    draws = np.random.default_rng(12).uniform(size=(20_000, 2))
+    squared, *variances, _, kl = sums(np.array([0.0, 1.0]), *(np.stack([1 - q, q], 1) for q in draws.T))
+    assert (2 * latent.total_variation_lower_bound(squared, *variances).numpy() ** 2 / kl).max() < -found.fun
+
+
+@pytest.mark.parametrize(
+    "law", (stats.laplace, stats.t(2.5), stats.t(4), stats.norm), ids=("laplace", "t2.5", "t4", "n")
+)
+@pytest.mark.parametrize(("place", "scale"), ((0.5, 1.0), (2.0, 0.5), (2.0, 3.0), (8.0, 1.0)))
+def test_the_bounds_hold_for_densities_of_different_scale(law, place, scale):
+    p, q = law.pdf, lambda x: law.pdf((x - place) / scale) / scale
+    log_ratio = lambda x: law.logpdf(x) - law.logpdf((x - place) / scale) + math.log(scale)  # noqa: E731
+    whole = {"limit": 500, "points": [0, place], "epsabs": 1e-10}
+    variation = integrate.quad(lambda x: abs(p(x) - q(x)) / 2, -200, 200, **whole)[0]
+    kl = integrate.quad(lambda x: p(x) * log_ratio(x), -25, 25, **whole)[0]
+    bound = latent.total_variation_lower_bound(place**2, law.var(), scale**2 * law.var()).item()
+    assert 0 < bound < variation and 2 * bound**2 < kl
+    assert latent.recovered_squared_distance(kl, law.var(), scale**2 * law.var()) > place**2
+
+
+def test_the_bound_on_the_kl_holds_for_gaussians_of_different_covariance():
+    generator, closest = seeded(12), 0
+    for draw in range(500):
+        d = 1 + draw % 6
+        p, q = random_covariance(d, generator), random_covariance(d, generator)
+        delta, zero = normal(d, generator=generator) * (1 + draw % 4), torch.zeros(d)
+        kl, traces = latent.kl_gaussian(delta, p, zero, q), (p.trace(), q.trace())
+        bound = 2 * latent.total_variation_lower_bound(delta.square().sum(), *traces).item() ** 2
+        closest = max(closest, bound / kl)
+        assert bound < kl and delta.square().sum() < latent.recovered_squared_distance(kl, *traces)
+    assert closest > 0.2
+
+
+def test_the_border_of_two_is_pinskers_and_goes_with_another_inequality():
+    draws = np.random.default_rng(13)
+    p, q = draws.dirichlet([0.2] * 2, (2, 5000))
+    squared, *variances, variation, kl = sums(np.array([0.0, 1.0]), p, q)
+    tau = np.sqrt(-np.expm1(-kl))  # Bretagnolle and Huber
+    assert (variation <= tau * (1 + 1e-9)).all()
+    large = (kl > 2) & (kl < 30)
+    allowed = (2 * sum(variances).numpy() * tau / (1 - tau))[large]
+    assert large.sum() > 500 and np.isfinite(allowed).all() and (squared.numpy()[large] <= allowed).all()
+    unbounded = latent.recovered_squared_distance(torch.as_tensor(kl[large]), *(v[large] for v in variances))
+    assert unbounded.isinf().all()
+
+
+def test_lemma_two_exceeds_the_quadratic_term_four_d_times_or_more_and_exactly_so_at_one_half():
+    kl = torch.linspace(0.01, 1.99, 199, dtype=torch.float64)
+    for d in (1, 640, 20_480):
+        for c in (0.01, 1.0, 7.0):
+            half_top_times_ap2 = 1.3 * kl * c  # AP2 = 2 c KL
+            factor = latent.performance_bound(kl, 1.3, d * c, d * c) / half_top_times_ap2
+            assert factor.min().item() == pytest.approx(4 * d) and kl[factor.argmin()].item() == pytest.approx(0.5)
+    # one dimension, loss w^2 / 2 at 0 and 1, variance 1: the gap 1/2 refutes a constant below a quarter of C
+    assert latent.performance_bound(0.5, 1.0, 1.0, 1.0).item() / 4.04 < 0.5
+
+
+def test_corollary_two_is_attained_along_the_widest_axis_of_the_covariance():
+    generator = seeded(14)
+    for _ in range(50):
+        covariance = random_covariance(5, generator)
+        values, vectors = torch.linalg.eigh(covariance)
+        weight = normal(5, generator=generator)
+        pruned = weight + 1.5 * vectors[:, -1]
+        kl, smallest = latent.kl_gaussian(weight, covariance, pruned, covariance), latent.precision_range(covariance)[0]
+        hessian = vectors @ torch.tensor([0.1, 0.2, 0.3, 0.4, 2.0], dtype=torch.float64).diag() @ vectors.T
+        gap = quadratic_gap(hessian, weight, weight, pruned)
+        assert gap == pytest.approx(latent.gaussian_performance_bound(kl, 2.0, smallest).item())
+
+
+def test_a_signed_label_inside_the_printed_bounds_makes_them_zero_where_the_gap_is_not():
+    weight, pruned = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    labels, hessians = (1, -1), [torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ([2.0, 0.0], [0.0, 2.0])]
+    losses = [[w @ hessian @ w / 2 for w in (weight, pruned)] for hessian in hessians]
+    gap = abs(sum(y * (dense - sparse) for y, (dense, sparse) in zip(labels, losses, strict=True)).item()) / 2
+    kl = latent.kl_gaussian(weight, 1.0, pruned, 1.0)
+    for bound in (latent.performance_bound(kl, 2.0, 2.0, 2.0), latent.gaussian_performance_bound(kl, 2.0, 1.0)):
+        assert sum(y * bound.item() for y in labels) / 2 == 0 < gap < sum(abs(y) * bound.item() for y in labels) / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ap2_never_falls_below_what_was_removed_while_the_removed_weights_stay_zero(method):
+    weight = normal(10, 64, generator=seeded(15))
+    mask = magnitude_mask(weight, 0.5, method, seeded(16))
+    removed = latent.ap2(weight, weight * mask)
+    for step in (-1.0, -0.1, 0.1, 1.0):
+        tuned = (weight + step * normal(10, 64, generator=seeded(17))) * mask
+        moved = (tuned - weight)[mask].square().sum().item()
+        assert latent.ap2(weight, tuned) == pytest.approx(removed + moved) and latent.ap2(weight, tuned) > removed
+    regrown = weight * mask + 0.9 * weight * ~mask  # only where removed weights come back can it fall
+    assert latent.ap2(weight, regrown) == pytest.approx(0.01 * removed)
+
+
+# Different isotropic covariances, fitted to the weights of both sides
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_fitted_variances_make_the_kl_of_a_mask_a_function_of_its_ap2(method, fraction):
+    weight = torch.from_numpy(stats.laplace.rvs(size=(10, 64), random_state=18))
+    pruned = weight * magnitude_mask(weight, fraction, method, seeded(19))
+    norm, d = weight.square().sum().item(), weight.numel()
+    pair = weight, norm / d, pruned, pruned.square().mean()
+    u = latent.ap2(weight, pruned) / norm
+    assert latent.kl_gaussian(*pair) == pytest.approx(d / 2 * (math.log1p(-u) + 2 * u / (1 - u)))
+    assert latent.kl_gaussian_printed(*pair) == pytest.approx(-d / 2 * math.log1p(-u))
+    assert latent.wasserstein_gaussian(*pair) ** 2 == pytest.approx(2 * norm * (1 - math.sqrt(1 - u)))
+    flat, dense, sparse = weight.flatten(), *(torch.eye(d).double() * variance for variance in pair[1::2])
+    p, q = (torch.distributions.MultivariateNormal(*law) for law in ((flat, dense), (pruned.flatten(), sparse)))
+    assert latent.kl_gaussian(*pair) == pytest.approx(torch.distributions.kl_divergence(p, q).item())
+
+
+def test_the_restored_norm_has_the_larger_ap2_and_the_smaller_kl():
+    weight = normal(10, 64, generator=seeded(20))
+    norm, d = weight.square().sum().item(), weight.numel()
+    for fraction in np.linspace(0.02, 0.98, 25):
+        pruned = weight * magnitude_mask(weight, fraction, "random", seeded(21))
+        restored = pruned * (weight.norm() / pruned.norm())
+        assert latent.ap2(weight, restored) > latent.ap2(weight, pruned)
+        kls = [latent.kl_gaussian(weight, norm / d, one, one.square().mean()) for one in (pruned, restored)]
+        assert kls[0] > kls[1] == pytest.approx(latent.ap2(weight, restored) * d / (2 * norm))
+
+
+def test_the_term_of_the_variances_knows_no_places_and_grows_with_the_dimension():
+    generator = seeded(22)
+    weight, other = normal(640, generator=generator), normal(640, generator=generator)
+    for shuffled in (other, other[torch.randperm(640, generator=generator)], other.sort().values):
+        term = latent.kl_gaussian(weight, 1.0, shuffled, 0.7) - (weight - shuffled).square().sum().item() / 1.4
+        assert term == pytest.approx(320 * (math.log(0.7) + 1 / 0.7 - 1))
+
+
+# Two versions of one assumption, and a plot without its half
+
+
+def test_definition_five_and_theorem_two_take_different_terms_and_move_in_opposite_directions():
+    weight, last = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    tuned = [last + 0.5**t * torch.tensor([1.0, 0.0]) for t in range(20)]  # approaches the last epoch from outside
+    limit = latent.kl_gaussian(weight, 1.0, last, 1.0)
+    definition = [abs(limit - latent.kl_gaussian(weight, 1.0, one, 1.0)) for one in tuned]
+    theorem = [abs(limit - latent.kl_gaussian(last, 1.0, one, 1.0)) for one in tuned]
+    assert definition == pytest.approx([abs(1 - (1 + 0.5**t) ** 2) / 2 for t in range(20)], rel=1e-6)
+    assert theorem == pytest.approx([abs(1 - 0.25**t) / 2 for t in range(20)], rel=1e-6)
+    assert all(np.diff(definition) < 0) and definition[-1] < 1e-5
+    assert all(np.diff(theorem) > 0) and theorem[-1] == pytest.approx(limit)
+    turned = torch.tensor([-1.0, 0.0], dtype=torch.float64)  # as far from the original, on its other side
+    assert latent.kl_gaussian(weight, 1.0, turned, 1.0) == limit and latent.kl_gaussian(last, 1.0, turned, 1.0) == 2
+
+
+def test_the_released_lambda_plots_twice_the_kl_and_so_passes_the_two_it_is_meant_to_stay_below():
+    weight = torch.randn(10, 64, generator=seeded(19))
+    pruned = [weight * magnitude_mask(weight, f, m, seeded(20)) for f in FRACTIONS for m in METHODS]
+    distances = [latent.ap2(weight, one) for one in pruned]
+    scale = 2 * 1.9 / max(distances)  # as released
+    plotted = [scale * distance for distance in distances]
+    kls = [latent.kl_gaussian(weight.flatten(), 1 / scale, one.flatten(), 1 / scale) for one in pruned]
+    assert plotted == pytest.approx([2 * kl for kl in kls], rel=1e-9)
+    assert max(plotted) == pytest.approx(3.8) and max(kls) == pytest.approx(1.9) == pytest.approx(measures.KL_LIMIT)
+    assert sum(value > 2 for value in plotted) > 0 == sum(kl > 2 for kl in kls)
