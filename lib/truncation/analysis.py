@@ -1,24 +1,64 @@
-"""The statistics of paper 2 on rows: points, tolerances and their order, comparisons at equal error, forms, times.
+"""The statistics of paper 2 on rows: points, tolerances and their order, comparisons at equal error, forms, plans.
 
-A *case* is a network with its data set. The cuts of a layer share its weights, so the layer is the unit of intervals.
+A *case* is a network with its data set. Layers of a network are not independent, so a statistic is taken in each case,
+as the mean over its trainings, and claims are judged on its mean over cases (`over_cases`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats as scipy_stats
 
 from lib import stats
+from lib.models import PUBLIC
 from lib.truncation.cuts import CUTS, matrix_shape
+from lib.truncation.trials import EQUAL
 
-ALLOWED = 1.0  # points of accuracy that a harmless truncation may cost
 # The loss at rank 1, the most that a cut loses.
 REACH = {"tolerance": "largest_error", "tolerated_norm": "largest_norm"}
 UNIT = ["case", "seed", "layer"]
-LAYER = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth", "n"]
-LISTS = "method cut rank target draw relative_error norm_loss effective_norm_loss wrong wrong_even lost gained loss kl"
+LAYER = ["case", "network", "dataset", "seed", "layer", "shape", "place", "depth"]
+LISTS = """
+    method cut rank target draw relative_error norm_loss effective_norm_loss n wrong lost gained lost_even gained_even
+    lost_first gained_first rise kl
+""".split()
 CHANNEL, SPATIAL = ("OUT", "IN"), ("KH", "KW")
+Statistic = Callable[[pd.DataFrame], float]
+
+
+@dataclass(frozen=True)
+class Harm:
+    """When the change of a kernel is harmful: if it costs more than is allowed, and more than chance explains.
+
+    Args:
+        share: of the cost of zeroing the kernel that a harmless change may cost.
+        points: of accuracy, allowed in place of a share.
+        tested: whether a harmful change differs from the dense network by McNemar's exact test on the same images, too.
+        idle: points; a layer whose zeroing costs at most these is idle. If tested, so is one whose zeroing chance
+            explains.
+        first: whether the drops are those on the first images alone.
+    """
+
+    share: float = 0.05
+    points: float | None = None
+    tested: bool = True
+    idle: float = 1.0
+    first: bool = False
+
+
+HARM = Harm()
+HARM_FORKS = {
+    "1 point allowed, no test": Harm(points=1.0, tested=False),
+    "2 % of zeroing allowed": Harm(share=0.02),
+    "10 % of zeroing allowed": Harm(share=0.1),
+    "idle up to 2 points": Harm(idle=2.0),
+    "idle up to 3.5 points": Harm(idle=3.5),
+    "without McNemar's test": Harm(tested=False),
+    "the first images alone": Harm(first=True),
+}
 
 
 def finished(rows: pd.DataFrame) -> pd.DataFrame:
@@ -32,76 +72,114 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per kernel of single-layer rows (`trials.truncate_layer`).
 
     Adds `shape` as text, `place` (order of the layer among those of its case and seed, from 0), `depth` (the same from
-    0 to 1), and against the dense kernel `drop` (points of accuracy; on images in even and odd places `drop_even`,
-    `drop_odd`) and `rise` (loss, nats).
+    0 to 1), `drop` (points of accuracy against the dense kernel; on images in even and odd places `drop_even`,
+    `drop_odd`, on the first ones `drop_first`), and one-sided p-values of McNemar's exact test that the kernel loses no
+    more images than it gains, `p` and `p_first`.
     """
     rows = finished(rows)
     rows["shape"] = ["x".join(map(str, shape)) for shape in rows["shape"]]
     rows["place"] = rows.groupby(["case", "seed"]).cumcount()
     last = rows.groupby(["case", "seed"])["place"].transform("max").clip(lower=1)
     rows["depth"] = rows["place"] / last
-    table = rows[[*LAYER, *LISTS.split()]].explode(LISTS.split(), ignore_index=True).infer_objects()
-    counted = ["wrong", "wrong_even", "loss"]
-    more = table[counted] - table.groupby(UNIT)[counted].transform("first")
+    table = rows[[*LAYER, "first", *LISTS]].explode(LISTS, ignore_index=True).infer_objects()
     even = -(-table["n"] // 2)
-    table["drop"] = 100 * more["wrong"] / table["n"]
-    table["drop_even"] = 100 * more["wrong_even"] / even
-    table["drop_odd"] = 100 * (more["wrong"] - more["wrong_even"]) / (table["n"] - even)
-    return table.assign(rise=more["loss"])
+    for name, of, count in (("", "", table["n"]), ("_even", "_even", even), ("_first", "_first", table["first"])):
+        table[f"drop{name}"] = 100 * (table[f"lost{of}"] - table[f"gained{of}"]) / count
+    odd = table["lost"] - table["gained"] - table["lost_even"] + table["gained_even"]
+    table["drop_odd"] = 100 * odd / (table["n"] - even).clip(lower=1)
+    for name in ("", "_first"):
+        table[f"p{name}"] = mcnemar_p(table[f"lost{name}"], table[f"gained{name}"])
+    return table
 
 
-def first_crossing(error: Sequence[float], drop: Sequence[float]) -> tuple[float, bool]:
-    """The relative error at which the accuracy first drops by ALLOWED points, and whether it never does.
+def mcnemar_p(lost: Sequence[int], gained: Sequence[int]) -> np.ndarray:
+    """One-sided p of McNemar's exact test: of as many lost images, if an image that changes is lost half of the time.
 
-    Errors and drops are those of one layer and cut, in any order. Between two ranks the drop is taken as linear, from 0
-    at no error. A pair that never drops so far is censored at its largest error.
+    Source: McNemar 1947.
+    """
+    lost, gained = np.asarray(lost, dtype=int), np.asarray(gained, dtype=int)
+    return scipy_stats.binom.sf(lost - 1, lost + gained, 0.5)
+
+
+def harmed(table: pd.DataFrame, harm: Harm = HARM) -> pd.DataFrame:
+    """Rows of `points` with the `allowed` drop of their layer (points), whether it is `idle`, and what is `harmful`.
+
+    A layer without a zero kernel among its rows has no allowance.
+    """
+    drop, p = ("drop_first", "p_first") if harm.first else ("drop", "p")
+    zero = table[table["method"] == "zero"].set_index(UNIT)[[drop, p]]
+    of_layer = table[UNIT].join(zero, on=UNIT)
+    allowed = of_layer[drop].clip(lower=0) * harm.share if harm.points is None else harm.points
+    idle = (of_layer[drop] <= harm.idle) | (harm.tested & (of_layer[p] >= 1 - stats.LEVEL))
+    harmful = (table[drop] > allowed) & ((table[p] < 1 - stats.LEVEL) | (not harm.tested))
+    return table.assign(counted=table[drop], allowed=allowed, idle=idle, harmful=harmful)
+
+
+def first_crossing(
+    error: Sequence[float], drop: Sequence[float], allowed: float, harmful: Sequence[bool] | None = None
+) -> tuple[float, bool]:
+    """The relative error at which a truncation first becomes harmful, and whether it never does.
+
+    Errors, drops and `harmful` (by default: drops above the allowed ones) are those of one layer and cut, in any order.
+    Between the first harmful rank and the one before it the drop is taken as linear, from 0 at no error; a rank that is
+    not harmful is tolerated whatever its drop. A pair without a harmful rank is censored at its largest error.
     """
     order = np.argsort(error, kind="stable")
     errors, drops = np.append(0, np.asarray(error)[order]), np.append(0, np.asarray(drop)[order])
-    beyond = np.flatnonzero(drops > ALLOWED)
+    bad = drops > allowed if harmful is None else np.append(False, np.asarray(harmful, dtype=bool)[order])
+    beyond = np.flatnonzero(bad)
     if not len(beyond):
         return float(errors[-1]), True
     k = beyond[0]
-    share = (ALLOWED - drops[k - 1]) / (drops[k] - drops[k - 1])
+    share = max(0.0, allowed - drops[k - 1]) / (drops[k] - min(drops[k - 1], allowed))
     return float(errors[k - 1] + share * (errors[k] - errors[k - 1])), False
 
 
-def tolerances(table: pd.DataFrame) -> pd.DataFrame:
+def tolerances(table: pd.DataFrame, harm: Harm = HARM) -> pd.DataFrame:
     """One row per layer and cut of `points`: `tolerance` (relative error) and `censored` of `first_crossing`.
 
     A censored tolerance is a lower bound. Adds the same as a loss of norm `tolerated_norm`, the loss at rank 1 by both
-    readings, `largest_error` and `largest_norm`, and whether the layer is `idle`: zeroing its kernel is harmless.
+    readings, `largest_error` and `largest_norm`, whether the layer is `idle`, and n.
     """
-    idle = table[table["method"] == "zero"].set_index(UNIT)["drop"] <= ALLOWED
-    found = []
+    table, found = harmed(table, harm), []
     for labels, one in table[table["method"] == "cut"].groupby([*LAYER, "cut"], sort=False):
         row = dict(zip([*LAYER, "cut"], labels, strict=True))
-        row["tolerance"], row["censored"] = first_crossing(one["relative_error"], one["drop"])
+        crossing = first_crossing(one["relative_error"], one["counted"], one["allowed"].iloc[0], one["harmful"])
+        row["tolerance"], row["censored"] = crossing
         row["tolerated_norm"] = 1 - math.sqrt(max(0, 1 - row["tolerance"] ** 2))
         row |= {"largest_error": one["relative_error"].max(), "largest_norm": one["norm_loss"].max()}
-        row["idle"] = bool(idle[row["case"], row["seed"], row["layer"]])
-        found.append(row)
+        found.append(row | {"idle": bool(one["idle"].iloc[0]), "n": one["n"].max()})
     return pd.DataFrame(found)
 
 
+def idle_layers(table: pd.DataFrame, harm: Harm = HARM) -> pd.DataFrame:
+    """One row per layer of `points`: the `drop` when its kernel is zeroed, its p, and whether it is `idle`."""
+    zero = harmed(table, harm)
+    return zero.loc[zero["method"] == "zero", [*LAYER, "n", "drop", "p", "idle"]].reset_index(drop=True)
+
+
 def lowest_ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per layer and cut of `points`: the lowest rank above which every rank is harmless; no row if none is."""
+    """One row per layer and cut of `points`: the lowest rank above which none is harmful; no row if there is none."""
     key = ["case", "network", "dataset", "seed", "layer", "cut"]
+    table = harmed(table)
     cut = table[table["method"] == "cut"].sort_values("rank", ascending=False)
-    harmless = (cut["drop"] <= ALLOWED).groupby([cut[name] for name in key], sort=False).cummin()
+    harmless = (~cut["harmful"]).groupby([cut[name] for name in key], sort=False).cummin()
     return cut[harmless].groupby(key, sort=False).last().reset_index()
 
 
 def read_again(chosen: pd.DataFrame, read: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFrame:
-    """Chosen truncations (`lowest_ranks`) with the drop on other images, `drop_read`, and whether it is `harmless`.
+    """The table of `tolerances` with chosen truncations (`lowest_ranks`) judged by other images, those of `read`.
 
-    `read` are the points on those images. `tolerance` is the relative error of a harmless truncation, 0 of another.
+    `drop_read` is the drop there, and `tolerance` the relative error of a truncation that is not `harmful` there. It is
+    0 where it is, and where no rank was chosen.
     """
     key = [*UNIT, "cut"]
-    other = read[read["method"] == "cut"].set_index(key)["drop"].rename("drop_read")
-    both = chosen.join(other, on=key, how="inner").merge(tolerated[[*key, "idle", "largest_error"]], on=key)
-    both["harmless"] = both["drop_read"] <= ALLOWED
-    return both.assign(tolerance=both["relative_error"].where(both["harmless"], 0.0))
+    other = harmed(read)
+    other = other[other["method"] == "cut"].set_index(key)[["drop", "harmful"]].add_suffix("_read")
+    both = chosen.set_index(key)[["rank", "relative_error", "drop"]].join(other, how="inner")
+    both = tolerated.drop(columns="tolerance").join(both, on=key)
+    good = both["harmful_read"].eq(False)  # NaN where nothing was chosen
+    return both.assign(tolerance=both["relative_error"].where(good, 0.0))
 
 
 def tolerating(table: pd.DataFrame, column: str = "tolerance", least: float = 0.5) -> pd.Series:
@@ -122,57 +200,26 @@ def tolerating_several(table: pd.DataFrame) -> pd.DataFrame:
     return several.rename("several").reset_index()
 
 
-def concordance(table: pd.DataFrame, predictor: str, *strata: str, resamples: int = 1000) -> dict:
+def concordance(table: pd.DataFrame, predictor: str, *strata: str) -> float:
     """Whether layers with more of a predictor tolerate more, where some tolerances are only lower bounds.
 
     Of two layers in one stratum the order of tolerances is known if the smaller one is not censored. Over the known
-    pairs whose predictors differ, the value is the share in which the predictor has the same order minus the share in
-    which it has the reverse one: Harrell's concordance C (1982) as 2 C - 1, in [-1, 1], which for tolerances without
-    ties or bounds is Kendall's tau. Unrelated predictors give 0 on average, even if the bounds depend on them.
+    pairs whose predictors differ, it is the share in which the predictor has the same order minus the share in which it
+    has the reverse one: Harrell's concordance C (1982) as 2 C - 1, in [-1, 1], which for tolerances without ties or
+    bounds is Kendall's tau. Unrelated predictors give 0 on average, even if the bounds depend on them. NaN without such
+    pairs.
 
     Args:
         table: of `tolerances`, one row per layer and cut.
         predictor: a column.
         strata: columns; pairs are taken within them. One of them must be "cut".
-        resamples: number of draws.
-
-    Returns:
-        `value`; `low` and `high` of a percentile bootstrap over layers; one-sided `p` by exchanging the predictors of
-        whole layers, all cuts at once, within the other strata; `n`, layers in such pairs. Without pairs n is 0 and all
-        others are NaN.
     """
     if "cut" not in strata:
         raise ValueError(f"Tolerances are compared within a cut, not within {strata}: name it among the strata.")
-    layer, cut = _numbered(table, UNIT), _numbered(table, ["cut"])
     less, more = _known_pairs(table, strata)
-    values = np.full((layer.max(initial=0) + 1, cut.max(initial=0) + 1), math.nan)
-    values[layer, cut] = table[predictor]
-
-    def signs(order: np.ndarray) -> np.ndarray:
-        """By known pair, whether the predictor has its order (1) or the reverse (-1), with layers exchanged."""
-        both = values[order[layer[more]], cut[more]] - values[order[layer[less]], cut[less]]
-        return np.nan_to_num(np.sign(both))
-
-    def statistic(order: np.ndarray, weight: np.ndarray) -> float:
-        found = signs(order)
-        both = found**2 * weight[layer[less]] * weight[layer[more]]
-        return float(found @ both / both.sum()) if both.any() else math.nan
-
-    count, random = len(values), np.random.default_rng(0)
-    same, once = np.arange(count), np.ones(count)
-    value = statistic(same, once)
-    if math.isnan(value):
-        return {"value": value, "low": value, "high": value, "n": 0, "p": value}
-    draws = stats.resampled(
-        lambda rows: statistic(same, np.bincount(rows, minlength=count)), count, seed=random, resamples=resamples
-    )
-    firsts = table.iloc[np.unique(layer, return_index=True)[1]]
-    groups = _numbered(firsts, [name for name in strata if name != "cut"])
-    exchanged = np.vectorize(lambda order: statistic(order.astype(int), once), signature="(n)->()")
-    p = stats.permutation_p(exchanged, same, groups, seed=random, draws=resamples - 1)
-    known = signs(same) != 0
-    taking_part = len(np.unique(layer[np.append(less[known], more[known])]))
-    return stats.percentile_estimate(value, draws, taking_part) | {"p": p}
+    values = table[predictor].to_numpy(dtype=float)
+    signs = np.nan_to_num(np.sign(values[more] - values[less]))
+    return float(signs.sum() / np.abs(signs).sum()) if signs.any() else math.nan
 
 
 def _known_pairs(table: pd.DataFrame, strata: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -200,6 +247,33 @@ def over_layers(table: pd.DataFrame, statistic: str | Callable[[pd.DataFrame], f
         lambda drawn: statistic(table.iloc[np.concatenate([groups[k] for k in drawn])]), len(groups), seed=0
     )
     return stats.percentile_estimate(statistic(table), draws, len(groups))
+
+
+def per_case(table: pd.DataFrame, statistic: str | Statistic) -> pd.Series:
+    """The mean of a column or a statistic of a table in each case: the mean over its trainings, NaN left out."""
+    value = statistic if callable(statistic) else lambda one: one[statistic].mean()
+    found = {key: value(one) for key, one in table.groupby(["case", "seed"], sort=False)}
+    index = pd.MultiIndex.from_tuples(list(found), names=["case", "seed"])
+    return pd.Series(list(found.values()), index, dtype=float).groupby("case", sort=False).mean()
+
+
+def over_cases(values: pd.Series, bounded: bool = False) -> dict:
+    """The mean over cases as `Ledger.enter` takes it, with p of a mean of at most 0 (`stats.mean_gain`).
+
+    NaN is left out. A `bounded` mean of shares or correlations has its interval within [-1, 1], or from 0 if none is
+    negative.
+    """
+    found = stats.mean_gain(values)
+    if bounded:
+        least = -1 if (values < 0).any() else 0
+        found |= {name: float(np.clip(found[name], least, 1)) for name in ("low", "high")}
+    return found
+
+
+def share(values: pd.Series) -> dict:
+    """`over_cases` of shares, without p: the threshold is no null."""
+    found = over_cases(values, bounded=True)
+    return {name: found[name] for name in ("value", "low", "high", "n")}
 
 
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
@@ -256,19 +330,21 @@ def beside_controls(table: pd.DataFrame, error: float, controls: Sequence[str]) 
     return drops.reset_index()
 
 
-def against_controls(drops: pd.DataFrame, controls: Sequence[str]) -> pd.DataFrame:
-    """Drop of each control minus that of the truncations on its cuts (`beside_controls`), one row per control.
+AVERAGES = {
+    "median": np.median,
+    "mean": np.mean,
+    "20 % trimmed mean": lambda values: scipy_stats.trim_mean(values, 0.2),
+}
 
-    Columns as `over_layers`, `p` (`stats.sign_flip_p` over layers) and `p_holm`, corrected over the controls. With no
-    effect of the correlations every expected value is 0.
+
+def against_control(drops: pd.DataFrame, control: str, average: str = "median") -> pd.Series:
+    """Drop of a control minus that of the truncations on its cuts, an average over the layers of each case.
+
+    With no effect of the correlations every expected value is 0. The average is one of AVERAGES.
     """
-    table = {}
-    for name in controls:
-        own = f"graded: {name}" if f"graded: {name}" in drops else "graded"
-        both = drops.assign(difference=drops[name] - drops[own]).dropna(subset="difference")
-        table[name] = over_layers(both, "difference") | {"p": stats.sign_flip_p(both["difference"])}
-    rows = pd.DataFrame(table).T.astype({"n": int})
-    return rows.assign(p_holm=stats.holm(rows["p"]))
+    own = f"graded: {control}" if f"graded: {control}" in drops else "graded"
+    both = drops.assign(difference=drops[control] - drops[own]).dropna(subset="difference")
+    return per_case(both, lambda one: AVERAGES[average](one["difference"]))
 
 
 def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
@@ -279,16 +355,18 @@ def cross_fitted(table: pd.DataFrame, key: Sequence[str]) -> pd.Series:
     return (even + odd) / 2
 
 
-def best_form(table: pd.DataFrame) -> pd.DataFrame:
+def best_form(table: pd.DataFrame, rule: str = "") -> pd.DataFrame:
     """Drops of the best candidates at equal parameters, one row per layer and budget of `trials.formed`.
 
-    Columns: `cut` (the best single cut), `other form` (the best of Tucker, Tucker-2 and all tensor trains), `as cp`
-    (the best cut graded to the error of the best CP fit), `CP` (the fit of least error). The best: `cross_fitted`.
+    Columns: `cut` (the best single cut), `other form` (the best of Tucker, Tucker-2, the ring and all tensor trains,
+    their ranks chosen by the `rule`: "" for the best, EQUAL for equal shares), `as cp` (the best cut graded to the
+    error of the best CP fit), `CP` (the fit of least error). The best: `cross_fitted`.
     """
     key = [*UNIT, "target"]
-    is_cp = table["method"].str.startswith("cp")
+    is_cp = table["method"].isin(["cp", "cp, not converged"])
     least = table.loc[table[is_cp].groupby(key)["relative_error"].idxmin()].set_index(key)
-    candidates = {"cut": ["cut"], "other form": ["tucker2", "tucker", "tt"], "as cp": ["as cp"]}
+    other = [form + rule for form in ("tucker2", "tucker", "tt", "ring")]
+    candidates = {"cut": ["cut"], "other form": other, "as cp": ["as cp"]}
     best = {name: cross_fitted(table[table["method"].isin(methods)], key) for name, methods in candidates.items()}
     return pd.DataFrame(best | {"CP": least["drop"]}).reset_index()
 
@@ -303,12 +381,12 @@ def train_cuts(order: str) -> list[str]:
     return [first, middle, last]
 
 
-def train_tolerances(table: pd.DataFrame, tolerated: pd.DataFrame) -> pd.DataFrame:
+def train_tolerances(table: pd.DataFrame, tolerated: pd.DataFrame, rule: str = "") -> pd.DataFrame:
     """The tensor trains of `trials.formed` with the accuracy `kept` (minus the drop) and a mean `tolerance`.
 
     The mean is over the three cuts that the order makes. Layers where one of these does not apply are left out.
     """
-    trains = table[table["method"] == "tt"].copy()
+    trains = table[table["method"] == f"tt{rule}"].copy()
     limit = tolerated.set_index([*UNIT, "cut"])["tolerance"].to_dict()
     made = [[(row.case, row.seed, row.layer, cut) for cut in train_cuts(row.cut)] for row in trains.itertuples()]
     trains["tolerance"] = [np.mean([limit.get(key, np.nan) for key in keys]) for keys in made]
@@ -332,26 +410,70 @@ def recovery_gaps(rows: pd.DataFrame, margin: float, few: int) -> pd.DataFrame:
     return arms
 
 
-def paired_interval(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]], n: int) -> dict:
-    """Accuracy of the first minus the second in points, mean over pairs of retrainings, on the same n images.
-
-    Both give the indices of the wrong images for each pair. The bootstrap draws pairs and images, each independently. A
-    single pair has no variation of its own, and its interval holds that of the images only. `n` counts pairs.
-    """
-    scores = np.zeros((len(first), n))
-    for row, a, b in zip(scores, first, second, strict=True):
-        row[list(b)] += 100
-        row[list(a)] -= 100
-    found = stats.bootstrap_estimate(lambda k, i: scores[np.ix_(k, i)].mean(), *scores.shape, seed=0)
-    return found | {"n": len(first)}
-
-
 def smallest_of_all(found: Sequence[dict]) -> dict:
-    """The least of several statistics that must all exceed a threshold: least value, least low, least high, least n.
+    """The least of several statistics that must all exceed a threshold: least value, low, high and n, largest p.
 
     That its lower end exceeds the threshold has at most the error of one of them (intersection-union test).
     """
-    return {name: min(one[name] for one in found) for name in ("value", "low", "high", "n")}
+    least = {name: min(one[name] for one in found) for name in ("value", "low", "high", "n")}
+    return least | {"p": float(np.max([one["p"] for one in found]))}
+
+
+def recovered(arms: pd.DataFrame, margin: float, alone: str = "") -> pd.Series:
+    """Whether most truncations of each case are within a margin of the control after a few epochs, keeping their rank.
+
+    Both arms that keep it must be, or the one named `alone`, and "batch norm" must not be. `arms` are those of
+    `recovery_gaps`.
+    """
+    soon = arms.pivot_table(index=["case", "seed", "form_name", "target"], columns="arm", values="soon") <= margin
+    kept = soon[[alone] if alone else ["projected", "factorised"]].all(axis=1)
+    return (kept & ~soon["batch norm"]).groupby("case", sort=False).mean() > 0.5
+
+
+def settled(arms: pd.DataFrame, margin: float, barrier: float) -> pd.Series:
+    """Whether most truncations of each case end within a margin of the control without a barrier, in both arms."""
+    kept = arms[arms["arm"].isin(["projected", "factorised"])]
+    good = (kept["late"] <= margin) & (kept["barrier"] <= barrier)
+    return good.groupby([kept[k] for k in ("case", "form_name", "target")]).all().groupby("case").mean() > 0.5
+
+
+def in_series(idle: pd.DataFrame) -> pd.DataFrame:
+    """The share of layers that can be zeroed of each public network, from `idle_layers`, with its depth and series.
+
+    A series are the networks of one author on one data set. Added is the correlation within a series, `rho`.
+    """
+    table = idle.groupby(["network", "dataset"], sort=False)["idle"].agg(["mean", "size"]).reset_index()
+    table = table.rename(columns={"mean": "share", "size": "layers"})
+    table["depth"] = table["network"].str.extract(r"resnet(\d+)", expand=False).astype(int)
+    table["series"] = [f"{PUBLIC[n, d][0]}, {d}" for n, d in zip(table["network"], table["dataset"], strict=True)]
+    rho = {name: stats.rank_correlation(one["depth"], one["share"]) for name, one in table.groupby("series")}
+    return table.assign(rho=table["series"].map(rho))
+
+
+def left_out(table: pd.DataFrame, predictors: Sequence[str]) -> pd.Series:
+    """How well the tolerances of each case are ordered by what least squares on the other cases predicts.
+
+    Predictors are columns of a table of `tolerances`, with a level for each cut; the order is judged by `concordance`
+    within the cuts of a training. Censored tolerances enter the fit as they are. NaN for a case that holds other cuts
+    than all others together.
+    """
+    table = table.dropna(subset=list(predictors))
+    levels = pd.get_dummies(table["cut"], dtype=float)
+    x = np.column_stack([levels, table[list(predictors)].to_numpy(dtype=float)])
+    y, found = table["tolerance"].to_numpy(dtype=float), {}
+    for case in table["case"].unique():
+        own = (table["case"] == case).to_numpy()
+        weights = np.linalg.lstsq(x[~own], y[~own], rcond=None)[0]
+        known = set(table.loc[own, "cut"]) <= set(table.loc[~own, "cut"])
+        found[case] = concordance(table[own].assign(predicted=x[own] @ weights), "predicted", "seed", "cut")
+        found[case] = found[case] if known else math.nan
+    return pd.Series(found, dtype=float)
+
+
+def signs(effects: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """Whether each effect (row) has the claimed sign in each case (column): 1 if above 0, else 0, NaN if not known."""
+    values = pd.DataFrame(dict(effects)).T
+    return (values > 0).astype(float).where(values.notna())
 
 
 def latency_shares(rows: pd.DataFrame) -> pd.DataFrame:

@@ -204,11 +204,31 @@ def smallest_kept(kernel: Tensor, cut: str, rank: int) -> Tensor:
     return fold((svd.left[:, -rank:] * svd.values[-rank:]) @ svd.right[-rank:], cut, kernel.shape).to(kernel)
 
 
-def gaussian_like(kernel: Tensor, generator: torch.Generator, factor: float = 1.0) -> Tensor:
-    """A Gaussian kernel of the shape of `kernel` and `factor` times its norm: its spectra are Marchenko-Pastur."""
+def gaussian_like(
+    kernel: Tensor, generator: torch.Generator, factor: float = 1.0, profile: Tensor | float = 1.0
+) -> Tensor:
+    """A Gaussian kernel of the shape of `kernel` and `factor` times its norm.
+
+    Its standard deviations are proportional to `profile`; if they are equal, its spectra are Marchenko-Pastur.
+    """
     source = checked(kernel)
-    noise = normal(source.shape, generator).to(source)
+    noise = normal(source.shape, generator).to(source) * profile
     return (noise * (factor * source.norm() / noise.norm())).to(kernel)
+
+
+def profile_like(kernel: Tensor, generator: torch.Generator) -> Tensor:
+    """A kernel of independent Gaussian entries with the norm of `kernel` and its profile along every mode.
+
+    The variance of an entry is the product of the mean squares that `kernel` has at its place along each of the four
+    modes, over the cube of the mean square of all: each mode keeps the mean squares that it has, in expectation, and
+    modes are independent. It is the null of correlations beyond unequal channels and taps.
+    """
+    source = checked(kernel)
+    squares, variance = source.square(), 1
+    for mode in range(4):
+        others = [other for other in range(4) if other != mode]
+        variance = variance * squares.mean(others, keepdim=True)
+    return gaussian_like(source, generator, profile=(variance / squares.mean() ** 3).sqrt()).to(kernel)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:

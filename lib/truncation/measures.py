@@ -117,6 +117,18 @@ def output_error(kernel: Tensor, truncated: Tensor, moment: Tensor) -> float:
     return math.sqrt(max(change, 0) / whole)
 
 
+def output_weights(kernel: Tensor, moment: Tensor) -> Tensor:
+    """Shares of the squares of a layer's outputs that their main directions carry: (OUT,) descending, float64.
+
+    The square root of those beyond rank r is the least `output_error` of any kernel of this rank on the OUT cut.
+    """
+    matrix = unfold(checked(kernel), "OUT")
+    squares = torch.linalg.eigvalsh(matrix @ _moment(moment, matrix) @ matrix.mT).flip(0).clamp(min=0)
+    if not squares.sum() > 0:
+        raise ValueError("The kernel has no output on these inputs: take inputs that it responds to.")
+    return squares / squares.sum()
+
+
 def truncate_outputs(kernel: Tensor, rank: int, moment: Tensor) -> Tensor:
     """The kernel of a rank on the OUT cut with least `output_error`: projected on its outputs' main directions."""
     matrix = unfold(checked(kernel), "OUT")

@@ -1,11 +1,12 @@
-"""Paper 2 on whole networks: many layers truncated by a plan, and retrained in five ways.
+"""Paper 2 on whole networks: truncated by a plan and retrained, trained as tensor networks, watched while training.
 
 A plan is three lists of a spec, one entry per layer: `layers` (names), `forms` (one of `forms.RANKS`, or two
-single-mode cuts as "OUT+IN") and `ranks` (a list of numbers each).
+single-mode cuts as "OUT+IN") and `ranks` (a list of numbers each). If a spec with a plan is `weighted`, its OUT cuts
+keep the main directions of the layers' outputs and not those of their kernels.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib import baselines, data, training
 from lib.data import Data, Split
@@ -22,10 +23,13 @@ from lib.study import Study, generator
 from lib.truncation import forms, measures, sweep
 from lib.truncation.cuts import errors_of_ranks
 from lib.truncation.forms import parameters
-from lib.truncation.trials import STUDY, part
+from lib.truncation.trials import STUDY, layer_moment, part, spectra_by_cut
 
 ARMS = ("dense", "projected", "factorised", "batch norm", "untruncated")
 PATH = (0.0, 0.25, 0.5, 0.75, 1.0)  # places on the line between two solutions
+FITTED = "epochs seed lr batch_size weight_decay schedule augment precision".split()  # of a dense network's spec
+WATCHED_DRAWS = 5  # random kernels of each kind behind an entropy after each epoch
+Prices = Callable[[str, Sequence[int], str, int], float]  # of a layer, its kernel's shape, a cut ("": dense) and rank
 
 
 def plan_at_error(spectra: pd.DataFrame, form: str, error: float) -> dict:
@@ -60,22 +64,42 @@ def plan_at_share(spectra: pd.DataFrame, cut: str, budget: float) -> dict:
     return {"layers": list(chosen["layer"]), "forms": [cut] * len(chosen), "ranks": [[int(rank)] for rank in ranks]}
 
 
-def cheapest_plan(table: pd.DataFrame, cost: str, budget: float) -> dict:
-    """For each layer of one network the cut and rank that together cost least within a share of the parameters.
+def weights_of(layer: str, shape: Sequence[int], cut: str, rank: int) -> int:
+    """The price of a layer in parameters."""
+    return parameters(shape, cut, rank) if cut else math.prod(shape)
+
+
+def output_options(spectra: pd.DataFrame) -> pd.DataFrame:
+    """Every rank of the OUT cut of each layer of one network, with the squared `output_error` that it makes at least.
+
+    The table is one for `cheapest_plan`. A layer without `output_weights` is left out, and so dense.
+    """
+    found = []
+    for row in spectra.to_dict("records"):
+        errors = errors_of_ranks(torch.tensor(row["output_weights"], dtype=torch.float64))
+        shape = "x".join(map(str, row["shape"]))
+        common = {"layer": row["layer"], "shape": shape, "method": "cut", "cut": "OUT"}
+        found += [common | {"rank": k, "output_error": error**2} for k, error in enumerate(errors.tolist(), 1)]
+    return pd.DataFrame(found)
+
+
+def cheapest_plan(table: pd.DataFrame, cost: str, budget: float, prices: Prices = weights_of) -> dict:
+    """For each layer of one network the cut and rank that together cost least within a share of the dense price.
 
     The table holds truncations as `analysis.points`; the cost is a column, such as `rise`, added over layers. It is
-    minimised by a price on parameters (Lagrange). The rest of the budget goes, one layer at a time, where it lowers the
-    cost most for each parameter. An option that saves no parameters is replaced by the dense layer.
+    minimised by a Lagrange multiplier. The rest of the budget goes, one layer at a time, where it lowers the cost most
+    for each unit of the price. An option that saves nothing is replaced by the dense layer.
     """
-    options = {}  # by layer: parameters, cost, cut and rank
+    options = {}  # by layer: price, cost, cut and rank
     for layer, one in table[table["method"] == "cut"].groupby("layer", sort=False):
         shape = tuple(int(size) for size in one["shape"].iloc[0].split("x"))
-        sizes = [parameters(shape, entry.cut, entry.rank) for entry in one.itertuples()]
-        listed = zip(sizes, one[cost].clip(lower=0.0), one["cut"], one["rank"], strict=True)
-        options[layer] = [(math.prod(shape), 0.0, "", 0), *(one for one in listed if one[0] < math.prod(shape))]
-    budget = int(budget * sum(listed[0][0] for listed in options.values()))
-    for price in np.geomspace(1e-9, 1e3, 600):
-        chosen = {layer: min(listed, key=lambda o: o[1] + price * o[0]) for layer, listed in options.items()}
+        paid = [prices(layer, shape, entry.cut, entry.rank) for entry in one.itertuples()]
+        listed = zip(paid, one[cost].clip(lower=0.0), one["cut"], one["rank"], strict=True)
+        dense = prices(layer, shape, "", 0)
+        options[layer] = [(dense, 0.0, "", 0), *(one for one in listed if one[0] < dense)]
+    budget = budget * sum(listed[0][0] for listed in options.values())
+    for multiplier in np.geomspace(1e-9, 1e6, 800):
+        chosen = {layer: min(listed, key=lambda o: o[1] + multiplier * o[0]) for layer, listed in options.items()}
         if sum(option[0] for option in chosen.values()) <= budget:
             break
     left = budget - sum(option[0] for option in chosen.values())
@@ -90,6 +114,50 @@ def cheapest_plan(table: pd.DataFrame, cost: str, budget: float) -> dict:
     kept = {layer: option for layer, option in chosen.items() if option[2]}
     cuts, ranks = [option[2] for option in kept.values()], [[int(option[3])] for option in kept.values()]
     return {"layers": list(kept), "forms": cuts, "ranks": ranks}
+
+
+def uniform_within(spectra: pd.DataFrame, cut: str, budget: float, prices: Prices) -> dict:
+    """The plan of `plan_at_share` with the largest share of parameters whose price is within a share of the dense one.
+
+    Shares go in steps of a hundredth; layers to which the cut does not apply stay dense.
+    """
+    shapes = dict(zip(spectra["layer"], spectra["shape"], strict=True))
+    dense = {name: prices(name, shape, "", 0) for name, shape in shapes.items()}
+    for share in np.arange(1.0, 0.0, -0.01):
+        plan = plan_at_share(spectra, cut, float(share))
+        paid = dense | {n: prices(n, shapes[n], cut, r[0]) for n, r in zip(plan["layers"], plan["ranks"], strict=True)}
+        if sum(paid.values()) <= budget * sum(dense.values()):
+            break
+    return plan
+
+
+def timed_specs(spectra: pd.DataFrame, cuts: Sequence[str], shares: Sequence[float], batch: int) -> list[dict]:
+    """Specs of `trials.latencies` for every kernel of one network: dense, and some cuts at shares of their ranks."""
+    model, found = baselines.untrained(spectra.iloc[0].to_dict()), []
+    for row in spectra.to_dict("records"):
+        layer, shape = model.get_submodule(row["layer"]), [int(size) for size in row["shape"]]
+        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+        common = {"shape": shape, "map": int(row["map"]), "stride": stride, "batch": batch}
+        found.append(common | {"form": "dense", "share": 1.0, "layer": row["layer"]})
+        for cut in set(cuts) & set(row["cut"]):
+            largest = len(row[f"weights_{cut}"])
+            ranks = sorted({max(1, round(share * largest)) for share in (0.0, *shares, 1.0)})
+            found += [common | {"form": cut, "rank": rank, "layer": row["layer"]} for rank in ranks]
+    return found
+
+
+def measured_prices(timed: pd.DataFrame) -> Prices:
+    """Prices in measured milliseconds, from rows of `trials.latencies` with the `layer` of each (`timed_specs`).
+
+    They are linear between the ranks that were timed.
+    """
+    known = {key: one.sort_values("rank") for key, one in timed.groupby(["layer", "form"])}
+
+    def price(layer: str, shape: Sequence[int], cut: str, rank: int) -> float:
+        one = known[layer, cut or "dense"]
+        return float(np.interp(rank, one["rank"].fillna(0), one["made_latency_ms"]))
+
+    return price
 
 
 def saved(shapes: Mapping[str, Sequence[int]], plan: dict) -> int:
@@ -124,20 +192,40 @@ def plans(folder: Path, dense_folder: Path) -> Study:
 
 def recoveries(folder: Path, dense_folder: Path) -> Study:
     """The study of truncated networks retrained."""
-    return Study(f"{STUDY}.recoveries", partial(retrain, dense_folder=dense_folder), version=2, folder=folder)
+    return Study(f"{STUDY}.recoveries", partial(retrain, dense_folder=dense_folder), version=3, folder=folder)
+
+
+def tensorised(folder: Path, dense_folder: Path) -> Study:
+    """The study of networks that are small tensors from the start, or truncated when they are trained."""
+    return Study(f"{STUDY}.tensorised", partial(tensorise, dense_folder=dense_folder), version=1, folder=folder)
+
+
+def watched(folder: Path) -> Study:
+    """The study of spectra while a network is trained."""
+    return Study(f"{STUDY}.watched", watch, version=1, folder=folder)
 
 
 @torch.no_grad()
-def apply_plan(model: nn.Module, plan: dict) -> None:
-    """Truncate the layers of a plan in place; the number of parameters stays the same."""
+def apply_plan(model: nn.Module, plan: dict, moments: Mapping[str, Tensor] | None = None) -> None:
+    """Truncate the layers of a plan in place; the number of parameters stays the same.
+
+    An OUT cut of a layer among `moments`, those of `plan_moments`, keeps the main directions of its outputs.
+    """
     for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
         layer = model.get_submodule(name)
         kernel = sweep.kernel(layer)
-        if "+" in form:
+        if moments and form == "OUT" and moments[name] is not None:
+            truncated = measures.truncate_outputs(kernel, ranks[0], moments[name])
+        elif "+" in form:
             truncated = measures.truncate_jointly(kernel, dict(zip(form.split("+"), ranks, strict=True)))
         else:
             truncated = forms.approximate(kernel, form, tuple(ranks))
         layer.weight.copy_(truncated.view_as(layer.weight))
+
+
+def plan_moments(model: nn.Module, plan: dict, dataset: Data) -> dict[str, Tensor | None]:
+    """The moments of the inputs of a plan's layers (`trials.layer_moment`); none if the plan is not `weighted`."""
+    return {name: layer_moment(model, name, dataset) for name in plan["layers"]} if plan.get("weighted") else {}
 
 
 def factorise_plan(model: nn.Module, plan: dict) -> None:
@@ -189,7 +277,7 @@ def truncate_network(spec: dict, device: str, weights: Path, *, dense_folder: Pa
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     images, other = part(dataset, spec), deepcopy(model)
-    apply_plan(other, spec)
+    apply_plan(other, spec, plan_moments(model, spec, dataset))
     before, after = (training.evaluate(one, images, dataset, device=device) for one in (model, other))
     right, wrong = set(before["wrong"]), set(after["wrong"])
     dense = sum(parameter.numel() for parameter in model.parameters())
@@ -227,7 +315,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     images, other = part(dataset, spec), deepcopy(model)
     if spec["arm"] != "untruncated":
-        apply_plan(other, spec)
+        apply_plan(other, spec, plan_moments(model, spec, dataset))
     record = [training.evaluate(other, images, dataset, device=device)]
     row = {"dense_wrong": len(training.evaluate(model, images, dataset, device=device)["wrong"])}
     few = Split(images.images[:100], images.labels[:100])  # `fit` evaluates on some; the record has its own
@@ -262,6 +350,101 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         row["refilled"] = _distance(other, again, spec["layers"])
         row["barrier"] = loss_barrier(model, other, first, images, device)
     return row
+
+
+def tensorise(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
+    """The trial of `tensorised`: the convolutions before the head in one form, within a share of their parameters each.
+
+    The spec holds a dense network, `form`, `budget` and `images`. If its `way` is "truncated", the network is trained
+    dense, truncated with the best ranks and retrained factorised for `retrain_epochs`; the spec holds the other
+    `retrain_*` fields, too. If it is "scratch", factors with ranks that are equal shares of the largest ones are
+    trained from the start, for the `epochs` of the dense network's spec. A layer with no such ranks stays dense.
+
+    Returns:
+        `wrong` images of `n` report images, `selection_wrong` of `selection_n` ones; `parameters` and
+        `dense_parameters`.
+    """
+    if spec["way"] not in ("scratch", "truncated"):
+        raise ValueError(f"A way to a tensorised network is scratch or truncated, not {spec['way']!r}.")
+    scratch, own = spec["way"] == "scratch", baselines.dense_spec(spec)
+    if scratch:
+        dataset = data.load(own["dataset"], device=device, seed=own["seed"], limit=own.get("limit"))
+        model = baselines.build(own, dataset).to(device)
+        options = {name: own[name] for name in FITTED if name in own}
+    else:
+        model, dataset = baselines.baseline(own, dense_folder, device)
+        options = {"epochs": spec["retrain_epochs"], "lr": spec["retrain_lr"], "batch_size": spec["retrain_batch"]}
+        options |= {"seed": own["seed"], "augment": dataset.flip, "precision": spec["retrain_precision"]}
+    row = {"dense_parameters": sum(one.numel() for one in model.parameters())}
+    random = generator(own["seed"], "factors")
+    for name in sweep.layer_names(model):
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Conv2d) and (ranks := _ranks(layer, spec, best=not scratch)):
+            factors = {"generator": random, "starts": 1, "iterations": 1 if scratch else spec["iterations"]}
+            small = forms.factorise(layer, spec["form"], ranks, **factors if spec["form"] == "cp" else {})
+            model.set_submodule(name, initialised(small, ranks, layer.weight, random) if scratch else small)
+    row["parameters"] = sum(one.numel() for one in model.parameters())
+    training.fit(model, dataset, device=device, **options)
+    for prefix, name in (("", "report"), ("selection_", "selection")):
+        found = training.evaluate(model, part(dataset, spec | {"part": name}), dataset, device=device)
+        row |= {f"{prefix}wrong": len(found["wrong"]), f"{prefix}n": found["n"]}
+    return row
+
+
+def _ranks(layer: nn.Conv2d, spec: dict, best: bool) -> int | tuple[int, ...] | None:
+    """The ranks of a convolution's form within a share of its parameters; none if there are none."""
+    shape, within = layer.weight.shape, spec["budget"] * layer.weight.numel()
+    if forms.parameters(shape, spec["form"], forms.ranks_at(shape, spec["form"], 0)) > within:
+        return None
+    if best:
+        return forms.best_ranks(layer.weight.detach(), spec["form"], within)
+    return forms.ranks_within(shape, spec["form"], within)
+
+
+@torch.no_grad()
+def initialised(small: nn.Sequential, ranks: int | Sequence[int], dense: Tensor, random: torch.Generator) -> nn.Module:
+    """A factorised layer with random factors whose product has the variance of the entries of a dense kernel.
+
+    An entry of the product is a sum, over all values of the bonds that `ranks` count, of products of one weight of each
+    stage. Weights are independent and normal, of one standard deviation. So the layer's outputs have the variance of a
+    dense layer with independent entries, such as He's initialisation.
+    """
+    terms = math.prod(ranks) if isinstance(ranks, Sequence) else ranks
+    deviation = (dense.square().mean().item() / terms) ** (0.5 / len(small))
+    for stage in small:
+        noise = torch.randn(stage.weight.shape, generator=random)
+        stage.weight.copy_(deviation * noise)
+    return small
+
+
+def watch(spec: dict, device: str, weights: Path) -> dict:
+    """The trial of `watched`: the entropies of all kernels of a network, before training and after every epoch.
+
+    The spec is that of a dense network; if `labels` are "shuffled", it is trained on permuted ones.
+
+    Returns:
+        Lists with an entry for each epoch, layer and cut: `epoch` (0 before training), `layer`, `cut`, `entropy`, and
+        the mean entropies of random kernels, `random_entropy` and `profile_entropy` (`trials.spectra_by_cut`). Also
+        `train_loss`, by epoch.
+    """
+    dataset = data.load(spec["dataset"], device=device, seed=spec["seed"], limit=spec.get("limit"))
+    if spec.get("labels") == "shuffled":
+        order = torch.randperm(len(dataset.train), generator=generator(spec["seed"], "shuffled labels"))
+        dataset.train.labels.copy_(dataset.train.labels[order.to(device)])
+    model, found = baselines.build(spec, dataset).to(device), []
+
+    def after_epoch(done: int, trained: nn.Module) -> None:
+        for name in sweep.layer_names(trained):
+            stream = generator(spec["seed"], "random kernels", name, done)
+            by_cut = spectra_by_cut(sweep.kernel(trained.get_submodule(name)), stream, WATCHED_DRAWS)
+            columns = ["cut", "entropy", "random_entropy", "profile_entropy"]
+            found.append(pd.DataFrame({column: by_cut[column] for column in columns}).assign(epoch=done, layer=name))
+
+    after_epoch(0, model)
+    options = {name: spec[name] for name in FITTED if name in spec}
+    history = training.fit(model, dataset, device=device, after_epoch=after_epoch, **options)
+    table = pd.concat(found, ignore_index=True)
+    return table.to_dict("list") | {"train_loss": [epoch["train_loss"] for epoch in history]}
 
 
 def epoch_images(dataset: Data, spec: dict, epoch: int) -> Split:

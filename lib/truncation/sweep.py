@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.data import Data, Split, batches, normalise
 from lib.models import head_name
+from lib.training import autocast
 
 # Kernels side by side: together they fill a GPU, but on a CPU they would overflow the cache.
 TOGETHER = {"cpu": 1, "cuda": 16}
@@ -111,8 +112,11 @@ def compare(
     dataset: Data,
     batch_size: int = 100,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> dict[str, Tensor]:
     """Errors and losses of a network with many kernels of a layer; the first kernel is the reference.
+
+    In the `precision` "bfloat16" convolutions are rounded, in the reference as well.
 
     Returns:
         `wrong`, bool (kernels, images); `loss`, mean cross-entropy (kernels,), and `kl`, mean divergence of the outputs
@@ -122,7 +126,8 @@ def compare(
     weights = [one.to(device, torch.float32, memory_format=torch.channels_last) for one in kernels]
     wrong, loss, kl, count = [], 0, 0, 0
     for images, labels in batches(split, batch_size):
-        scores = sweep(normalise(images, dataset.mean, dataset.std), weights)
+        with autocast(device, precision):
+            scores = sweep(normalise(images, dataset.mean, dataset.std), weights)
         logs = scores.double().log_softmax(2)
         wrong.append(scores.argmax(2) != labels)
         loss = loss - logs.gather(2, labels.expand(len(logs), -1)[..., None]).sum((1, 2))

@@ -17,35 +17,35 @@ from torch import Tensor, nn
 
 from lib import baselines, models, training
 from lib.data import Data, Split
+from lib.parameters import PUBLIC
 from lib.study import Study, generator
 from lib.truncation import cuts, forms, measures, sweep
 from lib.truncation.cuts import applicable_cuts, cut_svd, spectrum, weights
 from lib.truncation.measures import graded, truncate
 
 STUDY = "02_tensor_truncation"
-LARGER = {"dataset": "digits16", "width": 0.25}  # how networks for larger images are trained on digits
-RANDOM_DRAWS = 20  # random kernels behind each null spectrum
+RANDOM_DRAWS = 20  # random kernels of each kind behind a null spectrum
+GRAM = 2**18  # weights of a kernel whose spectra go through Gram matrices: an SVD would take seconds
+HOPELESS = 5, 0.2  # points, share of the cost of zeroing; after the first images, worse kernels are left alone
+READ = 0.5  # the relative error at which P2.5c is read
 MOMENT_IMAGES = 200  # training images behind the patches' second moment
 SINGLE = ("OUT", "IN", "OUT.IN", "OUT.KH", "OUT.KW")  # cuts with enough ranks for the controls
+TRAINS = [order for order in itertools.permutations(cuts.MODES) if order < order[::-1]]  # each with its reverse
+EQUAL = ", equal shares"  # of the largest ranks; behind the name of a form
 Entry = tuple[dict, Tensor]  # labels (`method` and what else identifies the entry) and a kernel of the layer's shape
 
 
-def dense_specs(
-    names: Iterable[str], known: Sequence[dict], enlarged: Sequence[str] = (), seeds: int = 1
-) -> list[dict]:
-    """Specs of dense networks: one for each checkpoint ("network/dataset"), `seeds` for each network trained here.
+def dense_specs(name: str, known: Sequence[dict], seeds: int = 1) -> list[dict]:
+    """Specs of a dense network: one of a checkpoint ("network/dataset"), `seeds` of one that is trained here.
 
-    `known` are the baselines of the profile. The names in `enlarged` are trained like those, but on digits of 16 pixels
-    as LARGER says.
+    `known` are the baselines of the profile. A name that is in none of its lists stands for a network that is trained
+    once with its settings.
     """
-    specs: list[dict] = []
-    for name in names:
-        if name in enlarged:
-            specs += [known[0] | LARGER | {"network": name, "seed": seed} for seed in range(seeds)]
-            continue
-        times = 1 if baselines.find_baseline(name, known)["source"] == "public" else seeds
-        specs += [baselines.find_baseline(name, known, seed) for seed in range(times)]
-    return specs
+    network, slash, dataset = name.partition("/")
+    if slash and name not in PUBLIC and not any((s["network"], s["dataset"]) == (network, dataset) for s in known):
+        return [baselines.trained_like(network, dataset, known)]
+    times = 1 if baselines.find_baseline(name, known)["source"] == "public" else seeds
+    return [baselines.find_baseline(name, known, seed) for seed in range(times)]
 
 
 def layer_specs(dense: Iterable[dict], step: int = 1, **options) -> list[dict]:
@@ -64,6 +64,11 @@ def report_specs(dense: Iterable[dict], chosen: pd.DataFrame, **options) -> list
         for spec in dense
         for layer, one in of_network(chosen, spec).groupby("layer", sort=False)
     ]
+
+
+def zero_specs(dense: Iterable[dict], **options) -> list[dict]:
+    """A spec for each layer of each dense network that replaces its kernel by zeros, and nothing else."""
+    return layer_specs(dense, **options, cuts=[], ranks=[])
 
 
 def of_network(rows: pd.DataFrame, spec: dict) -> pd.DataFrame:
@@ -99,13 +104,13 @@ def truncated_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
     """Every applicable cut at every rank of a grid, pairs of single-mode cuts at equal errors, and the zero kernel.
 
     The spec holds `shares` of the number of singular values, to which rank 1 is added, and `joint_errors`. To read
-    chosen truncations on other images, it holds `cuts` and `ranks` instead, lists of one length.
+    chosen truncations on other images beside the zero kernel, it holds `cuts` and `ranks` instead, of one length.
     """
+    yield {"method": "zero"}, torch.zeros_like(kernel)
     if "ranks" in spec:
         for cut, rank in zip(spec["cuts"], spec["ranks"], strict=True):
             yield {"method": "cut", "cut": cut, "rank": rank}, truncate(kernel, cut, rank)
         return
-    yield {"method": "zero"}, torch.zeros_like(kernel)
     found = {cut: cut_svd(kernel, cut, gram=kernel.is_cuda) for cut in applicable_cuts(kernel.shape)}
     for cut, svd in found.items():
         for rank in rank_grid(len(svd.values), spec["shares"]):
@@ -120,9 +125,11 @@ def truncated_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
 def control_kernels(kernel: Tensor, spec: dict, *, model: nn.Module, dataset: Data) -> Iterable[Entry]:
     """Graded truncations and every control at the relative errors `errors` of a spec, and outputs kept at equal rank.
 
-    Noise, shrinking and pruning know no cut. A random subspace has the rank of the truncation beside it and is graded
-    to the same error; the smallest singular values are matched through the rank alone.
+    Noise, shrinking and pruning know no cut. "noise, outputs" has the `output_error` of the truncation beside it, at
+    the error READ. If the spec asks for `subspaces`, a random one has the rank of the truncation beside it and is
+    graded to the same error; the smallest singular values are matched through the rank alone.
     """
+    moment = layer_moment(model, spec["layer"], dataset)
     stream = generator(spec.get("seed", 0), "controls", spec["layer"])
     for error in spec["errors"]:
         for draw in (0, 1):
@@ -130,16 +137,20 @@ def control_kernels(kernel: Tensor, spec: dict, *, model: nn.Module, dataset: Da
         yield {"method": "shrunk", "target": error}, cuts.shrunk(kernel, error)
         yield {"method": "pruned", "target": error}, cuts.pruned(kernel, error)
     for error, labels, further in beyond_errors(kernel, spec["errors"]):
-        yield {"method": "graded"} | labels, graded(kernel, further, error)
+        truncated = graded(kernel, further, error)
+        yield {"method": "graded"} | labels, truncated
         cut, rank = labels["cut"], labels["rank"]
-        if cut not in SINGLE:
+        if moment is not None and error == READ:
+            noise = cuts.perturbed(kernel, error, stream)
+            ratio = measures.output_error(kernel, truncated, moment) / measures.output_error(kernel, noise, moment)
+            yield {"method": "noise, outputs"} | labels, torch.lerp(kernel, noise, ratio)
+        if cut not in SINGLE or not spec.get("subspaces"):
             continue
         for side in ("short", "long"):
             random = cuts.projected_at_random(kernel, cut, rank, stream, side)
             if measures.relative_error(kernel, random) >= error:
                 yield {"method": f"random {side}"} | labels, graded(kernel, random, error)
         yield {"method": "smallest"} | labels, cuts.smallest_kept(kernel, cut, rank)
-    moment = layer_moment(model, spec["layer"], dataset)
     if moment is not None:
         for rank in rank_grid(min(len(kernel), kernel[0].numel()), (0.125, 0.25, 0.5)):
             labels = {"cut": "OUT", "rank": rank}
@@ -172,26 +183,25 @@ def layer_moment(model: nn.Module, name: str, dataset: Data) -> Tensor | None:
 def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
     """Every form that fits in a share of the dense parameters, for the `budgets` of a spec; CP from `starts` starts.
 
-    `target` is the share. For tensor trains `cut` names the order of the modes. "as cp" is every cut graded to the
-    error of the best CP kernel. The ranks of trains and Tucker follow the spec's `rank_rule`: "equal" shares of the
-    largest ones (`forms.ranks_within`, the default), or the "best" for the kernel (`forms.best_ranks`).
+    `target` is the share. For tensor trains `cut` names the order of the modes; an order read backwards is the same
+    form, so twelve are all. The ranks are the best for the kernel (`forms.best_ranks`). Where there are several, the
+    method is there a second time, as "tt, equal shares", with ranks that are equal shares of the largest ones
+    (`forms.ranks_within`). "as cp" is every cut graded to the error of the best CP kernel.
     """
     shape = kernel.shape
-    rules = {"equal": partial(forms.ranks_within, shape), "best": partial(forms.best_ranks, kernel)}
-    if (rule := spec.get("rank_rule", "equal")) not in rules:
-        raise ValueError(f"A rank_rule is equal or best, not {rule!r}: choose one.")
     for budget in spec["budgets"]:
         target, within = {"target": budget}, budget * kernel.numel()
         for cut in applicable_cuts(shape):
             if forms.parameters(shape, cut, 1) <= within:
                 rank = forms.ranks_within(shape, cut, within)
                 yield {"method": "cut", "cut": cut, "rank": rank} | target, truncate(kernel, cut, rank)
-        tensors = [("tucker2", forms.ORDER, ""), ("tucker", forms.ORDER, "")]
-        tensors += [("tt", order, " ".join(order)) for order in itertools.permutations(cuts.MODES)]
+        tensors = [("tucker2", forms.ORDER, ""), ("tucker", forms.ORDER, ""), ("ring", forms.ORDER, "")]
+        tensors += [("tt", order, " ".join(order)) for order in TRAINS]
         for form, order, name in tensors:
             if forms.parameters(shape, form, forms.ranks_at(shape, form, 0, order), order) <= within:
-                ranks = rules[rule](form, within, order)
-                yield {"method": form, "cut": name} | target, forms.approximate(kernel, form, ranks, order=order)
+                best = forms.best_ranks(kernel, form, within, order)
+                for method, ranks in ((form, best), (form + EQUAL, forms.ranks_within(shape, form, within, order))):
+                    yield {"method": method, "cut": name} | target, forms.approximate(kernel, form, ranks, order=order)
         if forms.parameters(shape, "cp", 1) > within:
             continue
         rank, errors = forms.ranks_within(shape, "cp", within), []
@@ -207,7 +217,7 @@ def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
 
 def spectra(folder: Path, dense_folder: Path) -> Study:
     """The study of a layer's spectra across its cuts; both folders are `runs/<profile>`."""
-    return Study(f"{STUDY}.spectra", partial(measure_spectra, dense_folder=dense_folder), version=1, folder=folder)
+    return Study(f"{STUDY}.spectra", partial(measure_spectra, dense_folder=dense_folder), version=2, folder=folder)
 
 
 def truncations(folder: Path, dense_folder: Path) -> Study:
@@ -227,7 +237,7 @@ def formed(folder: Path, dense_folder: Path) -> Study:
 
 def _kernels(name: str, entries: Callable[..., Iterable[Entry]], folder: Path, dense_folder: Path) -> Study:
     trial = partial(truncate_layer, entries=entries, dense_folder=dense_folder)
-    return Study(f"{STUDY}.{name}", trial, version=1, folder=folder)
+    return Study(f"{STUDY}.{name}", trial, version=2, folder=folder)
 
 
 def latencies(folder: Path) -> Study:
@@ -241,32 +251,44 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, dense_folder
     Returns:
         The kernel's `shape` and `norm`, `map` (side of the map that it reads, pixels), `usage` (mean share of positions
         at which a tap reads a pixel); for every cut its weights p `weights_<cut>`, and their mean `random_<cut>` over
-        Gaussian kernels of the same shape; by applicable cut `entropy` (nats), `random_entropy`, `random_entropy_sd`
-        and `random_entropy_lowest`, `half_error` (relative error at half the ranks) and `random_half_error`.
+        Gaussian kernels of the same shape; the entries of `spectra_by_cut`; and `output_weights`, the shares of the
+        outputs' squares on training images that their main directions carry, none for linear and grouped layers.
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     kernel = sweep.kernel(model.get_submodule(spec["layer"]))
-    values = partial(spectrum, gram=kernel.is_cuda)
     side, usage = _map_and_usage(model, spec["layer"], dataset)
     stream = generator(spec.get("seed", 0), "random kernels", spec["layer"])
-    noise = [cuts.gaussian_like(kernel, stream) for _ in range(RANDOM_DRAWS)]
+    row = {"shape": list(kernel.shape), "map": side, "usage": usage.mean().item(), "norm": kernel.norm().item()}
+    moment = layer_moment(model, spec["layer"], dataset)
+    row["output_weights"] = [] if moment is None else measures.output_weights(kernel, moment)
+    return row | spectra_by_cut(kernel, stream, RANDOM_DRAWS)
+
+
+def spectra_by_cut(kernel: Tensor, stream: torch.Generator, draws: int) -> dict:
+    """Spectra and entropies (nats) of a kernel beside those of random ones of its shape, by applicable cut.
+
+    Returns:
+        Lists over `cut`: `entropy`, and `half_error`, the relative error at half the ranks. Of `random` kernels
+        (`cuts.gaussian_like`) and of `profile` kernels (`cuts.profile_like`) the means `<kind>_entropy` and
+        `<kind>_half_error`, and `<kind>_lowest`, the least entropy. Also `weights_<cut>` and `random_<cut>`.
+    """
+    values = partial(spectrum, gram=kernel.is_cuda or kernel.numel() > GRAM)
+    kinds = {"random": cuts.gaussian_like, "profile": cuts.profile_like}
+    noise = {kind: [make(kernel, stream) for _ in range(draws)] for kind, make in kinds.items()}
     by_cut, spectra = [], {}
     for cut in applicable_cuts(kernel.shape):
-        real, drawn = weights(values(kernel, cut)), torch.stack([weights(values(one, cut)) for one in noise])
-        entropies = torch.special.entr(drawn).sum(1)
+        real = weights(values(kernel, cut))
         half = len(real) // 2 or 1
-        found = {
-            "entropy": torch.special.entr(real).sum(),
-            "random_entropy": entropies.mean(),
-            "random_entropy_sd": entropies.std(),
-            "random_entropy_lowest": entropies.min(),
-            "half_error": real[half:].sum().sqrt(),
-            "random_half_error": drawn[:, half:].sum(1).sqrt().mean(),
-        }
-        by_cut.append({"cut": cut} | {name: value.item() for name, value in found.items()})
-        spectra |= {f"weights_{cut}": real, f"random_{cut}": drawn.mean(0)}
-    row = {"shape": list(kernel.shape), "map": side, "usage": usage.mean().item(), "norm": kernel.norm().item()}
-    return row | pd.DataFrame(by_cut).to_dict("list") | spectra
+        found = {"cut": cut, "entropy": torch.special.entr(real).sum().item()}
+        found["half_error"] = real[half:].sum().sqrt().item()
+        for kind, kernels in noise.items():
+            drawn = torch.stack([weights(values(one, cut)) for one in kernels])
+            entropies = torch.special.entr(drawn).sum(1)
+            found |= {f"{kind}_entropy": entropies.mean().item(), f"{kind}_lowest": entropies.min().item()}
+            found[f"{kind}_half_error"] = drawn[:, half:].sum(1).sqrt().mean().item()
+            spectra |= {f"weights_{cut}": real, f"random_{cut}": drawn.mean(0)} if kind == "random" else {}
+        by_cut.append(found)
+    return pd.DataFrame(by_cut).to_dict("list") | spectra
 
 
 def truncate_layer(
@@ -274,35 +296,71 @@ def truncate_layer(
 ) -> dict:
     """The trial of `truncations`, `controlled` and `formed`: one layer with each of many kernels, nothing else changed.
 
-    The spec holds a dense network, `layer`, `part`, `images`, `batch`, and the fields that `entries` reads.
+    The spec holds a dense network, `layer`, `part`, `images`, `batch`, and the fields that `entries` reads; `evaluation`
+    is the precision, float32 if there is none. With `first` images, kernels that are HOPELESS on these are not looked
+    at again.
 
     Returns:
         Lists, one entry per kernel: `method`, `cut`, `rank`, `target` (the error or share aimed at), `draw`;
-        `relative_error`, `norm_loss`, `effective_norm_loss`; `wrong` images, of them in even places `wrong_even`;
-        `lost` and `gained` against the dense kernel; `loss` and `kl` (nats). Also `n`, and the kernel's `shape`.
+        `relative_error`, `norm_loss`, `effective_norm_loss`; of `n` images the `wrong` ones, and against the dense
+        kernel the `lost` and `gained` ones, also of those in even places (`lost_even`) and of the `first` ones
+        (`lost_first`); `rise` of the loss against the dense kernel on the same images, and `kl` (nats). Also `loss` of
+        the dense kernel, the number `first`, and the kernel's `shape`.
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     kernel = sweep.kernel(model.get_submodule(spec["layer"]))
     _, usage = _map_and_usage(model, spec["layer"], dataset)
     listed = [({"method": "dense"}, kernel), *entries(kernel, spec, model=model, dataset=dataset)]
     kernels = [one for _, one in listed]
-    found = sweep.compare(model, spec["layer"], kernels, part(dataset, spec), dataset, spec["batch"], device)
-    wrong = found["wrong"]
+    split = part(dataset, spec)
+    first = min(spec.get("first") or len(split), len(split))
+
+    def compared(places: Sequence[int], start: int, end: int) -> dict:
+        images = Split(split.images[start:end], split.labels[start:end])
+        options = {"batch_size": spec["batch"], "device": device, "precision": spec.get("evaluation", "float32")}
+        found = sweep.compare(model, spec["layer"], [kernels[k] for k in places], images, dataset, **options)
+        before = found["wrong"][0]
+        sums = {"lost": found["wrong"] & ~before, "gained": ~found["wrong"] & before, "wrong": found["wrong"]}
+        sums |= {f"{name}_even": sums[name][:, start % 2 :: 2] for name in ("lost", "gained")}
+        counted = {name: one.sum(1).double() for name, one in sums.items()}
+        return (
+            counted
+            | {"rise": (found["loss"] - found["loss"][0]) * len(images), "kl": found["kl"] * len(images)}
+            | {
+                "n": torch.full((len(places),), len(images)).double(),
+                "loss": found["loss"][0].item() * len(images),
+            }
+        )
+
+    sums = compared(range(len(kernels)), 0, first)
+    early = {f"{name}_first": sums[name].clone() for name in ("lost", "gained")}
+    loss = sums.pop("loss")
+    if first < len(split):
+        drops = 100 * (sums["lost"] - sums["gained"]) / first
+        zero = [drop for (labels, _), drop in zip(listed, drops.tolist(), strict=True) if labels["method"] == "zero"]
+        worst = max(HOPELESS[0], HOPELESS[1] * max(zero, default=0.0))
+        promising = [k for k, drop in enumerate(drops.tolist()) if drop <= worst or listed[k][0]["method"] == "zero"]
+        further = compared(promising, first, len(split))
+        loss += further.pop("loss")
+        for name, values in further.items():
+            sums[name][promising] += values
     blank = {"cut": "", "rank": 0, "target": 0.0, "draw": 0}
     row = {name: [(blank | labels)[name] for labels, _ in listed] for name in ("method", *blank)}
-    return row | {
-        "relative_error": [measures.relative_error(kernel, one) for one in kernels],
-        "norm_loss": [measures.norm_loss(kernel, one) for one in kernels],
-        "effective_norm_loss": [measures.effective_norm_loss(kernel, one, usage) for one in kernels],
-        "wrong": wrong.sum(1),
-        "wrong_even": wrong[:, ::2].sum(1),
-        "lost": (wrong & ~wrong[0]).sum(1),
-        "gained": (~wrong & wrong[0]).sum(1),
-        "loss": found["loss"],
-        "kl": found["kl"],
-        "n": wrong.shape[1],
-        "shape": list(kernel.shape),
-    }
+    means = {name: sums.pop(name) / sums["n"] for name in ("rise", "kl")}
+    counts = {name: values.long() for name, values in (sums | early).items()}
+    return (
+        row
+        | counts
+        | means
+        | {
+            "relative_error": [measures.relative_error(kernel, one) for one in kernels],
+            "norm_loss": [measures.norm_loss(kernel, one) for one in kernels],
+            "effective_norm_loss": [measures.effective_norm_loss(kernel, one, usage) for one in kernels],
+            "loss": loss / len(split),
+            "first": first,
+            "shape": list(kernel.shape),
+        }
+    )
 
 
 def _map_and_usage(model: nn.Module, name: str, dataset: Data) -> tuple[int, Tensor]:
@@ -320,13 +378,15 @@ def measure_latency(spec: dict, device: str, weights_path: Path) -> dict:
     """The trial of `latencies`; it is timed, so it must run alone.
 
     The spec holds `shape` of a kernel (OUT, IN, KH, KW), `map` (side, pixels), `batch`, `form` ("dense" or one of
-    `forms.RANKS`) and `share` of the dense MACs that the ranks may cost at most.
+    `forms.RANKS`) and `share` of the dense MACs that the ranks may cost at most, or else the `rank` of a cut; also
+    `stride`, 1 if there is none.
 
     Returns:
         `parameters`, `macs` of one image, `ranks`, and the median milliseconds of one pass; zeros if no rank fits.
     """
     outputs, inputs, *window = spec["shape"]
-    conv = nn.Conv2d(inputs, outputs, window, padding=window[0] // 2, bias=False, device="meta").to_empty(device="cpu")
+    options = {"stride": spec.get("stride", 1), "padding": window[0] // 2, "bias": False, "device": "meta"}
+    conv = nn.Conv2d(inputs, outputs, window, **options).to_empty(device="cpu")
     torch.nn.init.normal_(conv.weight, generator=generator(0, "latency"))
     count = partial(models.count_macs, shape=(1, inputs, spec["map"], spec["map"]))
 
@@ -338,7 +398,9 @@ def measure_latency(spec: dict, device: str, weights_path: Path) -> dict:
         return ranks, forms.factorise(conv, spec["form"], ranks)
 
     ranks, layer = [], conv
-    if spec["form"] != "dense":
+    if "rank" in spec:
+        ranks, layer = spec["rank"], forms.factorise(conv, spec["form"], spec["rank"])
+    elif spec["form"] != "dense":
         step = bisect_right(range(201), spec["share"] * count(conv), key=lambda step: count(built(step)[1])) - 1
         if step < 0:
             return {"parameters": 0, "macs": 0, "ranks": []}
