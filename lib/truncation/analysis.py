@@ -15,7 +15,6 @@ from scipy import stats as scipy_stats
 from lib import stats
 from lib.models import PUBLIC
 from lib.truncation.cuts import CUTS, matrix_shape
-from lib.truncation.trials import EQUAL
 
 # The loss at rank 1, the most that a cut loses.
 REACH = {"tolerance": "largest_error", "tolerated_norm": "largest_norm"}
@@ -81,9 +80,9 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
     rows["place"] = rows.groupby(["case", "seed"]).cumcount()
     last = rows.groupby(["case", "seed"])["place"].transform("max").clip(lower=1)
     rows["depth"] = rows["place"] / last
-    table = rows[[*LAYER, "first", *LISTS]].explode(LISTS, ignore_index=True).infer_objects()
+    table = rows[[*LAYER, "n_first", *LISTS]].explode(LISTS, ignore_index=True).infer_objects()
     even = -(-table["n"] // 2)
-    for name, of, count in (("", "", table["n"]), ("_even", "_even", even), ("_first", "_first", table["first"])):
+    for name, of, count in (("", "", table["n"]), ("_even", "_even", even), ("_first", "_first", table["n_first"])):
         table[f"drop{name}"] = 100 * (table[f"lost{of}"] - table[f"gained{of}"]) / count
     odd = table["lost"] - table["gained"] - table["lost_even"] + table["gained_even"]
     table["drop_odd"] = 100 * odd / (table["n"] - even).clip(lower=1)

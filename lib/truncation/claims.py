@@ -2,7 +2,7 @@
 
 from lib.claims import Rule
 
-# Layers of a network share its training: a statistic is taken in each network with its data set, and judged on its mean.
+# Layers of a network share its training: a statistic is taken in each case, and a claim is judged on its mean.
 CASES = {"n_unit": "cases, each a network with a data set"}
 OFTEN = "0; idle layers count as not tolerating"
 ONE_LAYER, FORMS = "One layer at a time", "Forms at equal cost"

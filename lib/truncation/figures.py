@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from lib import stats
 from lib.figures import NULL, PALETTE
-from lib.truncation.analysis import ALLOWED, UNIT
+from lib.truncation.analysis import UNIT
 from lib.truncation.cuts import CUTS
+from lib.truncation.trials import EQUAL
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light
 BLUE, ORANGE, RED, GREY, PURPLE, BROWN, RUST, KHAKI, SLATE, CYAN = PALETTE
@@ -20,13 +21,18 @@ LOOKS = {
     **{"OUT": (BLUE, "o"), "IN": (CYAN, "o"), "KH": (RED, "s"), "KW": (ORANGE, "s")},
     **{"OUT.IN": (PURPLE, "^"), "OUT.KH": (SLATE, "^"), "OUT.KW": (KHAKI, "^")},
     **{"OUT+IN": (BROWN, "D"), "OUT+KW": (RUST, "D"), "KH+KW": (GREY, "D")},
-    **{"tucker2": (BROWN, "P"), "tucker": (RUST, "P"), "tt": (GREY, "X")},
+    **{"tucker2": (BROWN, "P"), "tucker": (RUST, "P"), "tt": (GREY, "X"), "ring": (SLATE, "X")},
     **{"cp": ("black", "v"), "dense": ("black", "+")},
 }
 ARMS = {"untruncated": ("black", "."), "dense": (RED, "."), "projected": (BLUE, "."), "factorised": (ORANGE, ".")}
 ARMS |= {"batch norm": (PURPLE, "s")}
 COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised parameters are counted
+LABELS = {"true": (BLUE, "-"), "shuffled": (RED, "--")}
+WAYS = {"dense": ("black", "+"), "truncated": (BLUE, "o"), "scratch": (RED, "s")}
+PLANNED = {"outputs": (BLUE, "o"), "tolerance": (ORANGE, "s"), "error": (RED, "^"), "uniform": (PURPLE, "D")}
+PLANNED |= {"worst cut": (GREY, "v")}
 DROP = "change of accuracy (points)"
+POINT = 1.0  # of accuracy, where a line is drawn
 Drawn = tuple[Figure, pd.DataFrame]
 
 
@@ -50,8 +56,8 @@ def _mean_over_layers(points: pd.DataFrame) -> dict:
 
 
 def _in_points(axis: plt.Axes) -> None:
-    """An axis of accuracy that shows both the allowance of one point and a collapse."""
-    axis.set_yscale("symlog", linthresh=2 * ALLOWED, linscale=1)
+    """An axis of accuracy that shows both a loss of one point and a collapse."""
+    axis.set_yscale("symlog", linthresh=2 * POINT, linscale=1)
     ticks = [2, 1, 0, -1, -2, -5, -10, -20, -50]
     axis.set_yticks(ticks, map(str, ticks))
     axis.minorticks_off()
@@ -124,7 +130,7 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
         line = {"color": DEPTH(0.9 * one["depth"].iloc[0]), "linewidth": 1, "markersize": 4}
         panels[cut].plot([0, *one["norm_loss"]], [0, *-one["drop"]], ".-", **line)
     for cut, axis in panels.items():
-        axis.axhline(-ALLOWED, **NULL)
+        axis.axhline(-POINT, **NULL)
         axis.set(xlim=(0, 1))
         _in_points(axis)
         axis.set_title(cut, y=1.12)
@@ -150,8 +156,8 @@ def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
         axis.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.grid(False)
-        axis.set_title(f"{case}\n{one['n'].iloc[0]} images", fontsize=9)
-    figure.colorbar(image, ax=[axis for axis, _ in panels], label="tolerance: ε at a drop of 1 point")
+        axis.set_title(f"{case}\n{one['n'].max()} images".replace(" / ", "\n"), fontsize=8)
+    figure.colorbar(image, ax=[axis for axis, _ in panels], label="tolerance (relative error)")
     return figure, tolerated
 
 
@@ -168,8 +174,8 @@ def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
         shapes = here.drop_duplicates("place").sort_values("place").set_index("place")["shape"]
         for place in shapes.index[shapes != shapes.shift()][1:]:
             axis.axvline(place - 0.5, color="0.8", zorder=0)
-        axis.set(title=case, xlabel="layer, from the input", ylim=(0, 1.02))
-        axis.title.set_fontsize(9)
+        axis.set(title=case.replace(" / ", "\n"), xlabel="layer, from the input", ylim=(0, 1.02))
+        axis.title.set_fontsize(8)
     first, _ = panels[0]
     first.set_ylabel("tolerance (relative error)")
     _legend(figure, first, "hollow: at least")
@@ -237,10 +243,11 @@ def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
 def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
     """Mean change of accuracy over layers of every form at equal parameters, and against its mean relative error.
 
-    The points are of `trials.formed`; all starts of CP and all orders of a tensor train are averaged within a layer.
+    The points are of `trials.formed`; all starts of CP and all orders of a tensor train are averaged within a layer;
+    ranks of equal shares are left out.
     Bars: 95 % intervals over layers. Hollow symbols: the last budget.
     """
-    shown = points[~points["method"].isin(["dense", "as cp"])].copy()
+    shown = points[~points["method"].isin(["dense", "as cp"]) & ~points["method"].str.endswith(EQUAL)].copy()
     shown["form"] = shown["method"].replace({"cp, not converged": "cp"}).where(shown["method"] != "cut", shown["cut"])
     groups = shown.groupby(["form", "target"], sort=False)
     means = pd.DataFrame([{"form": f, "target": t} | _mean_over_layers(one) for (f, t), one in groups])
@@ -281,31 +288,157 @@ def all_layers(table: pd.DataFrame) -> Drawn:
 
 
 def recoveries(rows: pd.DataFrame, few: int) -> Drawn:
-    """Accuracy by epoch of retraining, mean over trainings: one line per arm, one panel per truncation.
+    """Accuracy by epoch of retraining: one line per arm, a row of panels per truncation, a column per case.
 
-    The rows hold `arm`, `form_name`, `target`, `accuracy` (lists, percent); the untruncated arm goes into every panel.
-    Re-estimated BatchNorm statistics are no epoch: they are a square at epoch 0. `few` epochs are dotted.
+    The rows hold `case`, `arm`, `form_name`, `target`, `accuracy` (lists, percent; the mean over trainings is drawn);
+    the untruncated arm goes into every panel of its case. Re-estimated BatchNorm statistics are no epoch: they are a
+    square at epoch 0. `few` epochs are dotted.
     """
-    truncated = rows[rows["arm"] != "untruncated"]
-    figure, panels = _panels(zip(truncated["form_name"], truncated["target"], strict=True), 1.8, 1.95, 3.8, sharey=True)
+    truncated, cases = rows[rows["arm"] != "untruncated"], list(dict.fromkeys(rows["case"]))
+    kinds = list(dict.fromkeys(zip(truncated["form_name"], truncated["target"], strict=True)))
+    size = (1.8 + 2.1 * len(cases), 0.9 + 2.4 * len(kinds))
+    figure, axes = plt.subplots(len(kinds), len(cases), figsize=size, squeeze=False, sharex=True)
     numbers = []
-    for axis, (form, error) in panels:
-        here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
-        for arm in [name for name in ARMS if name in set(rows["arm"])]:
-            line = np.mean(rows.loc[here & (rows["arm"] == arm), "accuracy"].tolist(), axis=0)
-            line = line[1:] if arm == "batch norm" else line
-            colour, marker = ARMS[arm]
-            style = {"color": colour, "marker": marker, "linestyle": "--" if arm == "dense" else "-"}
-            axis.plot(range(len(line)), line, **style, zorder=3 if arm == "dense" else 2, label=arm)
-            labels = {"arm": arm, "form": form, "target": error}
-            numbers.append(pd.DataFrame({"epoch": range(len(line)), "accuracy": line} | labels))
-        axis.axvline(few, **NULL)
-        axis.set_title(f"{form}\nε = {error:g}", fontsize=9)
-        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
-    panels[0][0].set_ylabel("accuracy (%)")
+    for (form, error), line_of_axes in zip(kinds, axes, strict=True):
+        for case, axis in zip(cases, line_of_axes, strict=True):
+            here = ((rows["form_name"] == form) & (rows["target"] == error)) | (rows["arm"] == "untruncated")
+            here &= rows["case"] == case
+            for arm in [name for name in ARMS if name in set(rows.loc[here, "arm"])]:
+                line = np.mean(rows.loc[here & (rows["arm"] == arm), "accuracy"].tolist(), axis=0)
+                line = line[1:] if arm == "batch norm" else line
+                colour, marker = ARMS[arm]
+                style = {"color": colour, "marker": marker, "linestyle": "--" if arm == "dense" else "-"}
+                axis.plot(range(len(line)), line, **style, zorder=3 if arm == "dense" else 2, label=arm)
+                labels = {"case": case, "arm": arm, "form": form, "target": error}
+                numbers.append(pd.DataFrame({"epoch": range(len(line)), "accuracy": line} | labels))
+            axis.axvline(few, **NULL)
+            axis.set_title(f"{case}\n{form}, ε = {error:g}", fontsize=8)
+            axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
+    figure.supylabel("accuracy (%)")
     figure.supxlabel("epoch of retraining")
-    _legend(figure, panels[0][0])
+    _legend(figure, axes[0][0])
     return figure, pd.concat(numbers)
+
+
+def by_case(tables: dict[str, pd.DataFrame], label: str) -> Drawn:
+    """A statistic by case (rows of each table) and kind (columns): a dot for each case, a bar for their mean.
+
+    One panel for each table, with its name as title; dotted: 0, where there is no effect.
+    """
+    most = max(len(one.columns) for one in tables.values())
+    size = (1.6 + 3.2 * len(tables), 1.3 + 0.36 * most)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, sharey=len(tables) > 1)
+    cases = list(dict.fromkeys(case for one in tables.values() for case in one.index))
+    numbers = []
+    for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):
+        places = np.arange(len(table.columns))
+        for k, case in enumerate(cases):
+            values = table.loc[case] if case in table.index else np.full(len(places), np.nan)
+            shift = 0.12 * (k - (len(cases) - 1) / 2) / max(1, len(cases) / 4)
+            axis.plot(values, places + shift, "o", color=PALETTE[k % len(PALETTE)], markersize=4, label=case)
+        axis.plot(table.mean(), places, "|", color="black", markersize=16, markeredgewidth=2, label="mean")
+        axis.axvline(0, **NULL)
+        axis.set_yticks(places, table.columns)
+        axis.set_ylim(len(places) - 0.5, -0.5)
+        axis.set(title=title, xlabel=label)
+        numbers.append(table.rename_axis("case").reset_index().assign(panel=title))
+    _legend(figure, axes[0][0])
+    return figure, pd.concat(numbers)
+
+
+def zeroed(table: pd.DataFrame) -> Drawn:
+    """The share of layers that can be zeroed against the depth of a network: a line for each series."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    for k, (name, one) in enumerate(table.groupby("series", sort=False)):
+        one = one.sort_values("depth")
+        axis.plot(one["depth"], one["share"], "o-", color=PALETTE[k], label=f"{name} (n = {len(one)})")
+    axis.set(xlabel="depth of the network (layers)", ylabel="share of layers that can be zeroed")
+    axis.set_ylim(bottom=0)
+    axis.set_xticks(sorted(table["depth"].unique()))
+    _legend(figure, axis)
+    return figure, table
+
+
+def watched(table: pd.DataFrame) -> Drawn:
+    """Entropy below random kernels by epoch of training, mean over layers, one panel per cut; solid: true labels.
+
+    The table holds `labels` ("true" or "shuffled"), `epoch`, `layer`, `cut`, `excess` (nats). Bars: 95 % over layers.
+    """
+    figure, panels, corner = _cut_panels()
+    numbers = []
+    for (cut, labels), one in table.groupby(["cut", "labels"], sort=False):
+        by_epoch = one.groupby("epoch")["excess"]
+        half = [stats.mean_interval(values)[1] - values.mean() if len(values) > 1 else np.nan for _, values in by_epoch]
+        colour, line = LABELS[labels]
+        panels[cut].errorbar(by_epoch.mean().index, by_epoch.mean(), half, color=colour, linestyle=line, elinewidth=0.8)
+        numbers.append(
+            by_epoch.mean().reset_index().assign(cut=cut, labels=labels, half=half, layers=by_epoch.size().max())
+        )
+    for axis in panels.values():
+        axis.axhline(0, **NULL)
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
+    for labels, (colour, line) in LABELS.items():
+        corner.plot([], [], color=colour, linestyle=line, label=f"{labels} labels")
+    corner.legend(loc="center", title="bars: 95 % over layers")
+    figure.supxlabel("epoch of training (0: initial weights)")
+    figure.supylabel("entropy below random (nats)")
+    return figure, pd.concat(numbers)
+
+
+def tensorised(table: pd.DataFrame) -> Drawn:
+    """Accuracy of networks trained as small tensors, of truncated ones and of dense ones, by form; a panel per network.
+
+    The table holds `case`, `form` ("" for dense), `way`, `accuracy` (percent), and half of its interval over images
+    `half`.
+    """
+    figure, panels = _panels(table["case"], 1.6, 2.8, 3.4)
+    for axis, case in panels:
+        here = table[table["case"] == case]
+        forms = list(dict.fromkeys(here.loc[here["form"] != "", "form"]))
+        for way, (colour, marker) in WAYS.items():
+            one = here[here["way"] == way]
+            place = [forms.index(form) if form else len(forms) for form in one["form"]]
+            style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 7}
+            axis.errorbar(place, one["accuracy"], one["half"], **style, elinewidth=0.8, label=way)
+        axis.set_xticks(range(len(forms) + 1), [*forms, "dense"])
+        axis.set_title(case, fontsize=9)
+    panels[0][0].set_ylabel("accuracy (%)")
+    _legend(figure, panels[0][0], "bars: 95 % (images)")
+    return figure, table
+
+
+def plans(table: pd.DataFrame) -> Drawn:
+    """Accuracy of whole networks under each plan, before retraining (hollow) and after, a panel per network.
+
+    The table holds `case`, `form_name`, `before` and `after` (percent), means over retrainings.
+    """
+    figure, panels = _panels(table["case"], 1.6, 2.6, 3.2)
+    names = [name for name in PLANNED if name in set(table["form_name"])]
+    for axis, case in panels:
+        here = table[table["case"] == case].set_index("form_name")
+        for place, name in enumerate(names):
+            colour, marker = PLANNED[name]
+            style = {"color": colour, "marker": marker, "markersize": 7, "linestyle": ""}
+            axis.plot(place, here.loc[name, "before"], **style | {"markerfacecolor": "white"})
+            axis.plot(place, here.loc[name, "after"], **style)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_title(case, fontsize=9)
+    panels[0][0].set_ylabel("accuracy (%)\nhollow: before retraining")
+    return figure, table
+
+
+def signs(table: pd.DataFrame) -> Drawn:
+    """A matrix of effects (rows) and cases (columns): blue where the sign is the claimed one, red where it is not."""
+    figure, axis = plt.subplots(figsize=(2.6 + 0.62 * len(table.columns), 1.9 + 0.3 * len(table)))
+    shades = ListedColormap([RED, BLUE])
+    axis.imshow(np.ma.masked_invalid(table.to_numpy(dtype=float)), cmap=shades, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table.to_numpy(dtype=float)):
+        axis.text(column, row, {1: "+", 0: "−"}.get(value, ""), ha="center", va="center", color="white")
+    names = [name.replace(" / ", "\n") for name in table.columns]
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    axis.set_yticks(range(len(table)), table.index)
+    axis.grid(False)
+    return figure, table.rename_axis("effect").reset_index()
 
 
 def latencies(table: pd.DataFrame) -> Drawn:

@@ -132,32 +132,46 @@ def uniform_within(spectra: pd.DataFrame, cut: str, budget: float, prices: Price
 
 
 def timed_specs(spectra: pd.DataFrame, cuts: Sequence[str], shares: Sequence[float], batch: int) -> list[dict]:
-    """Specs of `trials.latencies` for every kernel of one network: dense, and some cuts at shares of their ranks."""
-    model, found = baselines.untrained(spectra.iloc[0].to_dict()), []
-    for row in spectra.to_dict("records"):
-        layer, shape = model.get_submodule(row["layer"]), [int(size) for size in row["shape"]]
-        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
-        common = {"shape": shape, "map": int(row["map"]), "stride": stride, "batch": batch}
-        found.append(common | {"form": "dense", "share": 1.0, "layer": row["layer"]})
-        for cut in set(cuts) & set(row["cut"]):
+    """Specs of `trials.latencies` for every kernel of one network: dense, and some cuts at shares of their ranks.
+
+    Layers of one shape, stride and map are timed once.
+    """
+    found = []
+    for row, kernel in zip(spectra.to_dict("records"), _kernels(spectra).values(), strict=True):
+        common = dict(zip(("shape", "map", "stride"), kernel, strict=True)) | {"batch": batch}
+        found.append(common | {"form": "dense", "share": 1.0})
+        for cut in [cut for cut in cuts if cut in row["cut"]]:
             largest = len(row[f"weights_{cut}"])
             ranks = sorted({max(1, round(share * largest)) for share in (0.0, *shares, 1.0)})
-            found += [common | {"form": cut, "rank": rank, "layer": row["layer"]} for rank in ranks]
-    return found
+            found += [common | {"form": cut, "rank": rank} for rank in ranks]
+    return [one for k, one in enumerate(found) if one not in found[:k]]
 
 
-def measured_prices(timed: pd.DataFrame) -> Prices:
-    """Prices in measured milliseconds, from rows of `trials.latencies` with the `layer` of each (`timed_specs`).
+def measured_prices(spectra: pd.DataFrame, timed: pd.DataFrame) -> Prices:
+    """Prices of one network's layers in measured milliseconds, from rows of `trials.latencies` of `timed_specs`.
 
     They are linear between the ranks that were timed.
     """
-    known = {key: one.sort_values("rank") for key, one in timed.groupby(["layer", "form"])}
+    kernels, timed = _kernels(spectra), timed.assign(rank=timed["rank"].fillna(0), text=timed["shape"].map(list))
+    keys = [timed["text"].astype(str), timed["map"], timed["stride"], timed["form"]]
+    known = {key: one.sort_values("rank") for key, one in timed.groupby(keys)}
 
     def price(layer: str, shape: Sequence[int], cut: str, rank: int) -> float:
-        one = known[layer, cut or "dense"]
-        return float(np.interp(rank, one["rank"].fillna(0), one["made_latency_ms"]))
+        size, side, stride = kernels[layer]
+        one = known[str(size), side, stride, cut or "dense"]
+        return float(np.interp(rank, one["rank"], one["made_latency_ms"]))
 
     return price
+
+
+def _kernels(spectra: pd.DataFrame) -> dict[str, tuple[list[int], int, int]]:
+    """Shape of the kernel, side of the map (pixels) and stride of each layer of one network."""
+    model, found = baselines.untrained(spectra.iloc[0].to_dict()), {}
+    for name, shape, side in zip(spectra["layer"], spectra["shape"], spectra["map"], strict=True):
+        layer = model.get_submodule(name)
+        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else 1
+        found[name] = [int(size) for size in shape], int(side), stride
+    return found
 
 
 def saved(shapes: Mapping[str, Sequence[int]], plan: dict) -> int:

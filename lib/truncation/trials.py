@@ -296,16 +296,16 @@ def truncate_layer(
 ) -> dict:
     """The trial of `truncations`, `controlled` and `formed`: one layer with each of many kernels, nothing else changed.
 
-    The spec holds a dense network, `layer`, `part`, `images`, `batch`, and the fields that `entries` reads; `evaluation`
-    is the precision, float32 if there is none. With `first` images, kernels that are HOPELESS on these are not looked
-    at again.
+    The spec holds a dense network, `layer`, `part`, `images`, `batch`, and the fields that `entries` reads; also
+    `evaluation`, its precision, float32 if there is none. With `first` images, kernels that are HOPELESS on these are
+    not looked at again.
 
     Returns:
         Lists, one entry per kernel: `method`, `cut`, `rank`, `target` (the error or share aimed at), `draw`;
         `relative_error`, `norm_loss`, `effective_norm_loss`; of `n` images the `wrong` ones, and against the dense
         kernel the `lost` and `gained` ones, also of those in even places (`lost_even`) and of the `first` ones
         (`lost_first`); `rise` of the loss against the dense kernel on the same images, and `kl` (nats). Also `loss` of
-        the dense kernel, the number `first`, and the kernel's `shape`.
+        the dense kernel, `n_first`, and the kernel's `shape`.
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     kernel = sweep.kernel(model.get_submodule(spec["layer"]))
@@ -357,7 +357,7 @@ def truncate_layer(
             "norm_loss": [measures.norm_loss(kernel, one) for one in kernels],
             "effective_norm_loss": [measures.effective_norm_loss(kernel, one, usage) for one in kernels],
             "loss": loss / len(split),
-            "first": first,
+            "n_first": first,
             "shape": list(kernel.shape),
         }
     )

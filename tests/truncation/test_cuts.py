@@ -16,6 +16,7 @@ from lib.truncation.cuts import (
     gaussian_like,
     matrix_shape,
     perturbed,
+    profile_like,
     projected_at_random,
     pruned,
     shrunk,
@@ -291,3 +292,19 @@ def test_bad_arguments_are_refused_in_one_sentence(call):
 def test_the_complement_of_a_cut_is_refused_with_the_name_that_it_has():
     with pytest.raises(ValueError, match=r"'IN\.KW': use OUT\.KH, the same cut\.$"):
         unfold(torch.ones(4, 3, 3, 3), "IN.KW")
+
+
+def test_a_profile_kernel_keeps_the_mean_squares_along_every_mode_and_no_more():
+    random = torch.Generator().manual_seed(0)
+    scales = [torch.linspace(0.2, 3, size, dtype=torch.float64) for size in (12, 10, 3, 3)]
+    kernel = torch.randn(12, 10, 3, 3, generator=random, dtype=torch.float64) * torch.einsum("a,b,c,d->abcd", *scales)
+    draws = torch.stack([profile_like(kernel, random) for _ in range(400)])
+    assert draws.flatten(1).norm(dim=1).allclose(kernel.norm())
+    for mode in range(4):
+        others = [other for other in range(4) if other != mode]
+        expected, found = kernel.square().mean(others), draws.square().mean(0).mean(others)
+        assert torch.allclose(found, expected, rtol=0.12)
+    apart = draws[:, 0, 0, 0, 0] * draws[:, 1, 1, 1, 1]  # entries are independent but for the common norm
+    assert abs(apart.mean() / apart.std()) < 4 / 400**0.5
+    flat = profile_like(torch.ones(4, 3, 3, 3), torch.Generator().manual_seed(1))
+    assert torch.allclose(flat, gaussian_like(torch.ones(4, 3, 3, 3), torch.Generator().manual_seed(1)))

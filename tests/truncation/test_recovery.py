@@ -11,7 +11,7 @@ from torch import nn
 
 from lib import baselines, data, models, training
 from lib.data import Split
-from lib.truncation import cuts, forms, recovery, sweep
+from lib.truncation import cuts, forms, measures, recovery, sweep
 from lib.truncation.cuts import unfold
 from lib.truncation.trials import part
 
@@ -360,3 +360,149 @@ def test_cheapest_plan_spends_what_a_price_leaves_over():
     table = table.assign(shape="8x8x3x3", method="cut")
     plan = recovery.cheapest_plan(table, "rise", 80 * 8 / (2 * 8 * 8 * 9))
     assert sorted(rank for (rank,) in plan["ranks"]) == [3, 5]
+
+
+def test_options_by_outputs_hold_the_least_errors_of_every_rank(spectra):
+    weights = [[0.7, 0.2, 0.1], [], [0.5, 0.5]]
+    table = recovery.output_options(spectra.assign(output_weights=weights))
+    assert table["layer"].tolist() == ["layer0"] * 3 + ["layer2"] * 2
+    assert table["output_error"].tolist() == pytest.approx([0.3, 0.1, 0, 0.5, 0])
+    plan = recovery.cheapest_plan(table, "output_error", 0.3)
+    assert set(plan["forms"]) == {"OUT"} and plan["layers"] == ["layer0", "layer2"]
+
+
+def test_a_plan_by_other_prices_keeps_within_them():
+    entries = [(n, c, r, v) for n in "ab" for c, r, v in (("OUT", 1, 8.0), ("OUT", 3, 2.0), ("IN", 1, 9.0))]
+    table = pd.DataFrame([{"layer": n, "cut": c, "rank": r, "rise": v} for n, c, r, v in entries])
+    table = table.assign(shape="8x8x3x3", method="cut")
+
+    def prices(layer, shape, cut, rank):
+        assert shape == (8, 8, 3, 3)
+        return 10.0 if not cut else {"a": 1.0, "b": 5.0}[layer] * (rank + 1)
+
+    assert recovery.cheapest_plan(table, "rise", 0.7, prices) == {"layers": ["a"], "forms": ["OUT"], "ranks": [[3]]}
+    # the dense b costs nothing; a at rank 3 costs 4 of 20
+
+
+def test_a_uniform_plan_by_price_has_the_largest_share_that_fits(spectra):
+    def prices(layer, shape, cut, rank):
+        return float(rank if cut else 8)
+
+    plan = recovery.uniform_within(spectra, "OUT", 0.4, prices)
+    total = sum(rank for (rank,) in plan["ranks"])
+    assert total <= 0.4 * 3 * 8 < total + 3
+
+
+def test_measured_prices_are_those_of_the_kernels_shape_and_lie_between_timed_ranks():
+    spec = DENSE | {"layer": LAYERS[1], "shape": [8, 8, 3, 3], "map": 8, "cut": ["OUT"], "weights_OUT": [0.2] * 8}
+    spectra = pd.DataFrame([spec, spec | {"layer": LAYERS[2], "shape": [16, 8, 3, 3], "map": 4}])
+    spectra = pd.concat([spectra, spectra.iloc[:1].assign(layer="features.3")])
+    specs = recovery.timed_specs(spectra.iloc[:2], ["OUT", "KH"], [0.5], 16)
+    assert [(one["form"], one.get("rank")) for one in specs[:4]] == [
+        ("dense", None),
+        ("OUT", 1),
+        ("OUT", 4),
+        ("OUT", 8),
+    ]
+    assert len(specs) == len(recovery.timed_specs(spectra, ["OUT"], [0.5], 16)) == 8 and specs[0]["stride"] == 1
+    times = [9.0, 1.0, 4.0, 8.0, 90.0, 10.0, 40.0, 80.0]
+    price = recovery.measured_prices(spectra.iloc[:2], pd.DataFrame(specs).assign(made_latency_ms=times))
+    assert price(LAYERS[1], (8, 8, 3, 3), "", 0) == 9 and price(LAYERS[2], (16, 8, 3, 3), "", 0) == 90
+    assert price(LAYERS[1], (8, 8, 3, 3), "OUT", 2) == pytest.approx(2) and price(LAYERS[2], (), "OUT", 6) == 60
+
+
+def test_a_weighted_plan_keeps_outputs_better_than_a_plain_one(folder):
+    model, dataset = baselines.baseline(DENSE, folder)
+    plan = {"layers": LAYERS[1:3], "forms": ["OUT", "OUT"], "ranks": [[3], [3]], "weighted": True}
+    moments = recovery.plan_moments(model, plan, dataset)
+    assert set(moments) == set(LAYERS[1:3]) and not recovery.plan_moments(model, plan | {"weighted": False}, dataset)
+    plain, weighted = deepcopy(model), deepcopy(model)
+    recovery.apply_plan(plain, plan)
+    recovery.apply_plan(weighted, plan, moments)
+    for name in plan["layers"]:
+        kernel, *changed = (sweep.kernel(one.get_submodule(name)) for one in (model, plain, weighted))
+        errors = [measures.output_error(kernel, one, moments[name]) for one in changed]
+        assert errors[1] < errors[0] and ranks_of(changed[1], "OUT") == [3]
+    row = recovery.plans(folder, folder).run([DENSE | plan | {"part": "report", "images": 80}]).iloc[0]
+    assert row["status"] == "done" and row["loss"] == pytest.approx(
+        training.evaluate(weighted, part(dataset, SPEC), dataset)["loss"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("form", "ranks"), (("OUT", 5), ("tucker2", (7, 6)), ("tt", (5, 9, 6)), ("cp", 20)))
+def test_random_factors_give_outputs_of_the_variance_that_a_dense_layer_gives(form, ranks):
+    """Statistical: mean variances over 60 layers differ by less than a quarter."""
+    conv, x = nn.Conv2d(12, 16, 3, padding=1, bias=False), torch.randn(4, 12, 8, 8, generator=seeded(1))
+    torch.manual_seed(0)
+    variances = {"dense": [], "small": []}
+    options = {"generator": seeded(2), "starts": 1, "iterations": 1} if form == "cp" else {}
+    random = seeded(3)
+    for _ in range(60):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        small = recovery.initialised(forms.factorise(conv, form, ranks, **options), ranks, conv.weight, random)
+        with torch.no_grad():
+            variances["dense"].append(conv(x).var().item())
+            variances["small"].append(small(x).var().item())
+    ratio = np.mean(variances["small"]) / np.mean(variances["dense"])
+    assert 0.75 < ratio < 1.33
+    assert sum(one.weight.numel() for one in small) == forms.parameters(conv.weight.shape, form, ranks)
+
+
+TENSOR = DENSE | {"form": "tucker2", "budget": 0.4, "images": 60, "iterations": 20}
+AFTER = {"retrain_epochs": 1, "retrain_lr": 0.01, "retrain_batch": 64, "retrain_precision": "float32"}
+
+
+@pytest.mark.parametrize("form", ("tucker2", "tt", "cp"))
+def test_tensorised_networks_keep_within_their_budget_and_are_read_on_both_parts(form, folder):
+    specs = [TENSOR | {"form": form, "way": "scratch"}, TENSOR | AFTER | {"form": form, "way": "truncated"}]
+    frame = recovery.tensorised(folder, folder).run(specs)
+    assert frame["status"].tolist() == ["done"] * 2, frame["reason"].tolist()
+    model = baselines.untrained(DENSE)
+    convolutions = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    whole = models.count_parameters(model)
+    for row in frame.to_dict("records"):
+        assert row["dense_parameters"] == whole > row["parameters"]
+        fitting = [0.4 * size for size in convolutions]
+        assert row["parameters"] <= whole - sum(convolutions) + sum(fitting) + convolutions[0]  # the first may not fit
+        assert row["n"] == 60 and row["selection_n"] == 60 and 0 <= row["wrong"] <= 60
+    again = recovery.tensorise(specs[0], "cpu", folder / "none", dense_folder=folder)
+    assert again["wrong"] == frame["wrong"].iloc[0]
+    with pytest.raises(ValueError, match=r"^[^\n]+'distilled'[^\n]*\.$"):
+        recovery.tensorise(specs[0] | {"way": "distilled"}, "cpu", folder / "none", dense_folder=folder)
+
+
+def test_a_truncated_network_is_retrained_from_the_dense_one(folder, monkeypatch):
+    seen = {}
+
+    def fit(model, dataset, **options):
+        seen["model"], seen["options"] = deepcopy(model), options
+
+    monkeypatch.setattr(recovery.training, "fit", fit)
+    recovery.tensorise(TENSOR | AFTER | {"way": "truncated"}, "cpu", folder / "none", dense_folder=folder)
+    model, _ = baselines.baseline(DENSE, folder)
+    kernel = sweep.kernel(model.get_submodule(LAYERS[2]))
+    ranks = forms.best_ranks(kernel, "tucker2", 0.4 * kernel.numel())
+    expected = forms.approximate(kernel, "tucker2", ranks)
+    assert torch.allclose(forms.dense_kernel(seen["model"].get_submodule(LAYERS[2])), expected, atol=1e-5)
+    assert (seen["options"]["epochs"], seen["options"]["lr"]) == (1, 0.01)
+    recovery.tensorise(TENSOR | {"way": "scratch"}, "cpu", folder / "none", dense_folder=folder)
+    assert (seen["options"]["epochs"], seen["options"]["lr"]) == (1, 0.1)  # of the dense recipe
+
+
+def test_spectra_are_watched_from_the_initial_weights_to_the_last_epoch(folder):
+    rows = recovery.watched(folder).run([DENSE | {"epochs": 2, "labels": label} for label in ("true", "shuffled")])
+    assert rows["status"].tolist() == ["done"] * 2, rows["reason"].tolist()
+    first, second = rows.to_dict("records")
+    names = sweep.layer_names(baselines.untrained(DENSE))
+    assert sorted(set(first["epoch"])) == [0, 1, 2] and set(first["layer"]) == set(names)
+    start = [k for k, epoch in enumerate(first["epoch"]) if epoch == 0]
+    assert [first["entropy"][k] for k in start] == [second["entropy"][k] for k in start]
+    end = [k for k, epoch in enumerate(first["epoch"]) if epoch == 2]
+    assert [first["entropy"][k] for k in end] != [second["entropy"][k] for k in end]
+    model, _ = baselines.baseline(DENSE | {"epochs": 2}, folder)
+    for k in end:
+        expected = measures.entropy(
+            cuts.spectrum(sweep.kernel(model.get_submodule(first["layer"][k])), first["cut"][k])
+        )
+        assert first["entropy"][k] == pytest.approx(expected, rel=1e-6)
+    assert first["train_loss"][1] < second["train_loss"][1]

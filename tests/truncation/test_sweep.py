@@ -243,3 +243,18 @@ def test_a_named_network_is_truncated_layer_by_layer_and_as_a_whole(name, form, 
             weight = model.get_submodule(layer).weight
             recovery.apply_plan(model, {"layers": [layer], "forms": ["OUT"], "ranks": [[2]]})
             assert torch.allclose(weight.view(kernel.shape), low) and torch.allclose(changed, model(x), atol=1e-3)
+
+
+def test_a_sweep_in_bfloat16_differs_by_rounding_alone():
+    model = models.build("resnet8", channels=1, size=8, width=0.25).eval()
+    images = torch.randint(256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = data.Split(images, torch.arange(40) % 10)
+    dataset = data.Data("digits", split, split, split, 10, 1, 8, (0.5,), (0.25,), 1, False)
+    kernel = sweep.kernel(model.layer2[0].conv2)
+    kernels = [kernel, truncate(kernel, "OUT", 2)]
+    exact, rounded = (
+        sweep.compare(model, "layer2.0.conv2", kernels, split, dataset, precision=name)
+        for name in ("float32", "bfloat16")
+    )
+    assert not torch.equal(exact["loss"], rounded["loss"])
+    assert torch.allclose(exact["loss"], rounded["loss"], rtol=0.02)

@@ -12,7 +12,7 @@ from torch import nn
 from lib import baselines, models, training
 from lib.data import Data, Split
 from lib.provenance import CompanionError
-from lib.truncation import forms, sweep, trials
+from lib.truncation import forms, measures, sweep, trials
 from lib.truncation.cuts import CUTS, MODES, applicable_cuts, spectrum, unfold
 from lib.truncation.measures import entropy, relative_error, truncate
 
@@ -21,7 +21,7 @@ CNN |= {"width": 0.25, "batch_size": 64, "augment": False}
 RESNET = CNN | {"network": "resnet8"}
 PARTS = {"part": "report", "images": 60, "batch": 25}
 GRID = {"shares": [0.25, 0.5], "joint_errors": [0.3]}
-CONTROLS = {"errors": [0.1, 0.4]}
+CONTROLS = {"errors": [0.1, 0.4], "subspaces": True}
 FORMS = {"budgets": [0.5], "starts": 2, "iterations": 60}
 
 
@@ -68,7 +68,10 @@ def run(study, folder, **changes):
     return frame.iloc[0]
 
 
-LISTS = "method cut rank target draw relative_error norm_loss effective_norm_loss wrong wrong_even lost gained loss kl"
+LISTS = """
+    method cut rank target draw relative_error norm_loss effective_norm_loss n wrong lost gained lost_even gained_even
+    lost_first gained_first rise kl
+"""
 
 
 @pytest.mark.parametrize(
@@ -82,17 +85,18 @@ LISTS = "method cut rank target draw relative_error norm_loss effective_norm_los
 )
 def test_a_row_begins_with_the_dense_kernel_and_its_numbers_agree(folder, study, dense, layer):
     row = run(study, folder, **dense, layer=layer)
-    assert len({len(row[name]) for name in LISTS.split()}) == 1 and row["n"] == 60
+    assert len({len(row[name]) for name in LISTS.split()}) == 1 and set(row["n"]) == {60}
     assert row["method"][0] == "dense" and list(row["method"]).count("dense") == 1
-    assert all(row[name][0] == 0 for name in "relative_error norm_loss effective_norm_loss kl lost gained".split())
+    assert all(row[name][0] == 0 for name in "relative_error norm_loss effective_norm_loss kl rise lost gained".split())
     assert np.array_equal(np.subtract(row["lost"], row["gained"]), row["wrong"] - row["wrong"][0])
-    assert all(0 <= even <= wrong for even, wrong in zip(row["wrong_even"], row["wrong"], strict=True))
+    for name in ("lost", "gained"):
+        assert all(0 <= even <= whole for even, whole in zip(row[f"{name}_even"], row[name], strict=True))
+        assert list(row[f"{name}_first"]) == list(row[name])  # all images are the first ones
     assert min(row["kl"]) >= 0 and max(row["kl"]) > 1e-3 and 0 < max(row["relative_error"])
     model, dataset = baselines.baseline(dense, folder)
     assert list(row["shape"]) == list(model.get_submodule(layer).weight.shape)
     plain = training.evaluate(model, Split(dataset.test.images[:60], dataset.test.labels[:60]), dataset)
-    assert row["wrong"][0] == len(plain["wrong"]) and row["loss"][0] == pytest.approx(plain["loss"], rel=1e-5)
-    assert row["wrong_even"][0] == sum(place % 2 == 0 for place in plain["wrong"])
+    assert row["wrong"][0] == len(plain["wrong"]) and row["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
 def test_a_truncated_layer_makes_the_errors_of_the_network_with_the_truncated_kernel(folder):
@@ -110,7 +114,38 @@ def test_a_truncated_layer_makes_the_errors_of_the_network_with_the_truncated_ke
         wrong = set(after["wrong"])
         numbers = (row["wrong"][place], row["lost"][place], row["gained"][place])
         assert numbers == (len(wrong), len(wrong - before), len(before - wrong)), cut
-        assert row["loss"][place] == pytest.approx(after["loss"], rel=1e-4)
+        assert row["loss"] + row["rise"][place] == pytest.approx(after["loss"], rel=1e-4)
+        even = [sum(k % 2 == 0 for k in one) for one in (wrong - before, before - wrong)]
+        assert even == [row["lost_even"][place], row["gained_even"][place]]
+
+
+def test_kernels_that_are_hopeless_on_the_first_images_are_not_looked_at_again(folder, monkeypatch):
+    spec = {"layer": "features.3", "part": "report", "images": 200}
+    whole = run(trials.truncations, folder, **spec)
+    monkeypatch.setattr(trials, "HOPELESS", (3.0, 0.1))
+    row = run(trials.truncations, folder, **spec, first=50)
+    assert row["loss"] == pytest.approx(whole["loss"]) and row["n_first"] == 50
+    zero = list(row["method"]).index("zero")
+    worst = max(3.0, 0.1 * 2 * (row["lost_first"][zero] - row["gained_first"][zero]))
+    counted = ("wrong", "lost", "gained", "lost_even", "gained_even")
+    for k, n in enumerate(row["n"]):
+        hopeless = k != zero and 2 * (row["lost_first"][k] - row["gained_first"][k]) > worst
+        assert n == (50 if hopeless else 200)
+        if not hopeless:
+            assert [row[name][k] for name in counted] == [whole[name][k] for name in counted]
+            assert row["rise"][k] == pytest.approx(whole["rise"][k], abs=1e-5)
+            assert row["kl"][k] == pytest.approx(whole["kl"][k], abs=1e-5)
+        else:
+            assert (row["lost"][k], row["gained"][k]) == (row["lost_first"][k], row["gained_first"][k])
+    assert 50 in set(row["n"])
+
+
+def test_zeroed_layers_are_read_alone_and_beside_chosen_ranks(folder):
+    (zero, *_) = trials.zero_specs([CNN], **PARTS)
+    row = trials.truncations(folder, folder).run([zero]).iloc[0]
+    assert list(row["method"]) == ["dense", "zero"]
+    row = run(trials.truncations, folder, layer="features.3", cuts=["OUT"], ranks=[2])
+    assert list(row["method"]) == ["dense", "zero", "cut"] and row["rank"][2] == 2
 
 
 def test_the_zero_kernel_loses_all_norm_and_shrinking_loses_its_error(folder):
@@ -157,10 +192,22 @@ def test_spectra_are_shares_and_entropies_are_those_of_the_kernel_and_of_random_
         entropies = np.array([entropy(spectrum(one, cut)) for one in draws])
         close = 6 * entropies.std() * (1 / trials.RANDOM_DRAWS + 1 / 100) ** 0.5
         assert abs(row["random_entropy"][k] - entropies.mean()) < close
-        assert row["random_entropy_lowest"][k] < row["random_entropy"][k]
-        assert 0.3 < row["random_entropy_sd"][k] / entropies.std() < 2
+        assert row["random_lowest"][k] < row["random_entropy"][k]
+        assert row["profile_lowest"][k] < row["profile_entropy"][k] < row["random_entropy"][k] + close
         tails = [relative_error(one, truncate(one, cut, len(values) // 2)) for one in draws[:20]]
         assert row["random_half_error"][k] == pytest.approx(np.mean(tails), rel=0.05)
+
+
+def test_output_weights_are_the_least_errors_of_the_outputs(folder):
+    row = trials.spectra(folder, folder).run([CNN | {"layer": "features.3"}]).iloc[0]
+    model, dataset = baselines.baseline(CNN, folder)
+    kernel = sweep.kernel(model.get_submodule("features.3"))
+    moment = trials.layer_moment(model, "features.3", dataset)
+    for k in (1, 2, 5):
+        best = measures.output_error(kernel, measures.truncate_outputs(kernel, k, moment), moment)
+        assert sum(row["output_weights"][k:]) == pytest.approx(best**2, rel=1e-4)
+    linear = CNN | {"network": "mlp", "layer": "1"}
+    assert not len(trials.spectra(folder, folder).run([linear]).iloc[0]["output_weights"])
 
 
 def test_spectra_leave_out_the_cuts_that_do_not_apply(folder):
@@ -188,6 +235,14 @@ def test_latency_is_that_of_a_layer_within_its_share_of_the_macs(form, tmp_path)
     layer = forms.layers(conv, fit or forms.decompose(conv.weight, form, ranks))
     assert row["macs"] == models.count_macs(layer, (1, 8, side, side)) <= 0.6 * whole
     assert row["made_latency_ms"] > 0
+
+
+def test_a_cut_of_a_given_rank_is_timed_with_its_stride(tmp_path):
+    spec = {"shape": [12, 8, 3, 3], "map": 6, "stride": 2, "batch": 2, "form": "OUT", "rank": 4}
+    row = trials.latencies(tmp_path).run([spec]).iloc[0]
+    assert row["status"] == "done", row["reason"]
+    assert row["parameters"] == forms.parameters((12, 8, 3, 3), "OUT", 4) and list(row["ranks"]) == [4]
+    assert row["macs"] == 9 * row["parameters"] and row["made_latency_ms"] > 0  # 3 x 3 positions
 
 
 def test_a_share_that_no_rank_keeps_within_gives_zeros_and_no_time(tmp_path):
@@ -325,7 +380,14 @@ def test_outputs_are_kept_best_by_the_truncation_that_looks_at_them(folder):
     name = "features.3"
     kernel = sweep.kernel(conv := model.get_submodule(name))
     spec = CONTROLS | {"layer": name}
-    entries = list(trials.control_kernels(kernel, spec, model=model, dataset=dataset))
+    entries = list(trials.control_kernels(kernel, spec | {"errors": [0.1, 0.5]}, model=model, dataset=dataset))
+    moment = trials.layer_moment(model, name, dataset)
+    graded = {(one["cut"], one["target"]): kept for one, kept in labelled(entries, method="graded")}
+    noise = labelled(entries, method="noise, outputs")
+    assert {(one["cut"], one["target"]) for one, _ in noise} == {key for key in graded if key[1] == 0.5}
+    for one, changed in noise:
+        own = measures.output_error(kernel, graded[one["cut"], 0.5], moment)
+        assert measures.output_error(kernel, changed, moment) == pytest.approx(own, rel=1e-4)
     images = dataset.train.images[: trials.MOMENT_IMAGES].float() / 255
     inputs = model.features[:3]((images - dataset.mean[0]) / dataset.std[0])
     with torch.no_grad():
@@ -385,7 +447,8 @@ def test_forms_keep_within_the_budget_and_forms_that_cannot_are_left_out(shape, 
 def test_forms_come_whole_with_all_cp_starts_and_every_order_and_cuts_as_good_as_cp():
     kernel = gaussian(12, 8, 3, 3)
     entries = list(trials.form_kernels(kernel, FORMS | {"layer": "layer"}))
-    assert len(labelled(entries, method="tt")) == 24
+    orders = {tuple(one["cut"].split()) for one, _ in labelled(entries, method="tt")}
+    assert len(orders) == 12 and len(orders | {order[::-1] for order in orders}) == 24
     fits = [(one, formed) for one, formed in entries if one["method"].startswith("cp")]
     assert [one["draw"] for one, _ in fits] == [0, 1]
     best = min(relative_error(kernel, formed) for _, formed in fits)
@@ -395,21 +458,16 @@ def test_forms_come_whole_with_all_cp_starts_and_every_order_and_cuts_as_good_as
         assert relative_error(kernel, formed) == pytest.approx(best, rel=1e-5)
 
 
-def test_the_rank_rule_of_a_spec_changes_the_ranks_of_trains_and_tucker_alone():
+def test_forms_with_several_ranks_come_with_the_best_and_with_equal_shares():
     kernel, spec = gaussian(12, 8, 3, 3), FORMS | {"layer": "layer"}
-    default, equal, best = (
-        list(trials.form_kernels(kernel, spec | rule)) for rule in ({}, {"rank_rule": "equal"}, {"rank_rule": "best"})
-    )
-    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(default, equal, strict=True))
+    found = {(one["method"], one["cut"]): formed for one, formed in trials.form_kernels(kernel, spec)}
     gains = {}
-    for (labels, one), (same, other) in zip(equal, best, strict=True):
-        assert labels == same
-        gain = relative_error(kernel, one) - relative_error(kernel, other)
-        gains.setdefault(labels["method"], []).append(gain)
-    assert {method for method, values in gains.items() if any(values)} == {"tt", "tucker", "tucker2"}
-    assert min(map(min, gains.values())) >= 0
-    with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
-        next(trials.form_kernels(kernel, spec | {"rank_rule": "fair"}))
+    for (method, cut), formed in found.items():
+        if method in ("tucker2", "tucker", "tt", "ring"):
+            equal = found[method + trials.EQUAL, cut]
+            gains.setdefault(method, []).append(relative_error(kernel, equal) - relative_error(kernel, formed))
+    assert set(gains) == {"tucker2", "tucker", "tt", "ring"} and min(map(min, gains.values())) >= 0
+    assert max(gains["tt"]) > 0.01
 
 
 COMMON = {"dataset": "digits", "epochs": 3, "source": "trained"}
@@ -418,18 +476,19 @@ KNOWN += [KNOWN[0] | {"labels": "shuffled"}, {"source": "public", "network": "re
 
 
 def test_a_checkpoint_is_one_network_and_a_trained_one_as_many_as_seeds():
-    found = trials.dense_specs(["resnet20/cifar10", "resnet8"], KNOWN, seeds=2)
-    assert found[0] == {"source": "public", "network": "resnet20", "dataset": "cifar10"}
-    assert found[1:] == [COMMON | {"network": "resnet8", "seed": seed} for seed in (0, 1)]
+    public = {"source": "public", "network": "resnet20", "dataset": "cifar10"}
+    assert trials.dense_specs("resnet20/cifar10", KNOWN, seeds=2) == [public]
+    assert trials.dense_specs("resnet56-B/cifar10", KNOWN) == [public | {"network": "resnet56-B"}]
+    assert trials.dense_specs("resnet8", KNOWN, 2) == [COMMON | {"network": "resnet8", "seed": seed} for seed in (0, 1)]
 
 
-def test_enlarged_networks_are_trained_like_the_others_on_larger_digits():
-    (found,) = trials.dense_specs(["vanilla_cnn"], KNOWN, ["vanilla_cnn"])
-    assert found == COMMON | {"network": "vanilla_cnn", "seed": 0, "dataset": "digits16", "width": 0.25}
+def test_other_networks_are_trained_once_like_the_others():
+    (found,) = trials.dense_specs("vanilla_cnn-x0.25/digits16", KNOWN, seeds=2)
+    assert found == COMMON | {"network": "vanilla_cnn-x0.25", "seed": 0, "dataset": "digits16"}
 
 
 def test_layers_are_taken_in_steps_with_their_options():
-    dense = trials.dense_specs(["resnet8"], KNOWN)
+    dense = trials.dense_specs("resnet8", KNOWN)
     every, third = trials.layer_specs(dense, images=5), trials.layer_specs(dense, 3)
     assert [one["layer"] for one in every][::3] == [one["layer"] for one in third]
     assert every[0]["layer"] == "conv1" and every[0]["images"] == 5 and every[0]["network"] == "resnet8"
@@ -438,7 +497,7 @@ def test_layers_are_taken_in_steps_with_their_options():
 def test_chosen_ranks_are_read_for_their_own_network_only():
     keys = [("resnet8", 0, "conv1", "OUT", 3), ("resnet8", 0, "conv1", "IN", 2), ("resnet8", 1, "conv1", "OUT", 5)]
     chosen = pd.DataFrame(keys, columns=["network", "seed", "layer", "cut", "rank"]).assign(dataset="digits")
-    first, second = trials.report_specs(trials.dense_specs(["resnet8"], KNOWN, seeds=2), chosen, part="report")
+    first, second = trials.report_specs(trials.dense_specs("resnet8", KNOWN, seeds=2), chosen, part="report")
     assert (first["cuts"], first["ranks"], first["part"]) == (["OUT", "IN"], [3, 2], "report")
     assert (second["seed"], second["cuts"], second["ranks"]) == (1, ["OUT"], [5])
     public = pd.DataFrame({"network": ["resnet20"], "dataset": ["cifar10"], "seed": [0]})
