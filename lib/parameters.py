@@ -73,7 +73,7 @@ FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_1
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
 LATENT_CASES = ("also_trained", "public", "pretrained", "tasks_of")  # a case for each entry of these lists of 01
 MAY_BE_EMPTY = set(
-    "also_trained decides drawn_cases elsewhere joint_errors layered lengths levels masked pretrained public ruled "
+    "also_trained decides drawn_cases elsewhere layered lengths levels masked pretrained public ruled "
     "tasks_of trained wide zeroed".split()
 )
 # The range of a number follows from the name of its parameter; the first line that fits decides.
@@ -96,7 +96,7 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
     "networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
-    "controlled formed whole full wide zeroed tensorised watched"
+    "controlled formed whole full wide zeroed tensorised"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -347,8 +347,7 @@ def _latent(values: dict) -> Iterator[Check]:
 def _truncation(values: dict) -> Iterator[Check]:
     listed = [*values["trained"], *values["also_trained"], *values["public"]]
     yield bool(listed), "trained, also_trained and public are all empty: name a network"
-    for name in ("also_trained", "pretrained", "wide"):
-        yield from _with_data(values, name)
+    yield from _with_data(values, "also_trained", "pretrained", "wide", "tensorised")
     for name in ("public", "zeroed"):
         yield from _among(values, name, PUBLIC)
     twice = _repeated(listed)
@@ -364,8 +363,8 @@ def _truncation(values: dict) -> Iterator[Check]:
         known = set(form.replace("+", ".").split(".")) <= MODES
         yield known, f"cases holds {form!r}: cuts are made of {', '.join(sorted(MODES))}, as in OUT.KH or OUT+IN"
     yield from _among(values, "evaluation", PRECISIONS[1:])
-    fewer = values["tensor_retraining"] < values["tensor_epochs"]
-    yield fewer, "tensor_retraining must be below tensor_epochs, of which it is a part"
+    fewer = values["tensor_retrain_epochs"] < values["tensor_epochs"]
+    yield fewer, "tensor_retrain_epochs must be below tensor_epochs, of which they are a part"
 
 
 def _spaces(values: dict) -> Iterator[Check]:

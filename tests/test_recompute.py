@@ -53,11 +53,11 @@ FILES = sorted(file for profile in summary.PUBLISHED for file in (root() / "runs
 def studies(folder: Path) -> dict[str, Study]:
     """Every study by name, in a store of its own."""
     alone = (baselines.baselines, baselines.samples, baselines.costs)
-    alone += (truncation_trials.latencies, spaces_trials.latencies, spaces_trials.streamed)
+    alone += (truncation_trials.latencies, recovery.watched, spaces_trials.latencies, spaces_trials.streamed)
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
     resting += (latent_trials.tasks,)
     resting += (truncation_trials.spectra, truncation_trials.truncations, truncation_trials.controlled)
-    resting += (truncation_trials.formed, recovery.plans, recovery.recoveries)
+    resting += (truncation_trials.formed, recovery.plans, recovery.recoveries, recovery.tensorised)
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
     made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]

@@ -327,7 +327,7 @@ def by_case(tables: dict[str, pd.DataFrame], label: str) -> Drawn:
     """
     most = max(len(one.columns) for one in tables.values())
     size = (1.6 + 3.2 * len(tables), 1.3 + 0.36 * most)
-    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, sharey=len(tables) > 1)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False)
     cases = list(dict.fromkeys(case for one in tables.values() for case in one.index))
     numbers = []
     for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):

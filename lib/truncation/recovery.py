@@ -75,7 +75,7 @@ def output_options(spectra: pd.DataFrame) -> pd.DataFrame:
     The table is one for `cheapest_plan`. A layer without `output_weights` is left out, and so dense.
     """
     found = []
-    for row in spectra.to_dict("records"):
+    for row in spectra[spectra["output_weights"].map(len) > 0].to_dict("records"):
         errors = errors_of_ranks(torch.tensor(row["output_weights"], dtype=torch.float64))
         shape = "x".join(map(str, row["shape"]))
         common = {"layer": row["layer"], "shape": shape, "method": "cut", "cut": "OUT"}
@@ -121,12 +121,9 @@ def uniform_within(spectra: pd.DataFrame, cut: str, budget: float, prices: Price
 
     Shares go in steps of a hundredth; layers to which the cut does not apply stay dense.
     """
-    shapes = dict(zip(spectra["layer"], spectra["shape"], strict=True))
-    dense = {name: prices(name, shape, "", 0) for name, shape in shapes.items()}
     for share in np.arange(1.0, 0.0, -0.01):
         plan = plan_at_share(spectra, cut, float(share))
-        paid = dense | {n: prices(n, shapes[n], cut, r[0]) for n, r in zip(plan["layers"], plan["ranks"], strict=True)}
-        if sum(paid.values()) <= budget * sum(dense.values()):
+        if price_share(spectra, plan, prices) <= budget:
             break
     return plan
 
@@ -152,16 +149,29 @@ def measured_prices(spectra: pd.DataFrame, timed: pd.DataFrame) -> Prices:
 
     They are linear between the ranks that were timed.
     """
-    kernels, timed = _kernels(spectra), timed.assign(rank=timed["rank"].fillna(0), text=timed["shape"].map(list))
-    keys = [timed["text"].astype(str), timed["map"], timed["stride"], timed["form"]]
+    kernels, timed = _kernels(spectra), timed.assign(rank=timed["rank"].fillna(0))
+    keys = [timed["shape"].map(_text), timed["map"], timed["stride"], timed["form"]]
     known = {key: one.sort_values("rank") for key, one in timed.groupby(keys)}
 
     def price(layer: str, shape: Sequence[int], cut: str, rank: int) -> float:
         size, side, stride = kernels[layer]
-        one = known[str(size), side, stride, cut or "dense"]
+        one = known[_text(size), side, stride, cut or "dense"]
         return float(np.interp(rank, one["rank"], one["made_latency_ms"]))
 
     return price
+
+
+def price_share(spectra: pd.DataFrame, plan: dict, prices: Prices) -> float:
+    """The price of a plan of one network, as a share of that of the dense layers; other layers stay dense."""
+    shapes = dict(zip(spectra["layer"], spectra["shape"], strict=True))
+    dense = {name: prices(name, shape, "", 0) for name, shape in shapes.items()}
+    listed = zip(plan["layers"], plan["forms"], plan["ranks"], strict=True)
+    paid = dense | {name: prices(name, shapes[name], cut, ranks[0]) for name, cut, ranks in listed}
+    return sum(paid.values()) / sum(dense.values())
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(str(int(size)) for size in shape)
 
 
 def _kernels(spectra: pd.DataFrame) -> dict[str, tuple[list[int], int, int]]:
@@ -357,11 +367,12 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     row |= {"wrong": [len(one["wrong"]) for one in record], "loss": [one["loss"] for one in record], "n": len(images)}
     row["last_wrong"] = record[-1]["wrong"]
     other = multiply_out(model, other, spec["layers"]) if spec["arm"] == "factorised" else other
-    row["distance"] = _distance(model, other, spec.get("layers") or sweep.layer_names(model))
+    names = spec.get("layers") or sweep.layer_names(model)  # a plan may leave all layers dense
+    row["distance"] = _distance(model, other, names)
     if spec["arm"] not in ("batch norm", "untruncated"):
         again = deepcopy(other)
         apply_plan(again, spec)
-        row["refilled"] = _distance(other, again, spec["layers"])
+        row["refilled"] = _distance(other, again, names)
         row["barrier"] = loss_barrier(model, other, first, images, device)
     return row
 

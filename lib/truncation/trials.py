@@ -246,7 +246,7 @@ def latencies(folder: Path) -> Study:
 
 
 def measure_spectra(spec: dict, device: str, weights_path: Path, *, dense_folder: Path) -> dict:
-    """The trial of `spectra`. The spec holds a dense network and `layer`.
+    """The trial of `spectra`. The spec holds a dense network and `layer`; with `kernels_alone` inputs are not read.
 
     Returns:
         The kernel's `shape` and `norm`, `map` (side of the map that it reads, pixels), `usage` (mean share of positions
@@ -259,7 +259,7 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, dense_folder
     side, usage = _map_and_usage(model, spec["layer"], dataset)
     stream = generator(spec.get("seed", 0), "random kernels", spec["layer"])
     row = {"shape": list(kernel.shape), "map": side, "usage": usage.mean().item(), "norm": kernel.norm().item()}
-    moment = layer_moment(model, spec["layer"], dataset)
+    moment = None if spec.get("kernels_alone") else layer_moment(model, spec["layer"], dataset)
     row["output_weights"] = [] if moment is None else measures.output_weights(kernel, moment)
     return row | spectra_by_cut(kernel, stream, RANDOM_DRAWS)
 
@@ -338,8 +338,9 @@ def truncate_layer(
     if first < len(split):
         drops = 100 * (sums["lost"] - sums["gained"]) / first
         zero = [drop for (labels, _), drop in zip(listed, drops.tolist(), strict=True) if labels["method"] == "zero"]
-        worst = max(HOPELESS[0], HOPELESS[1] * max(zero, default=0.0))
-        promising = [k for k, drop in enumerate(drops.tolist()) if drop <= worst or listed[k][0]["method"] == "zero"]
+        needed = "zero" if len(listed) > 2 else ""  # the others are compared with it
+        worst = max(HOPELESS[0], HOPELESS[1] * max(zero, default=0.0) if needed else 0.0)
+        promising = [k for k, drop in enumerate(drops.tolist()) if drop <= worst or listed[k][0]["method"] == needed]
         further = compared(promising, first, len(split))
         loss += further.pop("loss")
         for name, values in further.items():

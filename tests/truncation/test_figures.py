@@ -115,17 +115,67 @@ def test_parameters_of_whole_networks_are_shown_only_where_they_are_counted():
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0, -2, -4]
 
 
-def test_the_untruncated_control_is_in_every_panel():
-    rows = [{"arm": "untruncated", "accuracy": np.full(4, 90.0)}]
-    rows += [{"arm": "dense", "form_name": f, "target": 0.5, "accuracy": np.arange(4.0)} for f in ("OUT", "IN")]
-    rows += [
-        {"arm": "batch norm", "form_name": f, "target": 0.5, "accuracy": np.array([1.0, 50.0])} for f in ("OUT", "IN")
-    ]
+def test_the_untruncated_control_of_a_case_is_in_every_panel_of_it():
+    rows = []
+    for case in ("net / set", "other / set"):
+        rows.append({"case": case, "arm": "untruncated", "accuracy": np.full(4, 90.0)})
+        for form in ("OUT", "IN"):
+            keys = {"case": case, "form_name": form, "target": 0.5}
+            rows.append(keys | {"arm": "batch norm", "accuracy": np.array([1.0, 50.0])})
+            rows += [keys | {"arm": "dense", "accuracy": np.arange(4.0)}] if case == "net / set" else []
     figure, numbers = figures.recoveries(pd.DataFrame(rows), 3)
-    assert [len(lines(axis)) for axis in figure.axes] == [2, 2]
-    sizes = numbers.groupby("arm").size()
-    assert (sizes["dense"], sizes["untruncated"], sizes["batch norm"]) == (8, 8, 2)
-    assert numbers.loc[numbers["arm"] == "batch norm", ["epoch", "accuracy"]].values.tolist() == [[0, 50]] * 2
+    assert [len(lines(axis)) for axis in figure.axes] == [2, 1, 2, 1]
+    sizes = numbers.groupby(["case", "arm"]).size().to_dict()
+    assert sizes["net / set", "dense"] == sizes["other / set", "untruncated"] == 8
+    squares = numbers[numbers["arm"] == "batch norm"]
+    assert squares[["epoch", "accuracy"]].values.tolist() == [[0, 50]] * 4
+
+
+def test_statistics_by_case_have_a_dot_for_each_and_a_bar_at_their_mean():
+    table = pd.DataFrame({"median": [1.0, 3.0], "mean": [2.0, np.nan]}, index=["a", "b"])
+    figure, numbers = figures.by_case({"first": table, "second": table[["median"]]}, "points")
+    assert len(numbers) == 4 and set(numbers["panel"]) == {"first", "second"}
+    drawn = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
+    assert drawn["a"] == [1, 2] and drawn["mean"] == [2, 2]
+    assert [text.get_text() for text in figure.axes[1].get_yticklabels()] == ["median"]
+
+
+def test_a_series_of_networks_is_a_line_over_depth():
+    table = pd.DataFrame({"series": list("aab"), "depth": [56, 20, 32], "share": [0.3, 0.1, 0.2]})
+    figure, _ = figures.zeroed(table)
+    assert list(figure.axes[0].lines[0].get_xdata()) == [20, 56] and len(figure.axes[0].lines) == 2
+
+
+def test_watched_entropies_are_means_over_layers_with_their_intervals():
+    keys = [(labels, epoch, layer) for labels in ("true", "shuffled") for epoch in (0, 1) for layer in "abc"]
+    table = pd.DataFrame(keys, columns=["labels", "epoch", "layer"]).assign(cut="OUT")
+    table["excess"] = table["epoch"] + table["layer"].map({"a": 0.1, "b": 0.2, "c": 0.3})
+    _, numbers = figures.watched(table)
+    assert numbers["excess"].tolist() == pytest.approx([0.2, 1.2] * 2)
+    assert numbers["half"].tolist() == pytest.approx([stats.t.ppf(0.975, 2) * 0.1 / 3**0.5] * 4)
+
+
+def test_ways_to_a_tensor_network_stand_beside_the_dense_one():
+    entries = [("net", "cp", "scratch", 80.0), ("net", "cp", "truncated", 82.0), ("net", "", "dense", 90.0)]
+    table = pd.DataFrame(entries, columns=["case", "form", "way", "accuracy"]).assign(half=1.0)
+    figure, _ = figures.tensorised(table)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["cp", "dense"]
+    places = {bars.get_label(): bars.lines[0].get_xdata()[0] for bars in figure.axes[0].containers}
+    assert places == {"dense": 1, "truncated": 0, "scratch": 0}
+
+
+def test_plans_are_drawn_before_and_after_retraining():
+    table = pd.DataFrame({"case": "net", "form_name": ["uniform", "outputs", "uniform, equal time"]})
+    figure, _ = figures.plans(table.assign(before=[10.0, 20.0, 0.0], after=[80.0, 81.0, 0.0]))
+    heights = [line.get_ydata()[0] for line in figure.axes[0].lines]
+    assert heights == [20, 81, 10, 80]  # in the order of PLANNED, and no plan that it does not name
+
+
+def test_signs_are_written_where_they_are_known():
+    table = pd.DataFrame([[1.0, 0.0], [np.nan, 1.0]], index=["P2.1", "P2.2"], columns=["a / x", "b / x"])
+    figure, numbers = figures.signs(table)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["+", "−", "", "+"]
+    assert numbers["effect"].tolist() == ["P2.1", "P2.2"]
 
 
 def test_latency_panels_show_what_macs_promise():

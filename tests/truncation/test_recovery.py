@@ -252,6 +252,12 @@ def test_retraining_repeats_exactly_and_leaves_the_stored_network_alone(folder, 
     assert again["barrier"] == rows["factorised"]["barrier"]
 
 
+def test_a_plan_without_layers_is_retrained_like_the_untruncated_network(folder, rows):
+    row = recovery.recoveries(folder, folder).run([SPEC | dict.fromkeys(PLAN, []) | {"arm": "factorised"}]).iloc[0]
+    assert row["status"] == "done", row["reason"]
+    assert np.array_equal(row["wrong"], rows["untruncated"]["wrong"]) and row["refilled"] == 0
+
+
 def test_an_unknown_arm_is_refused_in_one_sentence(folder):
     with pytest.raises(Exception, match=r"^[^\n]+'frozen'[^\n]*\.$"):
         recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", folder / "none", dense_folder=folder)
@@ -391,22 +397,25 @@ def test_a_uniform_plan_by_price_has_the_largest_share_that_fits(spectra):
     plan = recovery.uniform_within(spectra, "OUT", 0.4, prices)
     total = sum(rank for (rank,) in plan["ranks"])
     assert total <= 0.4 * 3 * 8 < total + 3
+    assert recovery.price_share(spectra, plan, prices) == total / 24
+    part_of = {name: values[:1] for name, values in plan.items()}
+    assert recovery.price_share(spectra, part_of, prices) == pytest.approx((part_of["ranks"][0][0] + 16) / 24)
 
 
 def test_measured_prices_are_those_of_the_kernels_shape_and_lie_between_timed_ranks():
     spec = DENSE | {"layer": LAYERS[1], "shape": [8, 8, 3, 3], "map": 8, "cut": ["OUT"], "weights_OUT": [0.2] * 8}
     spectra = pd.DataFrame([spec, spec | {"layer": LAYERS[2], "shape": [16, 8, 3, 3], "map": 4}])
-    spectra = pd.concat([spectra, spectra.iloc[:1].assign(layer="features.3")])
-    specs = recovery.timed_specs(spectra.iloc[:2], ["OUT", "KH"], [0.5], 16)
+    twice = pd.concat([spectra, spectra.iloc[:1].assign(layer=LAYERS[0])])  # of the same shape, stride and map
+    specs = recovery.timed_specs(spectra, ["OUT", "KH"], [0.5], 16)
     assert [(one["form"], one.get("rank")) for one in specs[:4]] == [
         ("dense", None),
         ("OUT", 1),
         ("OUT", 4),
         ("OUT", 8),
     ]
-    assert len(specs) == len(recovery.timed_specs(spectra, ["OUT"], [0.5], 16)) == 8 and specs[0]["stride"] == 1
+    assert len(specs) == len(recovery.timed_specs(twice, ["OUT"], [0.5], 16)) == 8 and specs[0]["stride"] == 1
     times = [9.0, 1.0, 4.0, 8.0, 90.0, 10.0, 40.0, 80.0]
-    price = recovery.measured_prices(spectra.iloc[:2], pd.DataFrame(specs).assign(made_latency_ms=times))
+    price = recovery.measured_prices(spectra, pd.DataFrame(specs).assign(made_latency_ms=times))
     assert price(LAYERS[1], (8, 8, 3, 3), "", 0) == 9 and price(LAYERS[2], (16, 8, 3, 3), "", 0) == 90
     assert price(LAYERS[1], (8, 8, 3, 3), "OUT", 2) == pytest.approx(2) and price(LAYERS[2], (), "OUT", 6) == 60
 

@@ -140,6 +140,16 @@ def test_kernels_that_are_hopeless_on_the_first_images_are_not_looked_at_again(f
     assert 50 in set(row["n"])
 
 
+def test_a_layer_whose_zeroing_costs_much_on_the_first_images_is_not_looked_at_again(folder, monkeypatch):
+    spec = next(one for one in trials.zero_specs([CNN], **PARTS) if one["layer"] == "features.3") | {"first": 20}
+    counts = []
+    for points in (-200.0, 200.0):
+        monkeypatch.setattr(trials, "HOPELESS", (points, 0.1))
+        row = trials.truncate_layer(spec, "cpu", None, entries=trials.truncated_kernels, dense_folder=folder)
+        counts.append(row["n"].tolist())
+    assert counts == [[20, 20], [60, 60]]
+
+
 def test_zeroed_layers_are_read_alone_and_beside_chosen_ranks(folder):
     (zero, *_) = trials.zero_specs([CNN], **PARTS)
     row = trials.truncations(folder, folder).run([zero]).iloc[0]
@@ -460,7 +470,7 @@ def test_forms_come_whole_with_all_cp_starts_and_every_order_and_cuts_as_good_as
 
 def test_forms_with_several_ranks_come_with_the_best_and_with_equal_shares():
     kernel, spec = gaussian(12, 8, 3, 3), FORMS | {"layer": "layer"}
-    found = {(one["method"], one["cut"]): formed for one, formed in trials.form_kernels(kernel, spec)}
+    found = {(one["method"], one.get("cut", "")): formed for one, formed in trials.form_kernels(kernel, spec)}
     gains = {}
     for (method, cut), formed in found.items():
         if method in ("tucker2", "tucker", "tt", "ring"):
