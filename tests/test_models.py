@@ -526,3 +526,24 @@ def test_the_inputs_of_a_layer_are_collected_and_no_hook_stays():
             model(images[:1])
         assert [one.shape[2:] for one in seen] == [(side, side)] * 2 and [len(one) for one in seen] == [2, 1]
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def kernel_sides(name, **shape):
+    model = models.build(name, **shape)
+    return model, [m.kernel_size[0] for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+
+
+def test_four_layer_networks_with_larger_kernels_keep_their_maps_and_channels():
+    shape = {"channels": 1, "size": 8}
+    plain, sides = kernel_sides("digits_cnn", **shape)
+    wide, larger = kernel_sides("digits_cnn-5x5", **shape)
+    assert (sides, larger) == ([3] * 4, [5] * 4)
+    convolutions = 32 * (1 + 32) + 64 * (32 + 64)
+    assert models.count_parameters(wide) == models.count_parameters(plain) + (25 - 9) * convolutions
+    x = torch.zeros(2, 1, 8, 8)
+    assert wide.eval().features(x).shape == plain.eval().features(x).shape
+    with torch.device("meta"):
+        _, stem = kernel_sides("vanilla_cnn-7x7")
+    assert stem == [7, 3, 3, 3]
+    with pytest.raises(CompanionError, match="7x7"):
+        models.build("digits_cnn-7x7", **shape)

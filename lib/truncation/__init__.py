@@ -6,7 +6,7 @@ Names are loaded when they are first used: reading the rules of a paper imports 
 import lazy_loader
 
 MEASURES = """
-    JOINT2 effective_norm_loss effective_rank entropy graded norm_loss output_error patch_moment
+    JOINT2 effective_norm_loss effective_rank entropy graded norm_loss output_error output_weights patch_moment
     relative_error tap_usage truncate truncate_jointly truncate_outputs
 """
 __getattr__, __dir__, __all__ = lazy_loader.attach(

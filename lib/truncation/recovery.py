@@ -380,17 +380,18 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
 def tensorise(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
     """The trial of `tensorised`: the convolutions before the head in one form, within a share of their parameters each.
 
-    The spec holds a dense network, `form`, `budget` and `images`. If its `way` is "truncated", the network is trained
-    dense, truncated with the best ranks and retrained factorised for `retrain_epochs`; the spec holds the other
-    `retrain_*` fields, too. If it is "scratch", factors with ranks that are equal shares of the largest ones are
-    trained from the start, for the `epochs` of the dense network's spec. A layer with no such ranks stays dense.
+    The spec holds a dense network, `images`, and its `way`. "dense" evaluates that network and does nothing else. The
+    others also need `tensor_form` and `budget`. A "truncated" network has been trained dense; it takes the best ranks,
+    and is retrained factorised as the spec's `retrain_epochs`, `retrain_lr`, `retrain_batch` and `retrain_precision`
+    say. From "scratch", factors with ranks that are equal shares of the largest ones are trained for the `epochs` of
+    the dense network's spec. A layer with no such ranks stays dense.
 
     Returns:
         `wrong` images of `n` report images, `selection_wrong` of `selection_n` ones; `parameters` and
         `dense_parameters`.
     """
-    if spec["way"] not in ("scratch", "truncated"):
-        raise ValueError(f"A way to a tensorised network is scratch or truncated, not {spec['way']!r}.")
+    if spec["way"] not in ("dense", "scratch", "truncated"):
+        raise ValueError(f"A way to a tensorised network is dense, scratch or truncated, not {spec['way']!r}.")
     scratch, own = spec["way"] == "scratch", baselines.dense_spec(spec)
     if scratch:
         dataset = data.load(own["dataset"], device=device, seed=own["seed"], limit=own.get("limit"))
@@ -398,18 +399,20 @@ def tensorise(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> 
         options = {name: own[name] for name in FITTED if name in own}
     else:
         model, dataset = baselines.baseline(own, dense_folder, device)
-        options = {"epochs": spec["retrain_epochs"], "lr": spec["retrain_lr"], "batch_size": spec["retrain_batch"]}
-        options |= {"seed": own["seed"], "augment": dataset.flip, "precision": spec["retrain_precision"]}
+        asked = {"epochs": "epochs", "lr": "lr", "batch_size": "batch", "precision": "precision"}
+        options = {name: spec.get(f"retrain_{short}") for name, short in asked.items()}
+        options |= {"seed": own["seed"], "augment": dataset.flip}
     row = {"dense_parameters": sum(one.numel() for one in model.parameters())}
     random = generator(own["seed"], "factors")
-    for name in sweep.layer_names(model):
+    for name in sweep.layer_names(model) if spec["way"] != "dense" else ():
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Conv2d) and (ranks := _ranks(layer, spec, best=not scratch)):
             factors = {"generator": random, "starts": 1, "iterations": 1 if scratch else spec["iterations"]}
-            small = forms.factorise(layer, spec["form"], ranks, **factors if spec["form"] == "cp" else {})
+            small = forms.factorise(layer, spec["tensor_form"], ranks, **factors if spec["tensor_form"] == "cp" else {})
             model.set_submodule(name, initialised(small, ranks, layer.weight, random) if scratch else small)
     row["parameters"] = sum(one.numel() for one in model.parameters())
-    training.fit(model, dataset, device=device, **options)
+    if spec["way"] != "dense":
+        training.fit(model, dataset, device=device, **options)
     for prefix, name in (("", "report"), ("selection_", "selection")):
         found = training.evaluate(model, part(dataset, spec | {"part": name}), dataset, device=device)
         row |= {f"{prefix}wrong": len(found["wrong"]), f"{prefix}n": found["n"]}
@@ -419,11 +422,11 @@ def tensorise(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> 
 def _ranks(layer: nn.Conv2d, spec: dict, best: bool) -> int | tuple[int, ...] | None:
     """The ranks of a convolution's form within a share of its parameters; none if there are none."""
     shape, within = layer.weight.shape, spec["budget"] * layer.weight.numel()
-    if forms.parameters(shape, spec["form"], forms.ranks_at(shape, spec["form"], 0)) > within:
+    if forms.parameters(shape, spec["tensor_form"], forms.ranks_at(shape, spec["tensor_form"], 0)) > within:
         return None
     if best:
-        return forms.best_ranks(layer.weight.detach(), spec["form"], within)
-    return forms.ranks_within(shape, spec["form"], within)
+        return forms.best_ranks(layer.weight.detach(), spec["tensor_form"], within)
+    return forms.ranks_within(shape, spec["tensor_form"], within)
 
 
 @torch.no_grad()

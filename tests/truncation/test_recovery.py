@@ -457,13 +457,13 @@ def test_random_factors_give_outputs_of_the_variance_that_a_dense_layer_gives(fo
     assert sum(one.weight.numel() for one in small) == forms.parameters(conv.weight.shape, form, ranks)
 
 
-TENSOR = DENSE | {"form": "tucker2", "budget": 0.4, "images": 60, "iterations": 20}
+TENSOR = DENSE | {"tensor_form": "tucker2", "budget": 0.4, "images": 60, "iterations": 20}
 AFTER = {"retrain_epochs": 1, "retrain_lr": 0.01, "retrain_batch": 64, "retrain_precision": "float32"}
 
 
 @pytest.mark.parametrize("form", ("tucker2", "tt", "cp"))
 def test_tensorised_networks_keep_within_their_budget_and_are_read_on_both_parts(form, folder):
-    specs = [TENSOR | {"form": form, "way": "scratch"}, TENSOR | AFTER | {"form": form, "way": "truncated"}]
+    specs = [TENSOR | {"tensor_form": form} | way for way in ({"way": "scratch"}, AFTER | {"way": "truncated"})]
     frame = recovery.tensorised(folder, folder).run(specs)
     assert frame["status"].tolist() == ["done"] * 2, frame["reason"].tolist()
     model = baselines.untrained(DENSE)
@@ -474,6 +474,10 @@ def test_tensorised_networks_keep_within_their_budget_and_are_read_on_both_parts
         fitting = [0.4 * size for size in convolutions]
         assert row["parameters"] <= whole - sum(convolutions) + sum(fitting) + convolutions[0]  # the first may not fit
         assert row["n"] == 60 and row["selection_n"] == 60 and 0 <= row["wrong"] <= 60
+    dense = recovery.tensorise(DENSE | {"way": "dense", "images": 60}, "cpu", folder / "none", dense_folder=folder)
+    model, dataset = baselines.baseline(DENSE, folder)
+    found = training.evaluate(model, part(dataset, SPEC | {"images": 60}), dataset)
+    assert dense["wrong"] == len(found["wrong"]) and dense["parameters"] == dense["dense_parameters"] == whole
     again = recovery.tensorise(specs[0], "cpu", folder / "none", dense_folder=folder)
     assert again["wrong"] == frame["wrong"].iloc[0]
     with pytest.raises(ValueError, match=r"^[^\n]+'distilled'[^\n]*\.$"):
