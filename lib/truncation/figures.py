@@ -326,8 +326,9 @@ def by_case(tables: dict[str, pd.DataFrame], label: str) -> Drawn:
     One panel for each table, with its name as title; dotted: 0, where there is no effect.
     """
     most = max(len(one.columns) for one in tables.values())
-    size = (1.6 + 3.2 * len(tables), 1.3 + 0.36 * most)
-    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False)
+    widths = [2.8 + 0.075 * max(map(len, one.columns)) for one in tables.values()]
+    size = (2.4 + sum(widths), 1.3 + 0.36 * most)
+    figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, width_ratios=widths)
     cases = list(dict.fromkeys(case for one in tables.values() for case in one.index))
     numbers = []
     for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):
@@ -395,9 +396,9 @@ def tensorised(table: pd.DataFrame) -> Drawn:
     for axis, case in panels:
         here = table[table["case"] == case]
         forms = list(dict.fromkeys(here.loc[here["form"] != "", "form"]))
-        for way, (colour, marker) in WAYS.items():
+        for shift, (way, (colour, marker)) in zip((0, -0.1, 0.1), WAYS.items(), strict=True):
             one = here[here["way"] == way]
-            place = [forms.index(form) if form else len(forms) for form in one["form"]]
+            place = [(forms.index(form) if form else len(forms)) + shift for form in one["form"]]
             style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 7}
             axis.errorbar(place, one["accuracy"], one["half"], **style, elinewidth=0.8, label=way)
         axis.set_xticks(range(len(forms) + 1), [*forms, "dense"])

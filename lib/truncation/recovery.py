@@ -119,12 +119,13 @@ def cheapest_plan(table: pd.DataFrame, cost: str, budget: float, prices: Prices 
 def uniform_within(spectra: pd.DataFrame, cut: str, budget: float, prices: Prices) -> dict:
     """The plan of `plan_at_share` with the largest share of parameters whose price is within a share of the dense one.
 
-    Shares go in steps of a hundredth; layers to which the cut does not apply stay dense.
+    Shares go in steps of a hundredth; layers to which the cut does not apply stay dense, and all do if that is within.
     """
+    plan = {"layers": [], "forms": [], "ranks": []}
     for share in np.arange(1.0, 0.0, -0.01):
-        plan = plan_at_share(spectra, cut, float(share))
         if price_share(spectra, plan, prices) <= budget:
             break
+        plan = plan_at_share(spectra, cut, float(share))
     return plan
 
 

@@ -397,6 +397,7 @@ def test_a_uniform_plan_by_price_has_the_largest_share_that_fits(spectra):
     plan = recovery.uniform_within(spectra, "OUT", 0.4, prices)
     total = sum(rank for (rank,) in plan["ranks"])
     assert total <= 0.4 * 3 * 8 < total + 3
+    assert recovery.uniform_within(spectra, "OUT", 1.0, prices)["layers"] == []
     assert recovery.price_share(spectra, plan, prices) == total / 24
     part_of = {name: values[:1] for name, values in plan.items()}
     assert recovery.price_share(spectra, part_of, prices) == pytest.approx((part_of["ranks"][0][0] + 16) / 24)
