@@ -204,31 +204,34 @@ def smallest_kept(kernel: Tensor, cut: str, rank: int) -> Tensor:
     return fold((svd.left[:, -rank:] * svd.values[-rank:]) @ svd.right[-rank:], cut, kernel.shape).to(kernel)
 
 
-def gaussian_like(
-    kernel: Tensor, generator: torch.Generator, factor: float = 1.0, profile: Tensor | float = 1.0
-) -> Tensor:
-    """A Gaussian kernel of the shape of `kernel` and `factor` times its norm.
-
-    Its standard deviations are proportional to `profile`; if they are equal, its spectra are Marchenko-Pastur.
-    """
+def gaussian_like(kernel: Tensor, generator: torch.Generator, factor: float = 1.0) -> Tensor:
+    """A Gaussian kernel of the shape of `kernel` and `factor` times its norm: its spectra are Marchenko-Pastur."""
     source = checked(kernel)
-    noise = normal(source.shape, generator).to(source) * profile
+    noise = normal(source.shape, generator).to(source)
     return (noise * (factor * source.norm() / noise.norm())).to(kernel)
 
 
 def profile_like(kernel: Tensor, generator: torch.Generator) -> Tensor:
-    """A kernel of independent Gaussian entries with the norm of `kernel` and its profile along every mode.
+    """A Gaussian kernel that is scaled along its modes until it has the profile of `kernel` along each of them.
 
-    The variance of an entry is the product of the mean squares that `kernel` has at its place along each of the four
-    modes, over the cube of the mean square of all: each mode keeps the mean squares that it has, in expectation, and
-    modes are independent. It is the null of correlations beyond unequal channels and taps.
+    A profile is the mean square at each place of a mode, such as each output channel; all four are matched within a
+    share of 1e-4, the norm exactly. Signs, and what the profiles leave open, are independent. It is the null of
+    correlations beyond unequal channels and taps. A kernel that is Gaussian itself is like its own null.
+
+    Source: iterative proportional fitting, Deming and Stephan 1940, of the squared entries.
     """
     source = checked(kernel)
-    squares, variance = source.square(), 1
-    for mode in range(4):
-        others = [other for other in range(4) if other != mode]
-        variance = variance * squares.mean(others, keepdim=True)
-    return gaussian_like(source, generator, profile=(variance / squares.mean() ** 3).sqrt()).to(kernel)
+    drawn, squares = normal(source.shape, generator).to(source), source.square()
+    for _ in range(200):
+        furthest = 1.0
+        for mode in range(4):
+            others = [other for other in range(4) if other != mode]
+            ratio = squares.mean(others, keepdim=True) / drawn.square().mean(others, keepdim=True).clamp(min=1e-300)
+            drawn = drawn * ratio.sqrt()
+            furthest = max(furthest, ratio.max().item())
+        if furthest < 1 + 1e-4:
+            break
+    return (drawn * (source.norm() / drawn.norm())).to(kernel)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
