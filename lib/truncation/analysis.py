@@ -432,7 +432,7 @@ def recovered(arms: pd.DataFrame, margin: float, alone: str = "") -> pd.Series:
 def settled(arms: pd.DataFrame, margin: float, barrier: float) -> pd.Series:
     """Whether most truncations of each case end within a margin of the control without a barrier, in both arms."""
     kept = arms[arms["arm"].isin(["projected", "factorised"])]
-    good = (kept["late"] <= margin) & (kept["barrier"] <= barrier)
+    good = (kept["late"] <= margin) & (kept["loss_barrier"] <= barrier)
     return good.groupby([kept[k] for k in ("case", "form_name", "target")]).all().groupby("case").mean() > 0.5
 
 

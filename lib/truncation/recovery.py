@@ -27,6 +27,7 @@ from lib.truncation.trials import STUDY, layer_moment, part, spectra_by_cut
 
 ARMS = ("dense", "projected", "factorised", "batch norm", "untruncated")
 PATH = (0.0, 0.25, 0.5, 0.75, 1.0)  # places on the line between two solutions
+BETWEEN = 50  # batches behind the statistics of BatchNorm at each of them
 FITTED = "epochs seed lr batch_size weight_decay schedule augment precision".split()  # of a dense network's spec
 WATCHED_DRAWS = 5  # random kernels of each kind behind an entropy after each epoch
 Prices = Callable[[str, Sequence[int], str, int], float]  # of a layer, its kernel's shape, a cut ("": dense) and rank
@@ -333,7 +334,7 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     Returns:
         By epoch from 0, `wrong` and `loss` on `n` images; `dense_wrong`; `refilled`, the relative error that truncating
         the retrained kernels once more would make (0: the rank was kept); `distance` from the dense kernels; and, for
-        arms that train a compressed network, `barrier` as `loss_barrier`.
+        arms that train a truncated network and a spec that asks for the `barrier`, `loss_barrier`.
     """
     if spec["arm"] not in ARMS:
         raise ValueError(f"An arm of retraining is one of {', '.join(ARMS)}, not {spec['arm']!r}.")
@@ -374,7 +375,8 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         again = deepcopy(other)
         apply_plan(again, spec)
         row["refilled"] = _distance(other, again, names)
-        row["barrier"] = loss_barrier(model, other, first, images, device)
+        if spec.get("barrier"):
+            row["loss_barrier"] = loss_barrier(model, other, first, images, device)
     return row
 
 
@@ -507,7 +509,7 @@ def loss_barrier(model: nn.Module, other: nn.Module, dataset: Data, images: Spli
     between, losses = deepcopy(model), []
     for place in PATH:
         nn.utils.vector_to_parameters(torch.lerp(start, end, place), between.parameters())
-        reestimate_batch_norm(between, dataset)
+        reestimate_batch_norm(between, dataset, batches=BETWEEN)
         losses.append(training.evaluate(between, images, dataset, device=device)["loss"])
     excess = max(loss - (1 - t) * losses[0] - t * losses[-1] for t, loss in zip(PATH, losses, strict=True))
     return excess / (math.log(dataset.classes) - losses[0])

@@ -359,7 +359,7 @@ def test_a_network_recovers_if_most_of_its_truncations_do_in_both_arms_and_not_b
     assert analysis.recovered(arms, 0.5).to_dict() == {"a": True, "b": False}
     assert not analysis.recovered(arms, 0.35)["a"]
     assert analysis.recovered(arms, 0.35, alone="factorised")["a"]
-    late = arms.assign(late=arms["soon"], barrier=0.05)
+    late = arms.assign(late=arms["soon"], loss_barrier=0.05)
     assert analysis.settled(late, 0.5, 0.1).to_dict() == {"a": True, "b": True}
     assert not analysis.settled(late, 0.5, 0.01).any()
 

@@ -20,7 +20,7 @@ DENSE |= {"width": 0.25, "batch_size": 64, "augment": False}
 LAYERS = ["features.0", "features.3", "features.7", "features.10"]
 PLAN = {"layers": LAYERS, "forms": ["OUT", "KH", "tucker2", "OUT.KW"], "ranks": [[3], [1], [6, 4], [9]]}
 RETRAINING = {"retrain_epochs": 2, "retrain_images": 300, "retrain_lr": 0.05, "retrain_batch": 64, "retrain_seed": 0}
-SPEC = DENSE | PLAN | RETRAINING | {"part": "report", "images": 80}
+SPEC = DENSE | PLAN | RETRAINING | {"part": "report", "images": 80, "barrier": True}
 # By form of the plan: the cuts whose ranks it bounds.
 BOUNDED = {"OUT": ("OUT",), "KH": ("KH",), "tucker2": ("OUT", "IN"), "OUT.KW": ("OUT.KW",), "OUT+IN": ("OUT", "IN")}
 
@@ -233,9 +233,9 @@ def test_frozen_weights_stay_at_the_distance_of_the_truncation_and_only_compress
     assert rows["batch norm"]["loss"][1] != rows["batch norm"]["loss"][0]
     assert 0 < rows["untruncated"]["distance"] != rows["dense"]["distance"]
     for arm in ("dense", "projected", "factorised"):
-        assert math.isfinite(rows[arm]["barrier"]) and rows[arm]["barrier"] >= -1e-9, arm
+        assert math.isfinite(rows[arm]["loss_barrier"]) and rows[arm]["loss_barrier"] >= -1e-9, arm
     for arm in ("batch norm", "untruncated"):
-        assert not {"barrier", "refilled"} & set(rows[arm].index)
+        assert not {"loss_barrier", "refilled"} & set(rows[arm].index)
 
 
 def test_the_untruncated_arm_knows_nothing_of_the_plan(folder, rows):
@@ -249,13 +249,15 @@ def test_retraining_repeats_exactly_and_leaves_the_stored_network_alone(folder, 
     again = recovery.recoveries(tmp_path, folder).run([SPEC | {"arm": "factorised"}]).iloc[0]
     for name in ("wrong", "loss", "last_wrong"):
         assert np.array_equal(again[name], rows["factorised"][name])
-    assert again["barrier"] == rows["factorised"]["barrier"]
+    assert again["loss_barrier"] == rows["factorised"]["loss_barrier"]
 
 
 def test_a_plan_without_layers_is_retrained_like_the_untruncated_network(folder, rows):
     row = recovery.recoveries(folder, folder).run([SPEC | dict.fromkeys(PLAN, []) | {"arm": "factorised"}]).iloc[0]
     assert row["status"] == "done", row["reason"]
     assert np.array_equal(row["wrong"], rows["untruncated"]["wrong"]) and row["refilled"] == 0
+    unasked = recovery.recoveries(folder, folder).run([SPEC | {"arm": "projected", "barrier": False}]).iloc[0]
+    assert "loss_barrier" not in unasked and unasked["loss"][-1] == rows["projected"]["loss"][-1]
 
 
 def test_an_unknown_arm_is_refused_in_one_sentence(folder):
