@@ -329,6 +329,8 @@ def by_case(tables: dict[str, pd.DataFrame], label: str) -> Drawn:
     widths = [2.8 + 0.075 * max(map(len, one.columns)) for one in tables.values()]
     size = (2.4 + sum(widths), 1.3 + 0.36 * most)
     figure, axes = plt.subplots(1, len(tables), figsize=size, squeeze=False, width_ratios=widths)
+    if engine := figure.get_layout_engine():
+        engine.set(w_pad=0.1)  # inches: long names of kinds reach the edge
     cases = list(dict.fromkeys(case for one in tables.values() for case in one.index))
     numbers = []
     for axis, (title, table) in zip(axes.flat, tables.items(), strict=True):
