@@ -155,6 +155,17 @@ def kinds(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(kind=kind)[one_shot | kind.isin(["low rank", "few bits"])]
 
 
+def across_kinds(measure: str, against: str) -> Statistic:
+    """Of the pairs of rows of different `kind`, the share that two columns order alike minus the share they do not."""
+
+    def statistic(rows: pd.DataFrame) -> float:
+        kind, x, y = (rows[name].to_numpy() for name in ("kind", measure, against))
+        first, second = np.nonzero(np.triu(kind[:, None] != kind))
+        return float(np.mean(np.sign(x[first] - x[second]) * np.sign(y[first] - y[second])))
+
+    return statistic
+
+
 def best_of_others(table: pd.DataFrame) -> pd.Series:
     """For each case (row) the value of the column that has the best mean over all other cases; NaN without others."""
     means = {case: table.drop(index=case).mean() for case in table.index}

@@ -255,7 +255,7 @@ def rates(control: pd.DataFrame, followed: pd.DataFrame) -> tuple[Figure, pd.Dat
         axis.set(xscale="log", xlabel="peak learning rate")
         axis.set_xticks(tried, map("{:g}".format, tried))
         axis.set_xticks([], minor=True)
-    texts = _class_styles(control["case"]) | {"none": figures.NULL}
+    texts = _class_styles(control["case"]) | {"no change, or unrelated": figures.NULL}
     figures.legend(figure, texts, columns=len(texts))
     return figure, control.merge(followed, on=["case", "tuning_lr"])
 

@@ -196,6 +196,15 @@ def test_kinds_are_compressions_in_one_shot():
     assert found["kind"].tolist() == ["weights", "inputs", "low rank", "few bits"]
 
 
+def test_pairs_of_one_kind_say_nothing_about_kinds():
+    rows = pd.DataFrame({"kind": list("aabb"), "x": [1, 2, 3, 4], "y": [2, 1, 4, 3]})
+    assert analysis.across_kinds("x", "y")(rows) == 1  # although each kind is in reverse order
+    rows["y"] = [3, 4, 1, 2]
+    assert analysis.across_kinds("x", "y")(rows) == -1
+    rows["y"] = [1, 4, 2, 3]  # of four pairs of kinds two are alike
+    assert analysis.across_kinds("x", "y")(rows) == 0
+
+
 def test_the_best_of_others_is_chosen_without_the_case_itself():
     table = pd.DataFrame({"a": [0.9, 0.1, 0.1], "b": [0.2, 0.5, 0.4]}, index=list("xyz"))
     assert analysis.best_of_others(table).to_dict() == {"x": 0.2, "y": 0.1, "z": 0.1}

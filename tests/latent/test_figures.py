@@ -199,7 +199,7 @@ def test_rates_are_ticks_and_every_case_is_a_line():
     for axis, lines in zip(figure.axes, (3, 2, 3), strict=True):
         assert shown_ticks(axis) == {"0.1", "0.01", "0.003"} and len(axis.lines) == lines
     assert len(numbers) == 6 and set(numbers) == {"case", "tuning_lr", "change", "ap2", "rho"}
-    assert texts(figure) == ["10 classes", "100 classes", "none"]
+    assert texts(figure) == ["10 classes", "100 classes", "no change, or unrelated"]
 
 
 def test_predictors_of_the_sparsity_have_a_panel_each():
