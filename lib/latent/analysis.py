@@ -110,12 +110,35 @@ def rho(measure: str, against: str = "pd", *within: str) -> Statistic:
     """Spearman's correlation of two columns over configurations (means over trials), within strata."""
 
     def statistic(rows: pd.DataFrame) -> float:
-        keys = list(dict.fromkeys(["configuration", *within]))
-        means = rows.groupby(keys, sort=False)[[measure, against]].mean().reset_index()
-        strata = means[list(within)].astype(str).agg(" ".join, axis=1) if within else ()
+        means, strata = _means(rows, [measure, against], within)
         return stats.rank_correlation(means[measure], means[against].to_numpy(), strata)
 
     return statistic
+
+
+def correlations(
+    rows: pd.DataFrame, measures: dict[str, str], targets: dict[str, str], *within: str
+) -> dict[str, pd.DataFrame]:
+    """For each target a table of `rho` within strata: cases (rows) by measures (columns).
+
+    Measures and targets map labels to columns.
+    """
+    tables: dict[str, dict] = {title: {} for title in targets}
+    for case, part in rows.groupby("case", sort=False):
+        means, strata = _means(part, [*measures.values(), *targets.values()], within)
+        for title, target in targets.items():
+            tables[title][case] = {
+                name: stats.rank_correlation(means[column], means[target].to_numpy(), strata)
+                for name, column in measures.items()
+            }
+    return {title: pd.DataFrame.from_dict(table, orient="index") for title, table in tables.items()}
+
+
+def _means(rows: pd.DataFrame, columns: list[str], within: Sequence[str]) -> tuple[pd.DataFrame, Sequence]:
+    """Means of columns over the trials of each configuration, and the stratum of each."""
+    keys = list(dict.fromkeys(["configuration", *within]))
+    means = rows.groupby(keys, sort=False)[list(dict.fromkeys(columns))].mean().reset_index()
+    return means, means[list(within)].astype(str).agg(" ".join, axis=1) if within else ()
 
 
 def correlation(x: pd.Series, y: pd.Series, strata: pd.DataFrame | None = None) -> dict[str, float]:

@@ -135,6 +135,19 @@ def test_correlations_are_of_means_over_trials_with_mean_ranks_for_ties():
     assert analysis.rho("x")(part) == pytest.approx(scipy_stats.spearmanr([3, 5, 7], y[1:]).statistic)
 
 
+def test_a_table_of_correlations_has_the_numbers_of_each_case_and_measure():
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(random.normal(size=(60, 4)), columns=["x", "y", "pd", "gap"])
+    rows = rows.assign(case=np.repeat(["one", "two"], 30), configuration=np.tile(np.arange(15), 4))
+    rows["fraction"] = rows["configuration"] % 3
+    tables = analysis.correlations(rows, {"X": "x", "Y": "y"}, {"points": "pd", "nats": "gap"}, "fraction")
+    assert list(tables) == ["points", "nats"] and list(tables["nats"]) == ["X", "Y"]
+    for title, target in {"points": "pd", "nats": "gap"}.items():
+        for name, column in {"X": "x", "Y": "y"}.items():
+            alone = analysis.per_case(rows, analysis.rho(column, target, "fraction"))
+            pd.testing.assert_series_equal(tables[title][name], alone, check_names=False)
+
+
 def test_the_mean_over_cases_has_the_interval_and_p_of_students_t():
     values = pd.Series([0.2, 0.5, 0.6, 0.1], index=list("abcd"))
     found, exact = analysis.over_cases(values, null=0.3), scipy_stats.ttest_1samp(values, 0.3, alternative="greater")
