@@ -201,6 +201,13 @@ def test_a_matched_mask_has_the_gamma_that_was_found_and_a_drawn_one_its_own():
     assert alone["gamma"].tolist() == [1.5] and alone["name"].isna().all()
 
 
+def test_cases_that_share_weights_count_once():
+    one, lite = {"network": "resnet20", "dataset": "cifar10"}, {"network": "efficientnet_lite0-pretrained"}
+    networks = {"a": one, "b": one | {"dataset": "cifar100"}, "c": one | {"seen": "cifar100"}, "d": one | {"seed": 1}}
+    networks |= {"e": lite | {"dataset": "cifar10"}, "f": lite | {"dataset": "cifar100"}}
+    assert analysis.one_of_each(networks) == ["a", "b", "d", "e"]
+
+
 def test_kinds_are_compressions_in_one_shot():
     none = dict.fromkeys(ONE_SHOT)
     changes = [{}, {"structure": "inputs"}, none | {"rank": 3}, none | {"bits": 4}]
