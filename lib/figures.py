@@ -90,9 +90,9 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
             figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
             picture = _compact(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
             write_atomically(folder / f"{slug}.{kind}", picture)
-    write_atomically(folder / f"{slug}.csv", results.to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(folder / f"{slug}.csv", _csv(results))
     if measured:
-        write_atomically(folder / f"{slug}.timing.csv", numbers.to_csv(index=False, lineterminator="\n").encode())
+        write_atomically(folder / f"{slug}.timing.csv", _csv(numbers))
     plt.close(figure)
     return Image(picture, alt=alt, width=int(figure.get_figwidth() * 100))
 
@@ -102,10 +102,14 @@ def _check_alt(slug: str, alt: str) -> None:
         raise ValueError(f"{slug} needs an alternative text: say in `alt` what it shows.")
 
 
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+
+
 def _compact(svg: bytes) -> bytes:
-    """An SVG whose lines are not indented and whose coordinates have two decimals, a hundredth of a point."""
-    short = partial(re.compile(rb"(\.\d\d)\d+").sub, rb"\1")
-    return re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), re.sub(rb"\n +", b"\n", svg))
+    """An SVG whose lines are not indented and whose coordinates have one decimal, a tenth of a point."""
+    short = partial(re.compile(rb"(\.\d)\d+").sub, rb"\1")
+    return re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), re.sub(rb" *\n *", b"\n", svg))
 
 
 def _smaller(png: io.BytesIO) -> bytes:

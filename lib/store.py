@@ -103,10 +103,18 @@ def _read(path: str | Path, columns: list[str] | None) -> list[pa.Table]:
         return []
 
 
-def parquet(table: pa.Table, compression: int) -> bytes:
-    """A table as the bytes of a file, compressed at a level of zstd."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=compression)
+def parquet(table: pa.Table, compression: int, split: bool = False) -> bytes:
+    """A table as the bytes of a file, compressed at a level of zstd; `split` stores floats byte by byte."""
+    sink, options = pa.BufferOutputStream(), {}
+    if split:
+        floats = [
+            field.name for field in table.schema if pa.types.is_floating(getattr(field.type, "value_type", field.type))
+        ]
+        options = {
+            "use_dictionary": [n for n in table.column_names if n not in floats],
+            "use_byte_stream_split": floats,
+        }
+    pq.write_table(table, sink, compression="zstd", compression_level=compression, **options)
     return sink.getvalue().to_pybytes()
 
 
@@ -223,9 +231,13 @@ class Store:
                 (self.trials / f"{record['key']}.json").unlink(missing_ok=True)
 
     def publish(self, rows: pd.DataFrame, folder: Path) -> None:
-        """Write rows, as `Study.rows` returns them, to `folder/<study>.parquet`; the same rows give the same bytes."""
+        """Write rows, as `Study.rows` returns them, to `folder/<study>.parquet`; the same rows give the same bytes.
+
+        Measured numbers take less space with the bytes of one place together, counts and repeated numbers do not.
+        """
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
-        write_atomically(folder / self.published.name, parquet(table, 12))
+        both = (parquet(table, 12), parquet(table, 12, split=True))
+        write_atomically(folder / self.published.name, min(both, key=len))
 
     def _set_aside(self, path: Path, problem: str) -> None:
         aside = self.trials / "set_aside"

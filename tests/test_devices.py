@@ -65,6 +65,7 @@ def studies(folder) -> dict[str, tuple]:
         "features": (latent_trials.features(*both), [STORED, STORED | {"seen": "digits16"}]),
         "heads": (latent_trials.heads(*both), heads),
         "projections": (latent_trials.projections(*both), [RANDOM | {"groups": [10, 30], "draws": 1}]),
+        "tasks": (latent_trials.tasks(*both), [STORED | {"seen": "digits16"}]),
         "layers": (latent_trials.layers(*both), [layer, network | {"scope": "network"}]),
         "spectra": (truncation_trials.spectra(*both), [CNN | {"layer": "features.3"}]),
         "truncations": (truncation_trials.truncations(*both), [LAYER | {"shares": [0.5], "joint_errors": [0.5]}]),
@@ -89,7 +90,7 @@ def studies(folder) -> dict[str, tuple]:
     }
 
 
-SLOW = ("oneshots", "tickets", "recoveries", "forms", "searches")
+SLOW = ("tasks", "oneshots", "tickets", "recoveries", "forms", "searches")
 KINDS = [pytest.param(kind, marks=[pytest.mark.nightly] if kind in SLOW else []) for kind in studies(None)]
 
 
@@ -113,6 +114,7 @@ def flat(rows: pd.DataFrame, specs: list[dict]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trial_on_a_device_that_refuses_tensors_of_the_host_has_the_numbers_of_the_cpu(kind, folders, monkeypatch):
+    monkeypatch.setattr(latent_trials, "TASK_CLASSES", 5)  # so that digits make two tasks
     study, specs = studies(folders["cpu"])[kind]
     expected = study.run(specs)
     with pretended(monkeypatch):

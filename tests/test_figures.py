@@ -53,7 +53,7 @@ def test_the_alternative_text_is_in_both_pictures_and_on_the_page(tmp_path):
     assert shown.alt == "A rising line."
 
 
-def test_coordinates_of_an_svg_have_two_decimals_and_its_texts_keep_theirs(tmp_path):
+def test_coordinates_of_an_svg_have_one_decimal_and_its_texts_keep_theirs(tmp_path):
     figure, axis = plt.subplots()
     axis.plot([0, 1 / 3, 2 / 3], [0, 1 / 7, 1 / 9])
     axis.set_title("limit 0.00512")
@@ -61,7 +61,7 @@ def test_coordinates_of_an_svg_have_two_decimals_and_its_texts_keep_theirs(tmp_p
     svg = (tmp_path / "a.svg").read_text()
     assert "limit 0.00512" in svg
     coordinates = " ".join(re.findall(r'\b(?:d|x|y)="([^"]*)"', svg))
-    assert re.search(r"\d\.\d\d", coordinates) and not re.search(r"\.\d{3}", coordinates)
+    assert re.search(r"\d\.\d", coordinates) and not re.search(r"\.\d{2}", coordinates)
 
 
 def test_a_figure_without_alternative_text_is_refused(tmp_path):
@@ -77,6 +77,13 @@ def test_measured_columns_go_to_the_timing_table_alone(tmp_path):
     figures.save(draw(), tmp_path, "00_t", numbers, "Time against MACs.")
     assert list(pd.read_csv(tmp_path / "00_t.csv")) == ["macs"]
     assert list(pd.read_csv(tmp_path / "00_t.timing.csv")) == ["macs", "made_ms"]
+
+
+def test_numbers_of_a_figure_have_nine_digits(tmp_path):
+    figures.save(
+        draw(), tmp_path, "00_t", pd.DataFrame({"macs": [231286784.0, None], "share": [1 / 3, 1.0]}), "A line."
+    )
+    assert (tmp_path / "00_t.csv").read_text() == "macs,share\n231286784,0.333333333\n,1\n"
 
 
 def test_a_saved_figure_is_closed(tmp_path):

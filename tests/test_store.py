@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lib import store as stores
 from lib.provenance import CompanionError
-from lib.store import Store, canonical
+from lib.store import Store, canonical, parquet
 from lib.study import Study
 from tests import toy_trials
 from tests.toy_checkout import kill_at, killed, without_measurements
@@ -228,3 +231,14 @@ def test_rows_on_disk_are_plain_json(tmp_path):
     (path,) = study.store.trials.glob("*.json")
     record = json.loads(path.read_text())
     assert record["x"] == 2 and record["square"] == 4 and record["status"] == "done"
+
+
+@pytest.mark.parametrize("values", [np.random.default_rng(0).random((200, 9)), np.zeros((200, 9))])
+def test_rows_are_published_in_the_smaller_of_two_encodings_and_read_the_same(tmp_path, values):
+    rows = pd.DataFrame({"key": [f"{i:016d}" for i in range(200)], "measured": list(values), "mean": values.mean(1)})
+    store = Store("00_smaller", 1, tmp_path)
+    store.publish(rows, tmp_path)
+    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+    sizes = [len(parquet(table, 12, split=split)) for split in (False, True)]
+    assert store.published.stat().st_size == min(sizes) < max(sizes)
+    assert pq.read_table(store.published).equals(table)

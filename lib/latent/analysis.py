@@ -60,9 +60,10 @@ def cifar_resnets(cases: Sequence[str]) -> list[str]:
 def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
     """The rows of `trials.heads`, one a recorded epoch, with performance differences and the lambda rule applied.
 
-    Added are `configuration` (the change as text), `epoch`, `pd` (points), `gap` and `train_gap` (nats), `largest_ap2`
-    of the twelve configurations of the paper, which have one of the fractions (epochs 1 on, by case and trial), `kl` =
-    1.9 ap2 / largest_ap2, and `scaled_r2`, the squared distance of group means for the covariance I / lambda.
+    Added are `configuration` (the change as text), `epoch`, `pd` (points), `gap` and `train_gap` (nats), `train_change`
+    (nats, with its sign), `largest_ap2` of the twelve configurations of the paper, which have one of the fractions
+    (epochs 1 on, by case and trial), `kl` = 1.9 ap2 / largest_ap2, and `scaled_r2`, the squared distance of group means
+    for the covariance I / lambda.
 
     Source: the lambda rule is that of paper 1's released code, main.py, `modify_first_column`.
     """
@@ -74,7 +75,8 @@ def by_epoch(heads: pd.DataFrame, fractions: Sequence[float]) -> pd.DataFrame:
     record[SERIES] = record[SERIES].astype(float)
     record["pd"] = (record["dense_test_accuracy"] - record["test_accuracy"]).abs()
     record["gap"] = (record["test_loss"] - record["dense_test_loss"]).abs()
-    record["train_gap"] = (record["train_loss"] - record["dense_train_loss"]).abs()
+    record["train_change"] = record["train_loss"] - record["dense_train_loss"]
+    record["train_gap"] = record["train_change"].abs()
     twelve = record[plain(record) & record["fraction"].isin(fractions) & (record["epoch"] > 0)]
     largest = twelve.groupby(["case", "tuning_lr", "trial"])["ap2"].max().rename("largest_ap2").reset_index()
     record = record.merge(largest, on=["case", "tuning_lr", "trial"], how="left")
@@ -110,12 +112,35 @@ def rho(measure: str, against: str = "pd", *within: str) -> Statistic:
     """Spearman's correlation of two columns over configurations (means over trials), within strata."""
 
     def statistic(rows: pd.DataFrame) -> float:
-        keys = list(dict.fromkeys(["configuration", *within]))
-        means = rows.groupby(keys, sort=False)[[measure, against]].mean().reset_index()
-        strata = means[list(within)].astype(str).agg(" ".join, axis=1) if within else ()
+        means, strata = _means(rows, [measure, against], within)
         return stats.rank_correlation(means[measure], means[against].to_numpy(), strata)
 
     return statistic
+
+
+def correlations(
+    rows: pd.DataFrame, measures: dict[str, str], targets: dict[str, str], *within: str
+) -> dict[str, pd.DataFrame]:
+    """For each target a table of `rho` within strata: cases (rows) by measures (columns).
+
+    Measures and targets map labels to columns.
+    """
+    tables: dict[str, dict] = {title: {} for title in targets}
+    for case, part in rows.groupby("case", sort=False):
+        means, strata = _means(part, [*measures.values(), *targets.values()], within)
+        for title, target in targets.items():
+            tables[title][case] = {
+                name: stats.rank_correlation(means[column], means[target].to_numpy(), strata)
+                for name, column in measures.items()
+            }
+    return {title: pd.DataFrame.from_dict(table, orient="index") for title, table in tables.items()}
+
+
+def _means(rows: pd.DataFrame, columns: list[str], within: Sequence[str]) -> tuple[pd.DataFrame, Sequence]:
+    """Means of columns over the trials of each configuration, and the stratum of each."""
+    keys = list(dict.fromkeys(["configuration", *within]))
+    means = rows.groupby(keys, sort=False)[list(dict.fromkeys(columns))].mean().reset_index()
+    return means, means[list(within)].astype(str).agg(" ".join, axis=1) if within else ()
 
 
 def correlation(x: pd.Series, y: pd.Series, strata: pd.DataFrame | None = None) -> dict[str, float]:
@@ -130,10 +155,11 @@ def correlation(x: pd.Series, y: pd.Series, strata: pd.DataFrame | None = None) 
 def with_prune_time(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
     """Rows of the last epoch with what was measured at epoch 0.
 
-    Added are the measures and the loss gap at prune time, as `*_start`, and `name`, the place of a method in NAMES.
+    Added are the measures, the loss gap and `train_change` at prune time, as `*_start`, and `name`, the place of a
+    method in NAMES.
     """
     key = ["case", "configuration", "trial", "tuning_lr", "mode"]
-    asked = {name: f"{name}_start" for name in ["ap2", *MEASURES, "gap"]}
+    asked = {name: f"{name}_start" for name in ["ap2", *MEASURES, "gap", "train_change"]}
     before = start[key + list(asked)].rename(columns=asked).drop_duplicates(key)
     return ending.merge(before, on=key).assign(name=lambda rows: rows["method"].map(NAMES))
 
@@ -148,11 +174,32 @@ def with_exponents(ending: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def one_of_each(networks: dict[str, dict]) -> list[str]:
+    """The first case of each set of weights: of a training, a checkpoint, or a network with ImageNet weights."""
+    firsts: dict[tuple, str] = {}
+    for case, spec in networks.items():
+        dataset = "ImageNet" if spec["network"].endswith("-pretrained") else spec["dataset"]
+        firsts.setdefault((spec["network"], dataset, spec.get("seed")), case)
+    return list(firsts.values())
+
+
 def kinds(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of compressions in one shot, one rate and one mode, with their `kind`: a structure, low rank or few bits."""
     kind = rows["structure"].where(rows["rank"].isna(), "low rank").where(rows["bits"].isna(), "few bits")
     one_shot = (rows["method"] == "lowest") & rows["steps_of_pruning"].isna() & (rows["mode"] == "paper")
-    return rows.assign(kind=kind)[one_shot | kind.isin(["low rank", "few bits"])]
+    chosen = rows.assign(kind=kind)[one_shot | kind.isin(["low rank", "few bits"])]
+    return chosen.drop_duplicates(["case", "configuration", "tuning_lr", "trial", "epoch"])
+
+
+def across_kinds(measure: str, against: str) -> Statistic:
+    """Of the pairs of rows of different `kind`, the share that two columns order alike minus the share they do not."""
+
+    def statistic(rows: pd.DataFrame) -> float:
+        kind, x, y = (rows[name].to_numpy() for name in ("kind", measure, against))
+        first, second = np.nonzero(np.triu(kind[:, None] != kind))
+        return float(np.mean(np.sign(x[first] - x[second]) * np.sign(y[first] - y[second])))
+
+    return statistic
 
 
 def best_of_others(table: pd.DataFrame) -> pd.Series:

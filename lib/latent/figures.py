@@ -255,7 +255,7 @@ def rates(control: pd.DataFrame, followed: pd.DataFrame) -> tuple[Figure, pd.Dat
         axis.set(xscale="log", xlabel="peak learning rate")
         axis.set_xticks(tried, map("{:g}".format, tried))
         axis.set_xticks([], minor=True)
-    texts = _class_styles(control["case"]) | {"none": figures.NULL}
+    texts = _class_styles(control["case"]) | {"no change, or unrelated": figures.NULL}
     figures.legend(figure, texts, columns=len(texts))
     return figure, control.merge(followed, on=["case", "tuning_lr"])
 
@@ -273,33 +273,35 @@ def predicted_sparsity(table: pd.DataFrame, predictors: dict[str, str]) -> Figur
 
 
 def layers(shown: pd.DataFrame) -> Figure:
-    """Loss gap after the whole network is fine-tuned against two measures at prune time, a colour a layer.
+    """Loss gap after the whole network is fine-tuned against three measures at prune time, a colour a layer.
 
     `shown` are rows of `trials.layers` with `case` and `gap`, without the dense control. Layers at one place of
-    different networks share a colour.
+    different networks share a colour. The axis of the gap, which may be negative, is linear near 0.
     """
     columns = {
-        "relative_ap2": "AP2 over the layer's squared norm",
-        "inputs_moved": "relative change of the head's inputs",
+        "relative_ap2": "AP2 over the layer's\nsquared norm",
+        "fisher_ap2": "AP2 weighted by curvature",
+        "inputs_moved": "relative change of\nthe head's inputs",
     }
     cases = list(dict.fromkeys(shown["case"]))
     pruned = [list(dict.fromkeys(own["layer"])) for _, own in shown.groupby("case", sort=False)]
     colours = figures.shades(range(max(map(len, pruned))))
-    figure, axes = plt.subplots(len(cases), 2, figsize=(10, 1 + 2.7 * len(cases)), squeeze=False, sharey="row")
+    figure, axes = plt.subplots(len(cases), 3, figsize=(10, 1 + 2.7 * len(cases)), squeeze=False, sharey="row")
     for row, case, names in zip(axes, cases, pruned, strict=True):
         own = shown[shown["case"] == case]
         for axis, (column, label) in zip(row, columns.items(), strict=True):
             for (layer, structure), one in own.groupby(["layer", "structure"], sort=False):
                 style = {"color": colours[names.index(layer)], "marker": "o" if structure == "weights" else "^"}
-                axis.scatter(one[column], one["gap"].clip(lower=1e-3), s=22, **style)
+                axis.scatter(one[column], one["gap"], s=22, **style)
             _logarithmic(axis, "x")
-            _logarithmic(axis, "y")
+            axis.set_yscale("symlog", linthresh=0.01)
+            axis.axhline(0, **figures.NULL)
             axis.set(xlabel=label)
         row[0].set_ylabel(_lines(case) + "\nloss gap (nats)")
     dot, texts = {"marker": "o", "ls": ""}, {}
     for place, own in colours.items():
         texts["\n".join(dict.fromkeys(names[place] for names in pruned if place < len(names)))] = dot | {"color": own}
-    texts |= {"single weights": dot, "filters": {"marker": "^", "ls": ""}}
+    texts |= {"single weights": dot, "filters": {"marker": "^", "ls": ""}, "as the control": figures.NULL}
     figures.legend(figure, texts, "layers, first to last")
     return figure
 

@@ -135,6 +135,19 @@ def test_correlations_are_of_means_over_trials_with_mean_ranks_for_ties():
     assert analysis.rho("x")(part) == pytest.approx(scipy_stats.spearmanr([3, 5, 7], y[1:]).statistic)
 
 
+def test_a_table_of_correlations_has_the_numbers_of_each_case_and_measure():
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(random.normal(size=(60, 4)), columns=["x", "y", "pd", "gap"])
+    rows = rows.assign(case=np.repeat(["one", "two"], 30), configuration=np.tile(np.arange(15), 4))
+    rows["fraction"] = rows["configuration"] % 3
+    tables = analysis.correlations(rows, {"X": "x", "Y": "y"}, {"points": "pd", "nats": "gap"}, "fraction")
+    assert list(tables) == ["points", "nats"] and list(tables["nats"]) == ["X", "Y"]
+    for title, target in {"points": "pd", "nats": "gap"}.items():
+        for name, column in {"X": "x", "Y": "y"}.items():
+            alone = analysis.per_case(rows, analysis.rho(column, target, "fraction"))
+            pd.testing.assert_series_equal(tables[title][name], alone, check_names=False)
+
+
 def test_the_mean_over_cases_has_the_interval_and_p_of_students_t():
     values = pd.Series([0.2, 0.5, 0.6, 0.1], index=list("abcd"))
     found, exact = analysis.over_cases(values, null=0.3), scipy_stats.ttest_1samp(values, 0.3, alternative="greater")
@@ -188,12 +201,28 @@ def test_a_matched_mask_has_the_gamma_that_was_found_and_a_drawn_one_its_own():
     assert alone["gamma"].tolist() == [1.5] and alone["name"].isna().all()
 
 
+def test_cases_that_share_weights_count_once():
+    one, lite = {"network": "resnet20", "dataset": "cifar10"}, {"network": "efficientnet_lite0-pretrained"}
+    networks = {"a": one, "b": one | {"dataset": "cifar100"}, "c": one | {"seen": "cifar100"}, "d": one | {"seed": 1}}
+    networks |= {"e": lite | {"dataset": "cifar10"}, "f": lite | {"dataset": "cifar100"}}
+    assert analysis.one_of_each(networks) == ["a", "b", "d", "e"]
+
+
 def test_kinds_are_compressions_in_one_shot():
     none = dict.fromkeys(ONE_SHOT)
     changes = [{}, {"structure": "inputs"}, none | {"rank": 3}, none | {"bits": 4}]
     others = [{"steps_of_pruning": 4}, {"method": "random"}, {"mode": "code"}, {"method": "none"}]
     found = analysis.kinds(ended(*changes, *others)[0])
     assert found["kind"].tolist() == ["weights", "inputs", "low rank", "few bits"]
+
+
+def test_pairs_of_one_kind_say_nothing_about_kinds():
+    rows = pd.DataFrame({"kind": list("aabb"), "x": [1, 2, 3, 4], "y": [2, 1, 4, 3]})
+    assert analysis.across_kinds("x", "y")(rows) == 1  # although each kind is in reverse order
+    rows["y"] = [3, 4, 1, 2]
+    assert analysis.across_kinds("x", "y")(rows) == -1
+    rows["y"] = [1, 4, 2, 3]  # of four pairs of kinds two are alike
+    assert analysis.across_kinds("x", "y")(rows) == 0
 
 
 def test_the_best_of_others_is_chosen_without_the_case_itself():

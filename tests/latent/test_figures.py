@@ -199,7 +199,7 @@ def test_rates_are_ticks_and_every_case_is_a_line():
     for axis, lines in zip(figure.axes, (3, 2, 3), strict=True):
         assert shown_ticks(axis) == {"0.1", "0.01", "0.003"} and len(axis.lines) == lines
     assert len(numbers) == 6 and set(numbers) == {"case", "tuning_lr", "change", "ap2", "rho"}
-    assert texts(figure) == ["10 classes", "100 classes", "none"]
+    assert texts(figure) == ["10 classes", "100 classes", "no change, or unrelated"]
 
 
 def test_predictors_of_the_sparsity_have_a_panel_each():
@@ -212,20 +212,21 @@ def test_predictors_of_the_sparsity_have_a_panel_each():
 
 def layer_rows(case, names):
     keys = [(n, s, m) for n in names for s in ("weights", "filters") for m in METHODS]
-    measures = {"relative_ap2": 0.1, "inputs_moved": 0.2, "gap": 0.3}
+    measures = {"relative_ap2": 0.1, "fisher_ap2": 0.1, "inputs_moved": 0.2, "gap": -0.3}
     return pd.DataFrame([{"case": case, "layer": n, "structure": s, "method": m} | measures for n, s, m in keys])
 
 
 def test_layers_at_one_place_of_different_networks_share_a_colour_and_both_are_named():
     same = pd.concat([layer_rows(case, ["conv1", "conv2"]) for case in CASES])
     figure = figures.layers(same)
-    assert texts(figure) == ["conv1", "conv2", "single weights", "filters"]
-    assert len(figure.axes) == 4 and {points(axis) for axis in figure.axes} == {12}
+    assert texts(figure) == ["conv1", "conv2", "single weights", "filters", "as the control"]
+    assert figure.axes[0].get_ylim()[0] < -0.3  # a gain is shown, too
+    assert len(figure.axes) == 6 and {points(axis) for axis in figure.axes} == {12}
     figure = figures.layers(pd.concat([same, layer_rows("vgg16, cifar10", ["features.0", "features.3", "features.7"])]))
     assert texts(figure)[:3] == ["conv1\nfeatures.0", "conv2\nfeatures.3", "features.7"]
     first = [axis.collections[0].get_facecolor().tolist() for axis in figure.axes]
     assert all(colour == first[0] for colour in first)
-    assert figure.axes[4].get_ylabel() == "vgg16\ncifar10\nloss gap (nats)"
+    assert figure.axes[6].get_ylabel() == "vgg16\ncifar10\nloss gap (nats)"
 
 
 def test_kinds_of_compression_have_a_colour_each_in_every_case():
