@@ -11,7 +11,7 @@ import yaml
 
 from lib.provenance import root
 
-MARK = re.compile(r"^# (\S+), (?:(above|below) `(.*)`|at the end)$")
+MARK = re.compile(r"^ *# (\S+), (?:(above|below) `(.*)`|at the end)$")
 KINDS = ("network", "data set", "measure", "figure", "interval", "claim")
 PROFILE = {"networks": ["linear", "perceptron"], "dataset": "noise", "epochs": 2, "seeds": 2, "null_seeds": 2}
 SCRIPT = """

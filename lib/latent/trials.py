@@ -24,6 +24,7 @@ from lib.data import Data, Split
 from lib.latent import head, measures
 from lib.latent.head import evaluate_head, head_hessian_diagonal, head_probabilities, masked
 from lib.masks import magnitude_mask
+from lib.parameters import DATASETS
 from lib.provenance import write_atomically
 from lib.study import Study, generator
 
@@ -100,10 +101,11 @@ def cache_features(spec: dict, device: str, weights: Path, *, dense_folder: Path
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     if "seen" in spec:
-        seen = data.load(spec["seen"], device=device, seed=spec.get("seed", 0))
-        if seen.channels != dataset.channels:
-            channels = f"{dataset.channels} channels, and {spec['seen']} has {seen.channels}"
+        known = DATASETS.get(spec["seen"])  # looked up before anything is downloaded
+        if known and known["channels"] != dataset.channels:
+            channels = f"{dataset.channels} channels, and {spec['seen']} has {known['channels']}"
             raise ValueError(f"{spec['network']} takes images of {channels}: let it see another data set.")
+        seen = data.load(spec["seen"], device=device, seed=spec.get("seed", 0))
         dataset = replace(seen, mean=dataset.mean, std=dataset.std)
     kept = {}
     for part, split in zip(PARTS, _splits(dataset, spec), strict=True):
