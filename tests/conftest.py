@@ -3,12 +3,15 @@
 import os
 import shutil
 import subprocess
+import warnings
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from lib import run
+from lib.figures import STYLE
 from tests import toy_checkout
 
 torch.set_num_threads(1)  # several that share busy cores are many times slower
@@ -31,6 +34,17 @@ def settings_of_its_own(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     with matplotlib.rc_context():
         yield
+
+
+@pytest.fixture
+def drawn():
+    """Every figure of a test is drawn in the end, and a warning of its layout is an error."""
+    with warnings.catch_warnings(), plt.style.context(STYLE):
+        warnings.simplefilter("error")
+        yield
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+    plt.close("all")
 
 
 @pytest.fixture

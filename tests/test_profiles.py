@@ -14,7 +14,7 @@ from lib.parameters import DATASETS, notebook_names, profile_parameters, split_n
 from lib.provenance import root
 from lib.spaces import samplers
 from lib.spaces import trials as spaces_trials
-from lib.spline import selection
+from lib.spline import measures
 from lib.truncation import sweep
 
 PROFILES = ("gpu", "paper")
@@ -207,7 +207,7 @@ OF_PAPER_4 = {name.split("/")[0] for profile in PROFILES for name in parameters(
 @pytest.mark.parametrize("network", sorted(OF_PAPER_4))
 def test_the_nodes_and_codes_of_paper_4_are_found(network):
     model = models.build(network, classes=100)
-    found = len(selection.layers(model)), len(spline.coded_layers(model))
+    found = len(measures.layers(model)), len(spline.coded_layers(model))
     if network.startswith("alexnet"):
         assert found == (5 + 2, 5)  # its wide linear layers are pruned and not coded
     else:

@@ -6,9 +6,9 @@ Names are loaded when they are first used: reading the rules of a paper imports 
 import lazy_loader
 
 MEASURES = (
-    "Codes activation_codes canvas code_distance coded_layers distance_matrix early_bird_epoch folded forward_flops "
-    "mask_early_bird_epoch merge recent_distance reduced redundancy training_flops"
+    "Codes activation_codes canvas choose code_distance coded_layers distance_matrix early_bird_epoch folded "
+    "forward_flops mask_early_bird_epoch merge recent_distance reduced redundancy remove training_flops"
 ).split()
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={"measures": MEASURES, "partition": ["split"], "selection": ["choose", "remove"]}
+    __name__, submod_attrs={"measures": MEASURES, "partition": ["split"]}
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.spline import measures, partition, selection
+from lib.spline import measures, partition
 from lib.study import Study, generator
 
 WINDOW = ((-5.0, 5.0), (-5.0, 5.0))
@@ -259,14 +259,14 @@ def trained(spec: dict, widths: list[int]) -> tuple[Batch, Batch]:
 
 def without(batch: Batch, kept: int, method: str, seed: int, points: Tensor) -> Batch:
     """A network of one hidden layer, pruned to `kept` nodes; it keeps its shape, with nodes without weights."""
-    found = selection.layers(module(batch))
+    found = measures.layers(module(batch))
     ratio = 1 - kept / len(found[0])
     if method == "data":  # the share of points on which one of two nodes is active and the other is not
         codes = (points.double() @ found[0].weights.T + found[0].biases > 0).double()
         scores = codes.mean(0)[:, None] + codes.mean(0) - 2 * codes.T @ codes / len(codes)
-        dropped = selection.twins(found, [scores], *selection.quotas([len(found[0])], ratio, "layerwise"))
+        dropped = measures.twins(found, [scores], *measures.quotas([len(found[0])], ratio, "layerwise"))
     else:
-        dropped = selection.choose(found, ratio, method, generator=generator(seed, "nodes"))
+        dropped = measures.choose(found, ratio, method, generator=generator(seed, "nodes"))
     small = one(batch, 0)
     for _, gone, twin in dropped:
         if method == "merged" and twin >= 0:
@@ -361,10 +361,10 @@ def changed(spec: dict, device: str, weights: Path) -> dict:
         loss = 100 * (full - accuracy(small, points, labels)[0])
         rows.append(case | partition.change(before, module(small), WINDOW) | {"loss": loss})
 
-    found = selection.layers(before)
+    found = measures.layers(before)
     for ratio in spec["ratios"]:
         for method in ("magnitude", "signed", "random"):
-            dropped = selection.choose(found, ratio, method, generator=generator(spec["seed"], method))
+            dropped = measures.choose(found, ratio, method, generator=generator(spec["seed"], method))
             small = dense
             for layer in (0, 1):
                 small = without_nodes(small, [node for k, node, _ in dropped if k == layer], layer)
@@ -510,8 +510,8 @@ def _bundles(spec: dict) -> tuple[list[dict], dict]:
     last = torch.zeros(1, 2, 8)
     last[0, 0] = 1.0 + 0.2 * torch.rand(8, generator=stream)
     batch = [first, (weight[None], bias[None]), (last, torch.tensor([[-1.0, 0.0]]))]
-    own = selection.layers(module(batch))[1]
-    gone = [node for _, node, _ in selection.choose([own], 0.75, "signed")]
+    own = measures.layers(module(batch))[1]
+    gone = [node for _, node, _ in measures.choose([own], 0.75, "signed")]
     small = without_nodes(batch, gone, 1)
     kept = {
         "score": measures.redundancy(own.weights, own.biases)[0].tolist(),

@@ -22,7 +22,7 @@ from lib import baselines, data, training
 from lib.data import Data
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown, write_atomically
-from lib.spline import measures, partition, selection
+from lib.spline import measures, partition
 from lib.spline.measures import training_flops
 from lib.study import Study, generator, seed_from
 
@@ -155,12 +155,12 @@ def oneshot(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     """
     dataset = loaded(spec, device)
     model = snapshot(spec, spec["epoch"], dataset, folder, device)
-    found, rows = selection.layers(model, dataset.size), []
-    for scope in selection.SCOPES:
+    found, rows = measures.layers(model, dataset.size), []
+    for scope in measures.SCOPES:
         for method in SCORES:
             for ratio in spec["ratios"]:
                 stream = generator(spec["seed"], "nodes", scope, ratio)
-                small = selection.remove(model, ratio, method, scope, size=dataset.size, generator=stream)
+                small = measures.remove(model, ratio, method, scope, size=dataset.size, generator=stream)
                 rows.append((method, scope, ratio, accuracy(small, dataset)))
     row = dict(zip(("method", "scope", "ratio", "accuracy"), map(list, zip(*rows, strict=True)), strict=True))
     row |= {"dense": accuracy(model, dataset), "width_of": [len(own) for own in found]}
@@ -169,7 +169,7 @@ def oneshot(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     random = [_random_like(own, generator(spec["seed"], "filters", own.name)) for own in found]
     for name, layers in (("trained", found), ("random", random)):
         for label, size in (("full", None), ("reduced", dim)):
-            dropped = selection.choose(layers, spec["share_ratio"], "signed", "global", dim=size)
+            dropped = measures.choose(layers, spec["share_ratio"], "signed", "global", dim=size)
             gone = [sum(k == place for k, _, _ in dropped) / len(own) for place, own in enumerate(layers)]
             row[f"share_{name}_{label}"] = gone
     return row
@@ -190,7 +190,7 @@ def picture(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     model = snapshot(spec, spec["epoch"], dataset, folder, device)
     if spec.get("ratio"):
         stream = generator(spec["seed"], "nodes")
-        model = selection.remove(model, spec["ratio"], spec["method"], size=dataset.size, generator=stream)
+        model = measures.remove(model, spec["ratio"], spec["method"], size=dataset.size, generator=stream)
     labels = dataset.test.labels.tolist()
     images = normalised(dataset, [labels.index(label) for label in list(dict.fromkeys(labels))[:3]]).cpu()
     middle = decision_change(snapshot(spec, spec["epochs"], dataset, folder, device).cpu(), images[0], images[1])
@@ -226,7 +226,7 @@ def _scales(model: nn.Module) -> Tensor:
     return torch.cat([torch.zeros(0), *(norm.weight.detach().cpu() for norm in _norms(model))])
 
 
-def _random_like(own: selection.Layer, stream: torch.Generator) -> selection.Layer:
+def _random_like(own: measures.Layer, stream: torch.Generator) -> measures.Layer:
     """Gaussian rows of the same shape and lengths, with the same offsets and outgoing weights."""
     rows = torch.randn(own.weights.shape, generator=stream, dtype=torch.float64)
     return replace(own, weights=rows / rows.norm(dim=1, keepdim=True) * own.weights.norm(dim=1, keepdim=True))
@@ -261,7 +261,7 @@ def ticket(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
         generator(spec["seed"], "nodes", spec["method"]),
     )
     options = {"size": dataset.size, "chooser": seen, "generator": stream}
-    small = selection.remove(source, spec["ratio"], spec["method"], **options)
+    small = measures.remove(source, spec["ratio"], spec["method"], **options)
     forward = partial(measures.forward_flops, shape=tuple(dataset.train.images.shape[1:]))
     dense, price = (training_flops(forward(model), images, 1) for model in (seen, small))
     detector = draw * spec["side"] ** 2 * forward(seen)

@@ -1,14 +1,11 @@
 """Figures of paper 1 are drawn from small tables without a warning, with a panel for each case and their legends."""
 
-import warnings
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib import stats
-from lib.figures import COLOURS, STYLE
+from lib.figures import COLOURS
 from lib.latent import figures
 from lib.masks import METHODS
 
@@ -16,15 +13,7 @@ FRACTIONS, EPOCHS, TRIALS = (0.1, 0.3, 0.5, 0.8), 3, 2
 CASES = ("resnet20, cifar10", "resnet56, cifar100")
 
 
-@pytest.fixture(autouse=True)
-def drawn():
-    """Every figure of a test is drawn in the end, and a warning of its layout is an error."""
-    with warnings.catch_warnings(), plt.style.context(STYLE):
-        warnings.simplefilter("error")
-        yield
-        for number in plt.get_fignums():
-            plt.figure(number).canvas.draw()
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def by_epoch(methods, fractions):

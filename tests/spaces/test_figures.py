@@ -1,28 +1,16 @@
 """Figures are drawn from small tables without a warning, a panel for each regime, and return their numbers."""
 
-import warnings
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib import channels, models, spaces
-from lib.figures import STYLE
 from lib.spaces import analysis, figures, samplers
 
 SHARES = (0.6, 0.4)
 
 
-@pytest.fixture(autouse=True)
-def drawn():
-    """Every figure of a test is drawn in the end, and a warning of its layout is an error."""
-    with warnings.catch_warnings(), plt.style.context(STYLE):
-        warnings.simplefilter("error")
-        yield
-        for number in plt.get_fignums():
-            plt.figure(number).canvas.draw()
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import nn
 from lib import channels, models
 from lib.parameters import SCORES
 from lib.provenance import CompanionError
-from lib.spline import measures, selection
+from lib.spline import measures
 from lib.study import generator
 
 
@@ -40,8 +40,8 @@ PROBES = torch.randn(40, 1, 8, 8, generator=generator(0, "probes"), dtype=torch.
 
 def test_two_bundles_leave_two_survivors():
     rows = [[1, 0, 0.1], [1, 0.02, 0.1], [1, -0.02, 0.1], [0, 1, -0.2], [0.02, 1, -0.2]]
-    found = selection.layers(network(rows, [1, 2, 1, 1, 3]))
-    dropped = selection.choose(found, 0.6, "signed")
+    found = measures.layers(network(rows, [1, 2, 1, 1, 3]))
+    dropped = measures.choose(found, 0.6, "signed")
     kept = set(range(5)) - {node for _, node, _ in dropped}
     assert len(kept) == 2
     assert len(kept & {0, 1, 2}) == len(kept & {3, 4}) == 1
@@ -49,8 +49,8 @@ def test_two_bundles_leave_two_survivors():
 
 
 def test_opposite_nodes_are_twins_without_a_sign_only():
-    found = selection.layers(network([[1, 0, 0], [-1, 0, 0], [0.6, 0.8, 0.5]], [1, 1, 1]))
-    assert selection.choose(found, 0.34, "normalised")[0][1] in (0, 1)
+    found = measures.layers(network([[1, 0, 0], [-1, 0, 0], [0.6, 0.8, 0.5]], [1, 1, 1]))
+    assert measures.choose(found, 0.34, "normalised")[0][1] in (0, 1)
     scores = measures.redundancy(found[0].weights, found[0].biases, "signed")
     assert scores[0, 1] == 2
 
@@ -59,8 +59,8 @@ def test_opposite_nodes_are_twins_without_a_sign_only():
 @pytest.mark.parametrize("method", SCORES)
 def test_every_method_removes_the_asked_share_of_each_layer_and_the_network_still_runs(name, method):
     model = randomised(name, width=0.5)
-    found = selection.layers(model, 8)
-    small = selection.remove(model, 0.5, method, size=8, generator=generator(0, "nodes"))
+    found = measures.layers(model, 8)
+    small = measures.remove(model, 0.5, method, size=8, generator=generator(0, "nodes"))
     modules = dict(small.named_modules())
     assert [len(modules[own.name].weight) for own in found] == [len(own) - len(own) // 2 for own in found]
     with torch.no_grad():
@@ -69,18 +69,18 @@ def test_every_method_removes_the_asked_share_of_each_layer_and_the_network_stil
 
 @pytest.mark.parametrize("method", ["signed", "magnitude", "random"])
 def test_the_global_scope_removes_the_asked_share_of_all_and_empties_no_layer(method):
-    found = selection.layers(randomised("digits_cnn", width=0.5), 8)
+    found = measures.layers(randomised("digits_cnn", width=0.5), 8)
     for ratio in (0.3, 0.99):
-        dropped = selection.choose(found, ratio, method, "global", generator=generator(0, "nodes"))
+        dropped = measures.choose(found, ratio, method, "global", generator=generator(0, "nodes"))
         assert len(dropped) == len(set(dropped)) == min(int(ratio * 96), 92)
         gone = [sum(layer == k for layer, _, _ in dropped) for k in range(len(found))]
         assert all(n < len(own) for n, own in zip(gone, found, strict=True))
 
 
 def test_the_layers_of_a_resnet_are_the_convolutions_inside_blocks():
-    found = selection.layers(models.build("resnet20"))
+    found = measures.layers(models.build("resnet20"))
     assert [own.name for own in found] == [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(3)]
-    single = selection.layers(models.build("resnet8"))
+    single = measures.layers(models.build("resnet8"))
     assert [own.name for own in single] == [f"layer{s}.0.conv1" for s in (1, 2, 3)]  # one block a stage: same rule
     assert {own.norm.rpartition(".")[2] for own in found} == {"bn1"}
     assert {own.reader.rpartition(".")[2] for own in found} == {"conv2"}
@@ -89,7 +89,7 @@ def test_the_layers_of_a_resnet_are_the_convolutions_inside_blocks():
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet8"])
 def test_removing_merged_duplicates_changes_nothing_and_removing_them_alone_does(name):
     model = randomised(name, width=0.25)
-    for own in selection.layers(model, 8):
+    for own in measures.layers(model, 8):
         writer, norm = model.get_submodule(own.name), model.get_submodule(own.norm)
         half = len(own) // 2
         for tensor in (writer.weight.data, norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
@@ -98,8 +98,8 @@ def test_removing_merged_duplicates_changes_nothing_and_removing_them_alone_does
         norm.bias.data[half : 2 * half] *= 2.7
     with torch.no_grad():
         before = model(PROBES)
-        merged = selection.remove(model, 0.5, "merged", size=8).eval()(PROBES)
-        alone = selection.remove(model, 0.5, "signed", size=8).eval()(PROBES)
+        merged = measures.remove(model, 0.5, "merged", size=8).eval()(PROBES)
+        alone = measures.remove(model, 0.5, "signed", size=8).eval()(PROBES)
     assert (merged - before).abs().max() < 1e-10
     assert (alone - before).abs().max() > 0.1
 
@@ -107,47 +107,47 @@ def test_removing_merged_duplicates_changes_nothing_and_removing_them_alone_does
 def test_a_node_without_a_hyperplane_goes_first_and_leaves_its_constant():
     model = network([[1, 0, 0.5], [0, 0, 2.0], [0, 1, -0.5], [1, 1, 0]], [1, 3, 1, 1])
     probes = torch.randn(50, 2, generator=generator(0, "x"), dtype=torch.float64)
-    found = selection.layers(model)
-    assert selection.choose(found, 0.25, "signed") == [(0, 1, -1)]
-    small = selection.remove(model, 0.25, "signed")
+    found = measures.layers(model)
+    assert measures.choose(found, 0.25, "signed") == [(0, 1, -1)]
+    small = measures.remove(model, 0.25, "signed")
     assert (small(probes) - model(probes)).abs().max() < 1e-12
     deep = randomised("digits_cnn", width=0.25)
     deep.features[1].weight.data[2] = 0
     with torch.no_grad():
         whole = deep.features[:5](PROBES)
-        cut = selection.without(deep, selection.layers(deep, 8), [(0, 2, -1)], size=8).eval().features[:5](PROBES)
+        cut = measures.without(deep, measures.layers(deep, 8), [(0, 2, -1)], size=8).eval().features[:5](PROBES)
     assert (whole - cut)[:, :, 1:-1, 1:-1].abs().max() < 1e-10
 
 
 def test_controls_take_what_they_name():
     model = network([[3, 0, 0], [0, 0.1, 0], [1, 1, 0], [1, 0.9, 0.1]], [1, 1, 1, 1])
-    found = selection.layers(model)
-    assert selection.choose(found, 0.25, "magnitude") == [(0, 1, -1)]
-    assert selection.choose(found, 0.25, "median")[0][1] in (2, 3)
+    found = measures.layers(model)
+    assert measures.choose(found, 0.25, "magnitude") == [(0, 1, -1)]
+    assert measures.choose(found, 0.25, "median")[0][1] in (2, 3)
     deep = randomised("digits_cnn", width=0.25)
     deep.features[4].weight.data[5] = -0.01
-    found = selection.layers(deep, 8)
-    assert (1, 5, -1) in selection.choose(found, 0.2, "slimming", "global")
+    found = measures.layers(deep, 8)
+    assert (1, 5, -1) in measures.choose(found, 0.2, "slimming", "global")
 
 
 def test_ratios_methods_and_scopes_that_do_not_exist_are_refused():
     model = network([[1, 0, 0], [0, 1, 0]], [1, 1])
     with pytest.raises(ValueError, match="each layer keeps at least one"):
-        selection.remove(model, 1.0, "signed")
+        measures.remove(model, 1.0, "signed")
     with pytest.raises(CompanionError, match="score .sigend'.*signed"):
-        selection.remove(model, 0.5, "sigend")
+        measures.remove(model, 0.5, "sigend")
     with pytest.raises(CompanionError, match="scope"):
-        selection.remove(model, 0.5, "signed", "local")
+        measures.remove(model, 0.5, "signed", "local")
     with pytest.raises(ValueError, match="pass generator"):
-        selection.remove(model, 0.5, "random")
+        measures.remove(model, 0.5, "random")
 
 
 def test_the_network_given_is_left_alone():
     model = randomised("digits_cnn", width=0.25)
     state = copy.deepcopy(model.state_dict())
-    selection.remove(model, 0.5, "merged", size=8)
+    measures.remove(model, 0.5, "merged", size=8)
     assert all((value == state[name]).all() for name, value in model.state_dict().items())
-    assert channels.find(model, 8).dense.tolist() == [len(own) for own in selection.layers(model, 8)]
+    assert channels.find(model, 8).dense.tolist() == [len(own) for own in measures.layers(model, 8)]
 
 
 @pytest.mark.parametrize(("room", "total"), [([7, 4], 11), ([11, 8], 12)])
@@ -157,11 +157,11 @@ def test_greedy_removal_takes_the_closest_pair_of_what_is_left_each_time(room, t
     for nodes in (12, 9):
         weights, outgoing = torch.randn(nodes, 3, generator=stream), torch.randn(nodes, 2, generator=stream)
         parts = (weights, torch.zeros(nodes), outgoing, torch.ones(nodes))
-        found.append(selection.Layer("a", "b", "", *(part.double() for part in parts)))
+        found.append(measures.Layer("a", "b", "", *(part.double() for part in parts)))
         rough = torch.randint(6, (nodes, nodes), generator=stream).double()  # with many ties
         scores.append(rough + rough.T)
     left = [set(range(len(layer))) for layer in found]
-    dropped, room = selection.twins(found, scores, room, total), list(room)
+    dropped, room = measures.twins(found, scores, room, total), list(room)
     assert len(dropped) == total
     for layer, gone, kept in dropped:
         pairs = {
@@ -192,10 +192,10 @@ def test_a_named_network_is_coded_compared_and_pruned(name):
     assert len(codes[0].names) == coded
     distance = measures.code_distance(*codes)
     assert ((0 < distance) & (distance < 1)).all()
-    found = selection.layers(model)
+    found = measures.layers(model)
     assert len(found) == prunable
     method = "magnitude" if name.startswith("alexnet") else "signed"  # all pairs of 4,096 nodes take too long here
-    small = selection.remove(model, 0.5, method).eval()
+    small = measures.remove(model, 0.5, method).eval()
     modules = dict(small.named_modules())
     assert [len(modules[own.name].weight) for own in found] == [len(own) - len(own) // 2 for own in found]
     with torch.no_grad():
@@ -208,4 +208,4 @@ def test_alexnet_is_coded_in_its_five_convolutions_and_its_groups_are_refused():
     codes = measures.activation_codes(model, torch.randn(1, 3, 32, 32, generator=generator(0, "probes")))
     assert len(codes.names) == 5
     with pytest.raises(ValueError, match="ungrouped and depthwise"):
-        selection.layers(model)
+        measures.layers(model)
