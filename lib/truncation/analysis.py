@@ -77,17 +77,30 @@ def points(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows = finished(rows)
     rows["shape"] = ["x".join(map(str, shape)) for shape in rows["shape"]]
-    rows["place"] = rows.groupby(["case", "seed"]).cumcount()
-    last = rows.groupby(["case", "seed"])["place"].transform("max").clip(lower=1)
-    rows["depth"] = rows["place"] / last
-    table = rows[[*LAYER, "n_first", *LISTS]].explode(LISTS, ignore_index=True).infer_objects()
-    even = -(-table["n"] // 2)
-    for name, of, count in (("", "", table["n"]), ("_even", "_even", even), ("_first", "_first", table["n_first"])):
-        table[f"drop{name}"] = 100 * (table[f"lost{of}"] - table[f"gained{of}"]) / count
+    table = _placed(rows)[[*LAYER, "n_first", *LISTS]].explode(LISTS, ignore_index=True).infer_objects()
+    table, even = _drops(table), -(-table["n"] // 2)
+    table["drop_even"] = 100 * (table["lost_even"] - table["gained_even"]) / even
     odd = table["lost"] - table["gained"] - table["lost_even"] + table["gained_even"]
-    table["drop_odd"] = 100 * odd / (table["n"] - even).clip(lower=1)
+    return table.assign(drop_odd=100 * odd / (table["n"] - even).clip(lower=1))
+
+
+def zeroed(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per layer of the rows of `trials.zero_layers`: a table of `points` that has zero kernels alone."""
+    lists = "layer shape n lost gained n_first lost_first gained_first".split()
+    return _drops(_placed(finished(rows).explode(lists, ignore_index=True).infer_objects())).assign(method="zero")
+
+
+def _placed(layers: pd.DataFrame) -> pd.DataFrame:
+    place = layers.groupby(["case", "seed"]).cumcount()
+    last = place.groupby([layers["case"], layers["seed"]]).transform("max").clip(lower=1)
+    return layers.assign(place=place, depth=place / last)
+
+
+def _drops(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the drop (points) and McNemar's p on all images, and on the first ones."""
     for name in ("", "_first"):
-        table[f"p{name}"] = mcnemar_p(table[f"lost{name}"], table[f"gained{name}"])
+        lost, gained = table[f"lost{name}"], table[f"gained{name}"]
+        table[f"drop{name}"], table[f"p{name}"] = 100 * (lost - gained) / table[f"n{name}"], mcnemar_p(lost, gained)
     return table
 
 
@@ -152,7 +165,7 @@ def tolerances(table: pd.DataFrame, harm: Harm = HARM) -> pd.DataFrame:
 
 
 def idle_layers(table: pd.DataFrame, harm: Harm = HARM) -> pd.DataFrame:
-    """One row per layer of `points`: the `drop` when its kernel is zeroed, its p, and whether it is `idle`."""
+    """One row per layer of `points` or `zeroed`: the `drop` when its kernel is zeroed, its p, whether it is `idle`."""
     zero = harmed(table, harm)
     return zero.loc[zero["method"] == "zero", [*LAYER, "n", "drop", "p", "idle"]].reset_index(drop=True)
 

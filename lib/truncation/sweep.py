@@ -45,17 +45,10 @@ class LayerSweep:
     """
 
     def __init__(self, model: nn.Module, layer: str):
-        try:
-            self.graph = fx.symbolic_trace(deepcopy(model).eval()).to(memory_format=torch.channels_last)
-        except fx.proxy.TraceError as error:
-            name = type(model).__name__
-            raise ValueError(f"The forward pass of {name} branches or loops on values: write it without.") from error
+        self.graph = _traced(model)
         self.layer = self.graph.get_submodule(layer)
         self.shape = tuple(kernel(self.layer).shape)
-        found = [node for node in self.graph.graph.nodes if node.op == "call_module" and node.target == layer]
-        if len(found) != 1:
-            raise ValueError(f"{layer} is called {len(found)} times in a forward pass: choose a layer called once.")
-        self.node = found[0]
+        self.node = _called(self.graph, layer)
         _fold_batch_norms(self.graph, self.node)
         nodes = [node for node in self.graph.graph.nodes if node.op != "output"]
         after = _reached(self.node)
@@ -104,6 +97,38 @@ class LayerSweep:
         return self.layer._conv_forward(inputs, weight, self.layer.bias)
 
 
+class ZeroSweep:
+    """A network in evaluation mode that computes its outputs with the kernel of one layer after another set to zero.
+
+    Of the values of the dense network only those that depend on the layer are computed again.
+
+    Raises:
+        ValueError: as `LayerSweep`.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]):
+        self.graph = _traced(model)
+        self.layers = [_called(self.graph, layer) for layer in layers]
+        _fold_batch_norms(self.graph)
+        self.nodes = [node for node in self.graph.graph.nodes if node.op != "output"]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, chosen: Sequence[int]) -> Tensor:
+        """Outputs (1 + chosen, images, classes) of the dense network and without each of the layers at these places."""
+        interpreter = fx.Interpreter(self.graph)
+        interpreter.args_iter = iter((images.contiguous(memory_format=torch.channels_last),))
+        scores = [_run(interpreter, self.nodes, self.nodes)]
+        values = dict(interpreter.env)
+        for layer in (self.layers[k] for k in chosen):
+            zero, bias = torch.zeros_like(values[layer]), self.graph.get_submodule(layer.target).bias
+            if bias is not None:
+                zero += bias.view(-1, *[1] * (zero.ndim - 2))
+            interpreter.env = values | {layer: zero}
+            reached = _reached(layer) - {layer}
+            scores.append(_run(interpreter, [node for node in self.nodes if node in reached]) if reached else zero)
+        return torch.stack(scores)
+
+
 def compare(
     model: nn.Module,
     layer: str,
@@ -136,7 +161,22 @@ def compare(
     return {"wrong": torch.cat(wrong, 1).cpu(), "loss": (loss / count).cpu(), "kl": (kl / count).clamp(min=0).cpu()}
 
 
-def _fold_batch_norms(graph: fx.GraphModule, kept: fx.Node) -> None:
+def _traced(model: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.symbolic_trace(deepcopy(model).eval()).to(memory_format=torch.channels_last)
+    except fx.proxy.TraceError as error:
+        name = type(model).__name__
+        raise ValueError(f"The forward pass of {name} branches or loops on values: write it without.") from error
+
+
+def _called(graph: fx.GraphModule, layer: str) -> fx.Node:
+    found = [node for node in graph.graph.nodes if node.op == "call_module" and node.target == layer]
+    if len(found) != 1:
+        raise ValueError(f"{layer} is called {len(found)} times in a forward pass: choose a layer called once.")
+    return found[0]
+
+
+def _fold_batch_norms(graph: fx.GraphModule, kept: fx.Node | None = None) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_module" or not isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
             continue

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import baselines, models, training
-from lib.data import Data, Split
+from lib.data import Data, Split, batches, normalise
 from lib.parameters import PUBLIC
 from lib.study import Study, generator
 from lib.truncation import cuts, forms, measures, sweep
@@ -64,11 +64,6 @@ def report_specs(dense: Iterable[dict], chosen: pd.DataFrame, **options) -> list
         for spec in dense
         for layer, one in of_network(chosen, spec).groupby("layer", sort=False)
     ]
-
-
-def zero_specs(dense: Iterable[dict], **options) -> list[dict]:
-    """A spec for each layer of each dense network that replaces its kernel by zeros, and nothing else."""
-    return layer_specs(dense, **options, cuts=[], ranks=[])
 
 
 def of_network(rows: pd.DataFrame, spec: dict) -> pd.DataFrame:
@@ -225,6 +220,11 @@ def truncations(folder: Path, dense_folder: Path) -> Study:
     return _kernels("truncations", truncated_kernels, folder, dense_folder)
 
 
+def zeroed(folder: Path, dense_folder: Path) -> Study:
+    """The study of networks with the kernel of one layer after another set to zero."""
+    return Study(f"{STUDY}.zeroed", partial(zero_layers, dense_folder=dense_folder), version=1, folder=folder)
+
+
 def controlled(folder: Path, dense_folder: Path) -> Study:
     """The study of graded truncations beside their controls, at equal relative error."""
     return _kernels("controls", control_kernels, folder, dense_folder)
@@ -338,9 +338,8 @@ def truncate_layer(
     if first < len(split):
         drops = 100 * (sums["lost"] - sums["gained"]) / first
         zero = [drop for (labels, _), drop in zip(listed, drops.tolist(), strict=True) if labels["method"] == "zero"]
-        needed = "zero" if len(listed) > 2 else ""  # the others are compared with it
-        worst = max(HOPELESS[0], HOPELESS[1] * max(zero, default=0.0) if needed else 0.0)
-        promising = [k for k, drop in enumerate(drops.tolist()) if drop <= worst or listed[k][0]["method"] == needed]
+        worst = max(HOPELESS[0], HOPELESS[1] * max(zero, default=0.0))  # the zero kernel is one to compare with
+        promising = [k for k, drop in enumerate(drops.tolist()) if drop <= worst or listed[k][0]["method"] == "zero"]
         further = compared(promising, first, len(split))
         loss += further.pop("loss")
         for name, values in further.items():
@@ -362,6 +361,47 @@ def truncate_layer(
             "shape": list(kernel.shape),
         }
     )
+
+
+def zero_layers(spec: dict, device: str, weights_path: Path, *, dense_folder: Path) -> dict:
+    """The trial of `zeroed`: one network without the kernel of one layer after another; biases stay.
+
+    The spec holds a dense network, `part`, `images`, `first`, `batch` and `evaluation`. A layer that costs more than
+    the points of HOPELESS on the `first` images is not looked at again.
+
+    Returns:
+        Lists with an entry for each `layer` before the head: its `shape`, and of `n` images those `lost` and `gained`
+        against the dense network; likewise `n_first`, `lost_first` and `gained_first`.
+    """
+    model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
+    layers, split = sweep.layer_names(model), part(dataset, spec)
+    network = sweep.ZeroSweep(model, layers)
+    first = min(spec["first"], len(split))
+
+    def changes(chosen: Sequence[int], start: int, end: int) -> Tensor:
+        """Lost and gained images (2, layers) with each of the chosen layers zeroed, 0 for others."""
+        found = torch.zeros(2, len(layers), dtype=torch.long)
+        for images, labels in batches(Split(split.images[start:end], split.labels[start:end]), spec["batch"]):
+            with training.autocast(device, spec["evaluation"]):
+                scores = network(normalise(images, dataset.mean, dataset.std), chosen)
+            wrong = (scores.argmax(2) != labels).cpu()
+            for row, one in zip(found, (wrong[1:] & ~wrong[0], ~wrong[1:] & wrong[0]), strict=True):
+                row[list(chosen)] += one.sum(1)
+        return found
+
+    early = changes(range(len(layers)), 0, first)
+    promising = [k for k, drop in enumerate((early[0] - early[1]).tolist()) if 100 * drop <= HOPELESS[0] * first]
+    lost, gained = (early + changes(promising, first, len(split))).tolist()
+    return {
+        "layer": layers,
+        "shape": ["x".join(map(str, sweep.kernel(model.get_submodule(name)).shape)) for name in layers],
+        "n": [len(split) if k in promising else first for k in range(len(layers))],
+        "lost": lost,
+        "gained": gained,
+        "n_first": [first] * len(layers),
+        "lost_first": early[0].tolist(),
+        "gained_first": early[1].tolist(),
+    }
 
 
 def _map_and_usage(model: nn.Module, name: str, dataset: Data) -> tuple[int, Tensor]:

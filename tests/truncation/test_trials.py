@@ -140,20 +140,28 @@ def test_kernels_that_are_hopeless_on_the_first_images_are_not_looked_at_again(f
     assert 50 in set(row["n"])
 
 
-def test_a_layer_whose_zeroing_costs_much_on_the_first_images_is_not_looked_at_again(folder, monkeypatch):
-    spec = next(one for one in trials.zero_specs([CNN], **PARTS) if one["layer"] == "features.3") | {"first": 40}
-    counts = []
-    for points in (0.0, 200.0):
+def test_zeroed_layers_of_a_network_are_those_that_sweeps_of_its_layers_find(folder, monkeypatch):
+    spec = RESNET | PARTS | {"images": 60, "first": 40, "evaluation": "float32"}
+    rows = []
+    for points in (200.0, 20.0):
         monkeypatch.setattr(trials, "HOPELESS", (points, 0.1))
-        row = trials.truncate_layer(spec, "cpu", None, entries=trials.truncated_kernels, dense_folder=folder)
-        counts.append(row["n"].tolist())
-    assert counts == [[60, 40], [60, 60]]
+        rows.append(trials.zero_layers(spec, "cpu", None, dense_folder=folder))
+    row, brief = rows
+    alone = trials.layer_specs([RESNET], **PARTS | {"images": 60, "first": 40}, cuts=[], ranks=[])
+    assert row["layer"] == [one["layer"] for one in alone] and row["n"] == [60] * len(alone)
+    swept = trials.truncations(folder, folder).run(alone)
+    assert [list(methods) for methods in swept["method"]] == [["dense", "zero"]] * len(alone)
+    for name in ("lost", "gained", "lost_first", "gained_first"):
+        assert row[name] == [one[1] for one in swept[name]]
+    assert any(row["lost"])
+    for k, n in enumerate(brief["n"]):
+        hopeless = 100 * (row["lost_first"][k] - row["gained_first"][k]) > 20 * 40
+        assert n == (40 if hopeless else 60)
+        assert brief["lost"][k] == row["lost_first" if hopeless else "lost"][k]
+    assert set(brief["n"]) == {40, 60}
 
 
-def test_zeroed_layers_are_read_alone_and_beside_chosen_ranks(folder):
-    (zero, *_) = trials.zero_specs([CNN], **PARTS)
-    row = trials.truncations(folder, folder).run([zero]).iloc[0]
-    assert list(row["method"]) == ["dense", "zero"]
+def test_a_layer_is_read_again_with_chosen_ranks_beside_zero(folder):
     row = run(trials.truncations, folder, layer="features.3", cuts=["OUT"], ranks=[2])
     assert list(row["method"]) == ["dense", "zero", "cut"] and row["rank"][2] == 2
 
