@@ -23,7 +23,7 @@ DEPTHS = (8, 20, 32, 44, 56, 110)  # of ResNets for small images
 NETWORKS = {
     "linear": {"cifar": 1},
     "mlp": {"cifar": 1},
-    "digits_cnn": {"cifar": 4, "5x5": 4},
+    "digits_cnn": {"cifar": 4, "5x5": 4, "7x7": 4},
     "vanilla_cnn": {"cifar": 16, "5x5": 16, "7x7": 16},
     "keras_cnn": {"cifar": 10},
     **{f"resnet{depth}": {"cifar": 5} for depth in DEPTHS},

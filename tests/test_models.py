@@ -546,4 +546,4 @@ def test_four_layer_networks_with_larger_kernels_keep_their_maps_and_channels():
         _, stem = kernel_sides("vanilla_cnn-7x7")
     assert stem == [7, 3, 3, 3]
     with pytest.raises(CompanionError, match="7x7"):
-        models.build("digits_cnn-7x7", **shape)
+        models.build("resnet8-7x7", **shape)
