@@ -30,7 +30,6 @@ COUNTED = (*CUTS, "OUT+IN")  # forms of a whole network whose factorised paramet
 LABELS = {"true": (BLUE, "-"), "shuffled": (RED, "--")}
 WAYS = {"dense": ("black", "+"), "truncated": (BLUE, "o"), "scratch": (RED, "s")}
 PLANNED = {"outputs": (BLUE, "o"), "tolerance": (ORANGE, "s"), "error": (RED, "^"), "uniform": (PURPLE, "D")}
-PLANNED |= {"worst cut": (GREY, "v")}
 DROP = "change of accuracy (points)"
 POINT = 1.0  # of accuracy, where a line is drawn
 Drawn = tuple[Figure, pd.DataFrame]
