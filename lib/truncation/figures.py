@@ -57,7 +57,9 @@ def _mean_over_layers(points: pd.DataFrame) -> dict:
 def _in_points(axis: plt.Axes) -> None:
     """An axis of accuracy that shows both a loss of one point and a collapse."""
     axis.set_yscale("symlog", linthresh=2 * POINT, linscale=1)
-    ticks = [2, 1, 0, -1, -2, -5, -10, -20, -50]
+    low, high = axis.get_ylim()[0], np.clip(1.2 * axis.dataLim.ymax, POINT / 2, 2 * POINT)  # bars may reach further
+    axis.set_ylim(low, high)
+    ticks = [tick for tick in (2, 1, 0, -1, -2, -5, -10, -20, -50) if low <= tick <= high]
     axis.set_yticks(ticks, map(str, ticks))
     axis.minorticks_off()
 
@@ -67,10 +69,15 @@ def _legend(figure: Figure, axis: plt.Axes, title: str | None = None) -> None:
 
 
 def _panels(keys: Iterable, margin: float, width: float, height: float, **options) -> tuple[Figure, list]:
-    """A panel for each distinct key, in a row: the figure, and the axes with their keys."""
+    """A panel for each distinct key, in rows of at most four: the figure, and the axes with their keys."""
     keys = list(dict.fromkeys(keys))
-    figure, axes = plt.subplots(1, len(keys), figsize=(margin + width * len(keys), height), squeeze=False, **options)
-    return figure, list(zip(axes.flat, keys, strict=True))
+    rows = -(-len(keys) // 4)
+    columns = -(-len(keys) // rows)
+    size = (margin + width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    for axis in axes.flat[len(keys) :]:
+        axis.remove()
+    return figure, list(zip(axes.flat, keys, strict=False))
 
 
 def _cut_panels(height: float = 5.4, **options) -> tuple[Figure, dict, plt.Axes]:
@@ -153,9 +160,9 @@ def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
         image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
         names = one.drop_duplicates("place").sort_values("place")["layer"]
         axis.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
-        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.grid(False)
-        axis.set_title(f"{case}\n{one['n'].max()} images".replace(" / ", "\n"), fontsize=8)
+        axis.set_title(case, fontsize=9)
     figure.colorbar(image, ax=[axis for axis, _ in panels], label="tolerance (relative error)")
     return figure, tolerated
 
@@ -173,10 +180,11 @@ def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
         shapes = here.drop_duplicates("place").sort_values("place").set_index("place")["shape"]
         for place in shapes.index[shapes != shapes.shift()][1:]:
             axis.axvline(place - 0.5, color="0.8", zorder=0)
-        axis.set(title=case.replace(" / ", "\n"), xlabel="layer, from the input", ylim=(0, 1.02))
-        axis.title.set_fontsize(8)
+        axis.set(title=case, ylim=(0, 1.02))
+        axis.title.set_fontsize(9)
     first, _ = panels[0]
-    first.set_ylabel("tolerance (relative error)")
+    figure.supxlabel("layer, from the input")
+    figure.supylabel("tolerance (relative error)")
     _legend(figure, first, "hollow: at least")
     figure.legends[0].get_title().set_fontsize(8)
     return figure, tolerated
