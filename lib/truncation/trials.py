@@ -49,12 +49,15 @@ def dense_specs(name: str, known: Sequence[dict], seeds: int = 1) -> list[dict]:
 
 
 def layer_specs(dense: Iterable[dict], step: int = 1, **options) -> list[dict]:
-    """A spec for every `step`-th layer before the head of each dense network, with the options of a trial."""
-    return [
-        spec | {"layer": layer} | options
-        for spec in dense
-        for layer in sweep.layer_names(baselines.untrained(spec))[::step]
-    ]
+    """A spec for every `step`-th layer before the head of each dense network, with the options of a trial.
+
+    A network of at most two steps takes all its layers: two would say little.
+    """
+    found = []
+    for spec in dense:
+        layers = sweep.layer_names(baselines.untrained(spec))
+        found += [spec | {"layer": one} | options for one in layers[:: step if len(layers) > 2 * step else 1]]
+    return found
 
 
 def report_specs(dense: Iterable[dict], chosen: pd.DataFrame, **options) -> list[dict]:

@@ -510,6 +510,7 @@ def test_layers_are_taken_in_steps_with_their_options():
     every, third = trials.layer_specs(dense, images=5), trials.layer_specs(dense, 3)
     assert [one["layer"] for one in every][::3] == [one["layer"] for one in third]
     assert every[0]["layer"] == "conv1" and every[0]["images"] == 5 and every[0]["network"] == "resnet8"
+    assert len(third) == 3 and len(trials.layer_specs(dense, 4)) == len(every) == 7
 
 
 def test_chosen_ranks_are_read_for_their_own_network_only():
