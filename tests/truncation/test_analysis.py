@@ -371,6 +371,9 @@ def test_series_are_the_networks_of_one_author_and_data_set():
     found = analysis.in_series(pd.DataFrame(idle)).set_index(["network", "dataset"])
     assert found["share"].tolist() == [0.0, 0.5, 0.3, 0.2, 0.1] and found["depth"].tolist() == [20, 56, 20, 32, 56]
     assert found["rho"].tolist() == [1, 1, -1, -1, -1] and found["series"].nunique() == 2
+    # of 2 x 6 arrangements only the one with both correlations 1, and those with sums of 0.5 or more than 0, reach 0
+    assert analysis.deeper_p(found.reset_index()) == 7 / 12
+    assert analysis.deeper_p(found.assign(rho=1.0).reset_index()) == 1 / 12
 
 
 def test_a_network_left_out_is_predicted_from_the_others_alone():
