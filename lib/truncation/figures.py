@@ -251,26 +251,27 @@ def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
     """Mean change of accuracy over layers of every form at equal parameters, and against its mean relative error.
 
     The points are of `trials.formed`; all starts of CP and all orders of a tensor train are averaged within a layer;
-    ranks of equal shares are left out.
-    Bars: 95 % intervals over layers. Hollow symbols: the last budget.
+    ranks of equal shares are left out. Bars: 95 % intervals over layers. Hollow symbols: the last budget; forms that
+    do not fit it stand last.
     """
     shown = points[~points["method"].isin(["dense", "as cp"]) & ~points["method"].str.endswith(EQUAL)].copy()
     shown["form"] = shown["method"].replace({"cp, not converged": "cp"}).where(shown["method"] != "cut", shown["cut"])
     groups = shown.groupby(["form", "target"], sort=False)
     means = pd.DataFrame([{"form": f, "target": t} | _mean_over_layers(one) for (f, t), one in groups])
-    order = means[means["target"] == budgets[-1]].sort_values("drop")["form"].tolist()
+    by_drop = means.sort_values("drop")
+    order = list(dict.fromkeys(form for t in budgets[::-1] for form in by_drop.loc[by_drop["target"] == t, "form"]))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for form in in_order(means["form"]):
         for k, budget in enumerate(budgets):
             one = means[(means["form"] == form) & (means["target"] == budget)]
             hollow = {"markerfacecolor": "white"} if k == len(budgets) - 1 else {"label": form}
             style = look(form) | {"linestyle": "", "markersize": 6, "elinewidth": 0.8} | hollow
-            place = [order.index(form) + 0.3 * k] if form in order else []
-            axes[0].errorbar(place, -one["drop"][: len(place)], one["half"][: len(place)], **style)
+            place = np.full(len(one), order.index(form) + 0.3 * k)
+            axes[0].errorbar(place, -one["drop"], one["half"], **style)
             axes[1].errorbar(one["relative_error"], -one["drop"], one["half"], **style)
     axes[0].set_xticks(range(len(order)), order, rotation=60, ha="right", rotation_mode="anchor")
     axes[0].set(ylabel=DROP, title="at equal parameters")
-    axes[1].set(xlabel="mean relative error ε", title="the same by the error that they make")
+    axes[1].set(xlabel="mean relative error ε", title="the same, by the error that they make")
     kept = f"filled: {budgets[0]:.0%}\nhollow: {budgets[-1]:.0%} of the\nparameters\nbars: 95 %"
     _legend(figure, axes[1], kept)
     return figure, means
