@@ -5,13 +5,15 @@ from collections.abc import Iterable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from lib import stats
 from lib.figures import NULL, PALETTE
+from lib.study import generator
 from lib.truncation.analysis import UNIT
-from lib.truncation.cuts import CUTS
+from lib.truncation.cuts import CUTS, spectrum, weights
 from lib.truncation.trials import EQUAL
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light
@@ -100,18 +102,21 @@ def _depth_bar(figure: Figure, corner: plt.Axes) -> None:
 def spectra(rows: pd.DataFrame, layers: int = 4) -> Drawn:
     """Shares p of the squared norm against the index, for some layers of one network beside random kernels.
 
-    The rows are those of one network in `trials.spectra`.
+    The rows are those of one network in `trials.spectra`; a dotted line is the mean of five Gaussian kernels.
     """
     figure, panels, corner = _cut_panels(5.2)
     square = rows[[shape[2] > 1 for shape in rows["shape"]]]
     chosen = square.iloc[np.unique(np.linspace(0, len(square) - 1, layers).round().astype(int))]
     numbers = []
     for (_, row), colour in zip(chosen.iterrows(), DEPTH(np.linspace(0, 0.85, len(chosen))), strict=True):
+        stream = generator(0, "random kernels", row["layer"])
+        drawn = [torch.randn(*row["shape"], generator=stream) for _ in range(5)]
         for cut in row["cut"]:
+            random = torch.stack([weights(spectrum(one, cut, gram=True)) for one in drawn]).mean(0).numpy()
             place = np.arange(1, len(row[f"weights_{cut}"]) + 1)
             panels[cut].plot(place, row[f"weights_{cut}"], color=colour)
-            panels[cut].plot(place, row[f"random_{cut}"], ":", color=colour, linewidth=1.2)
-            both = {"index": place, "weight": row[f"weights_{cut}"], "random_weight": row[f"random_{cut}"]}
+            panels[cut].plot(place, random, ":", color=colour, linewidth=1.2)
+            both = {"index": place, "weight": row[f"weights_{cut}"], "random_weight": random}
             numbers.append(pd.DataFrame(both).assign(case=row["case"], layer=row["layer"], cut=cut))
         corner.plot([], [], color=colour, label=row["layer"])
     for axis in panels.values():

@@ -215,7 +215,7 @@ def form_kernels(kernel: Tensor, spec: dict, **_) -> Iterable[Entry]:
 
 def spectra(folder: Path, dense_folder: Path) -> Study:
     """The study of a layer's spectra across its cuts; both folders are `runs/<profile>`."""
-    return Study(f"{STUDY}.spectra", partial(measure_spectra, dense_folder=dense_folder), version=2, folder=folder)
+    return Study(f"{STUDY}.spectra", partial(measure_spectra, dense_folder=dense_folder), version=3, folder=folder)
 
 
 def truncations(folder: Path, dense_folder: Path) -> Study:
@@ -253,9 +253,9 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, dense_folder
 
     Returns:
         The kernel's `shape` and `norm`, `map` (side of the map that it reads, pixels), `usage` (mean share of positions
-        at which a tap reads a pixel); for every cut its weights p `weights_<cut>`, and their mean `random_<cut>` over
-        Gaussian kernels of the same shape; the entries of `spectra_by_cut`; and `output_weights`, the shares of the
-        outputs' squares on training images that their main directions carry, none for linear and grouped layers.
+        at which a tap reads a pixel); the entries of `spectra_by_cut`, without weights for `kernels_alone`; and
+        `output_weights`, the shares of the outputs' squares on training images that their main directions carry, none
+        for linear and grouped layers.
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     kernel = sweep.kernel(model.get_submodule(spec["layer"]))
@@ -264,7 +264,8 @@ def measure_spectra(spec: dict, device: str, weights_path: Path, *, dense_folder
     row = {"shape": list(kernel.shape), "map": side, "usage": usage.mean().item(), "norm": kernel.norm().item()}
     moment = None if spec.get("kernels_alone") else layer_moment(model, spec["layer"], dataset)
     row["output_weights"] = [] if moment is None else measures.output_weights(kernel, moment)
-    return row | spectra_by_cut(kernel, stream, RANDOM_DRAWS)
+    row |= spectra_by_cut(kernel, stream, RANDOM_DRAWS)
+    return {k: v for k, v in row.items() if not (spec.get("kernels_alone") and k.startswith("weights_"))}
 
 
 def spectra_by_cut(kernel: Tensor, stream: torch.Generator, draws: int) -> dict:
@@ -273,14 +274,14 @@ def spectra_by_cut(kernel: Tensor, stream: torch.Generator, draws: int) -> dict:
     Returns:
         Lists over `cut`: `entropy`, and `half_error`, the relative error at half the ranks. Of `random` kernels
         (`cuts.gaussian_like`) and of `profile` kernels (`cuts.profile_like`) the means `<kind>_entropy` and
-        `<kind>_half_error`, and `<kind>_lowest`, the least entropy. Also `weights_<cut>` and `random_<cut>`.
+        `<kind>_half_error`, and `<kind>_lowest`, the least entropy. Also the weights p of the kernel, `weights_<cut>`.
     """
     values = partial(spectrum, gram=kernel.is_cuda or kernel.numel() > GRAM)
     kinds = {"random": cuts.gaussian_like, "profile": cuts.profile_like}
     noise = {kind: [make(kernel, stream) for _ in range(draws)] for kind, make in kinds.items()}
     by_cut, spectra = [], {}
     for cut in applicable_cuts(kernel.shape):
-        real = weights(values(kernel, cut))
+        spectra[f"weights_{cut}"] = real = weights(values(kernel, cut))
         half = len(real) // 2 or 1
         found = {"cut": cut, "entropy": torch.special.entr(real).sum().item()}
         found["half_error"] = real[half:].sum().sqrt().item()
@@ -289,7 +290,6 @@ def spectra_by_cut(kernel: Tensor, stream: torch.Generator, draws: int) -> dict:
             entropies = torch.special.entr(drawn).sum(1)
             found |= {f"{kind}_entropy": entropies.mean().item(), f"{kind}_lowest": entropies.min().item()}
             found[f"{kind}_half_error"] = drawn[:, half:].sum(1).sqrt().mean().item()
-            spectra |= {f"weights_{cut}": real, f"random_{cut}": drawn.mean(0)} if kind == "random" else {}
         by_cut.append(found)
     return pd.DataFrame(by_cut).to_dict("list") | spectra
 

@@ -4,9 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
-from lib.truncation import figures
+from lib.truncation import cuts, figures
 from lib.truncation.cuts import CUTS
 
 
@@ -81,12 +82,15 @@ def test_a_form_has_one_look_in_every_figure_and_legends_one_order():
 
 
 def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
-    weights = {f"{kind}_{cut}": [np.array([0.6, 0.3, 0.1])] * 2 for kind in ("weights", "random") for cut in CUTS}
+    kernels = [torch.randn(4, 4, 3, 3), torch.randn(4, 4, 3, 3)]
+    weights = {f"weights_{cut}": [cuts.weights(cuts.spectrum(one, cut)).numpy() for one in kernels] for cut in CUTS}
     rows = pd.DataFrame(
         {"case": "c", "layer": ["a", "b"], "shape": [[4, 4, 3, 3]] * 2, "cut": [list(CUTS), ["OUT"]]} | weights
     )
     figure, numbers = figures.spectra(rows)
-    assert len(numbers) == 3 * (7 + 1)
+    places = {"OUT": 4, "IN": 4, "KH": 3, "KW": 3, "OUT.IN": 9, "OUT.KH": 12, "OUT.KW": 12}
+    assert numbers.groupby("cut").size().to_dict() == places | {"OUT": 8}
+    assert numbers.groupby(["layer", "cut"])["random_weight"].sum().to_numpy() == pytest.approx(1)
     assert len(figure.axes[0].lines) == 4 and len(figure.axes[1].lines) == 2
 
 

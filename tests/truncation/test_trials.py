@@ -199,10 +199,9 @@ def test_spectra_are_shares_and_entropies_are_those_of_the_kernel_and_of_random_
     torch.manual_seed(0)
     draws = [random.sample(kernel.shape) for _ in range(100)]
     for k, cut in enumerate(row["cut"]):
-        for name in ("weights", "random"):
-            values = row[f"{name}_{cut}"]
-            assert sum(values) == pytest.approx(1) and sorted(values, reverse=True) == list(values)
-            assert len(values) == min(unfold(kernel, cut).shape)
+        values = row[f"weights_{cut}"]
+        assert sum(values) == pytest.approx(1) and sorted(values, reverse=True) == list(values)
+        assert len(values) == min(unfold(kernel, cut).shape)
         assert row["entropy"][k] == pytest.approx(entropy(spectrum(kernel, cut)), rel=1e-9)
         assert row["half_error"][k] == pytest.approx(
             relative_error(kernel, truncate(kernel, cut, len(values) // 2)), rel=1e-4
@@ -214,6 +213,13 @@ def test_spectra_are_shares_and_entropies_are_those_of_the_kernel_and_of_random_
         assert row["profile_lowest"][k] < row["profile_entropy"][k] < row["random_entropy"][k] + close
         tails = [relative_error(one, truncate(one, cut, len(values) // 2)) for one in draws[:20]]
         assert row["random_half_error"][k] == pytest.approx(np.mean(tails), rel=0.05)
+
+
+def test_kernels_alone_have_entropies_and_no_lists_of_weights(folder):
+    spec = CNN | {"layer": "features.3"}
+    whole, alone = (trials.spectra(folder, folder).run([spec | more]).iloc[0] for more in ({}, {"kernels_alone": True}))
+    assert list(alone["entropy"]) == list(whole["entropy"]) and list(alone["output_weights"]) == []
+    assert "weights_OUT" in whole and "weights_OUT" not in alone
 
 
 def test_output_weights_are_the_least_errors_of_the_outputs(folder):
