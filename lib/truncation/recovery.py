@@ -21,7 +21,7 @@ from lib import baselines, data, training
 from lib.data import Data, Split
 from lib.study import Study, generator
 from lib.truncation import forms, measures, sweep
-from lib.truncation.cuts import errors_of_ranks
+from lib.truncation.cuts import errors_of_ranks, matrix_shape
 from lib.truncation.forms import parameters
 from lib.truncation.trials import STUDY, layer_moment, part, spectra_by_cut
 
@@ -77,7 +77,8 @@ def output_options(spectra: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for row in spectra[spectra["output_weights"].map(len) > 0].to_dict("records"):
-        errors = errors_of_ranks(torch.tensor(row["output_weights"], dtype=torch.float64))
+        largest = min(matrix_shape(row["shape"], "OUT"))  # directions beyond it carry rounding errors alone
+        errors = errors_of_ranks(torch.tensor(row["output_weights"], dtype=torch.float64))[:largest]
         shape = "x".join(map(str, row["shape"]))
         common = {"layer": row["layer"], "shape": shape, "method": "cut", "cut": "OUT"}
         found += [common | {"rank": k, "output_error": error**2} for k, error in enumerate(errors.tolist(), 1)]

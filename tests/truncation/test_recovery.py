@@ -377,6 +377,8 @@ def test_options_by_outputs_hold_the_least_errors_of_every_rank(spectra):
     assert table["output_error"].tolist() == pytest.approx([0.3, 0.1, 0, 0.5, 0])
     plan = recovery.cheapest_plan(table, "output_error", 0.3)
     assert set(plan["forms"]) == {"OUT"} and plan["layers"] == ["layer0", "layer2"]
+    first = spectra.head(1).assign(shape=[[32, 1, 3, 3]], output_weights=[[1 / 9] * 9 + [1e-17] * 23])
+    assert recovery.output_options(first)["rank"].max() == 9  # of 32 output channels with nine inputs
 
 
 def test_a_plan_by_other_prices_keeps_within_them():
