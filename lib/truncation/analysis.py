@@ -273,20 +273,16 @@ def per_case(table: pd.DataFrame, statistic: str | Statistic) -> pd.Series:
 def over_cases(values: pd.Series, bounded: bool = False) -> dict:
     """The mean over cases as `Ledger.enter` takes it, with p of a mean of at most 0 (`stats.mean_gain`).
 
-    NaN is left out. A `bounded` mean of shares or correlations has its interval within [-1, 1], or from 0 if none is
-    negative.
+    NaN is left out. A `bounded` mean, one of correlations, has its interval within [-1, 1].
     """
     found = stats.mean_gain(values)
-    if bounded:
-        least = -1 if (values < 0).any() else 0
-        found |= {name: float(np.clip(found[name], least, 1)) for name in ("low", "high")}
-    return found
+    return found | {name: float(np.clip(found[name], -1, 1)) for name in ("low", "high") if bounded}
 
 
 def share(values: pd.Series) -> dict:
-    """`over_cases` of shares, without p: the threshold is no null."""
-    found = over_cases(values, bounded=True)
-    return {name: found[name] for name in ("value", "low", "high", "n")}
+    """`over_cases` of shares, with an interval within [0, 1] and without p: the threshold is no null."""
+    found = over_cases(values)
+    return {"value": found["value"], "n": found["n"]} | {k: float(np.clip(found[k], 0, 1)) for k in ("low", "high")}
 
 
 def within(table: pd.DataFrame, x: str, y: str, *strata: str) -> float:
@@ -453,10 +449,11 @@ def settled(arms: pd.DataFrame, margin: float, barrier: float) -> pd.Series:
 def in_series(idle: pd.DataFrame) -> pd.DataFrame:
     """The share of layers that can be zeroed of each public network, from `idle_layers`, with its depth and series.
 
-    A series are the networks of one author on one data set. Added is the correlation within a series, `rho`.
+    A series are the networks of one author on one data set. Added is the correlation within a series, `rho`, and the
+    `median` over layers of the cost of zeroing one (points).
     """
-    table = idle.groupby(["network", "dataset"], sort=False)["idle"].agg(["mean", "size"]).reset_index()
-    table = table.rename(columns={"mean": "share", "size": "layers"})
+    of_network = idle.groupby(["network", "dataset"], sort=False)
+    table = of_network.agg(share=("idle", "mean"), layers=("idle", "size"), median=("drop", "median")).reset_index()
     table["depth"] = table["network"].str.extract(r"resnet(\d+)", expand=False).astype(int)
     table["series"] = [f"{PUBLIC[n, d][0]}, {d}" for n, d in zip(table["network"], table["dataset"], strict=True)]
     rho = {name: stats.rank_correlation(one["depth"], one["share"]) for name, one in table.groupby("series")}
@@ -475,8 +472,10 @@ def deeper_p(table: pd.DataFrame) -> float:
     return float((sums >= found - 1e-9).mean())
 
 
-def left_out(table: pd.DataFrame, predictors: Sequence[str]) -> pd.Series:
+def left_out(table: pd.DataFrame, predictors: Sequence[str], unit: str = "case") -> pd.Series:
     """How well the tolerances of each case are ordered by what least squares on the other cases predicts.
+
+    With another `unit`, such as a column with the architecture, no case of the same unit is in the fit.
 
     Predictors are columns of a table of `tolerances`, with a level for each cut; the order is judged by `concordance`
     within the cuts of a training. Censored tolerances enter the fit as they are. NaN for a case that holds other cuts
@@ -486,10 +485,10 @@ def left_out(table: pd.DataFrame, predictors: Sequence[str]) -> pd.Series:
     levels = pd.get_dummies(table["cut"], dtype=float)
     x = np.column_stack([levels, table[list(predictors)].to_numpy(dtype=float)])
     y, found = table["tolerance"].to_numpy(dtype=float), {}
-    for case in table["case"].unique():
-        own = (table["case"] == case).to_numpy()
-        weights = np.linalg.lstsq(x[~own], y[~own], rcond=None)[0]
-        known = set(table.loc[own, "cut"]) <= set(table.loc[~own, "cut"])
+    for case, its_unit in table.groupby("case", sort=False)[unit].first().items():
+        own, others = (table["case"] == case).to_numpy(), (table[unit] != its_unit).to_numpy()
+        weights = np.linalg.lstsq(x[others], y[others], rcond=None)[0]
+        known = set(table.loc[own, "cut"]) <= set(table.loc[others, "cut"])
         found[case] = concordance(table[own].assign(predicted=x[own] @ weights), "predicted", "seed", "cut")
         found[case] = found[case] if known else math.nan
     return pd.Series(found, dtype=float)

@@ -156,13 +156,16 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
 
 
 def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
-    """Median tolerance over trainings: layers downwards, cuts sideways, one panel per case."""
+    """Median tolerance over trainings: layers downwards, cuts sideways, one panel per case; dots: lower bounds."""
     figure, panels = _panels(tolerated["case"], 2.2, 2.6, 4.8)
     for axis, case in panels:
         one = tolerated[tolerated["case"] == case]
         grid = one.pivot_table(index="place", columns="cut", values="tolerance", aggfunc="median")
         grid = grid.reindex(columns=[cut for cut in CUTS if cut in grid])
         image = axis.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        bounds = one.pivot_table(index="place", columns="cut", values="censored", aggfunc="max")[grid.columns] == 1
+        down, across = np.nonzero(bounds.to_numpy())
+        axis.plot(across, down, ".", color="white", markersize=4)
         names = one.drop_duplicates("place").sort_values("place")["layer"]
         axis.set_xticks(range(len(grid.columns)), grid.columns, rotation=90)
         axis.set_yticks(range(len(names)), names, fontsize=7)
@@ -367,7 +370,7 @@ def zeroed(table: pd.DataFrame) -> Drawn:
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for k, (name, one) in enumerate(table.groupby("series", sort=False)):
         one = one.sort_values("depth")
-        axis.plot(one["depth"], one["share"], "o-", color=PALETTE[k], label=f"{name} (n = {len(one)})")
+        axis.plot(one["depth"], one["share"], "o-", color=PALETTE[k], label=f"{name} ({len(one)} networks)")
     axis.set(xlabel="depth of the network (layers)", ylabel="share of layers that can be zeroed")
     axis.set_ylim(bottom=0)
     axis.set_xticks(sorted(table["depth"].unique()))

@@ -337,7 +337,7 @@ def test_a_statistic_is_the_mean_over_trainings_of_each_case_and_cases_count_onc
     over = analysis.over_cases(found)
     assert (over["value"], over["n"]) == (6.0, 2)
     assert (over["low"], over["high"]) == pytest.approx(scipy_stats.t.interval(0.95, 1, 6.0, 2.0))
-    assert analysis.over_cases(found / 10, bounded=True)["low"] == 0
+    assert analysis.share(found / 10)["low"] == 0
     assert analysis.over_cases(found / 10 - 0.5, bounded=True)["low"] == -1
     assert "p" not in analysis.share(found / 10)
 
@@ -367,9 +367,10 @@ def test_a_network_recovers_if_most_of_its_truncations_do_in_both_arms_and_not_b
 def test_series_are_the_networks_of_one_author_and_data_set():
     entries = [("resnet20", "cifar10", 0.0), ("resnet56", "cifar10", 0.5)]
     entries += [(f"resnet{depth}-B", "cifar10", share) for depth, share in ((20, 0.3), (32, 0.2), (56, 0.1))]
-    idle = [{"network": n, "dataset": d, "idle": k < 10 * s} for n, d, s in entries for k in range(10)]
+    idle = [{"network": n, "dataset": d, "idle": k < 10 * s, "drop": float(k)} for n, d, s in entries for k in range(10)]
     found = analysis.in_series(pd.DataFrame(idle)).set_index(["network", "dataset"])
     assert found["share"].tolist() == [0.0, 0.5, 0.3, 0.2, 0.1] and found["depth"].tolist() == [20, 56, 20, 32, 56]
+    assert set(found["median"]) == {4.5}
     assert found["rho"].tolist() == [1, 1, -1, -1, -1] and found["series"].nunique() == 2
     # of 2 x 6 arrangements only the one with both correlations 1, and those with sums of 0.5 or more than 0, reach 0
     assert analysis.deeper_p(found.reset_index()) == 7 / 12
@@ -387,6 +388,8 @@ def test_a_network_left_out_is_predicted_from_the_others_alone():
     found = analysis.left_out(table[table["case"] != "c"], ["x"])
     assert found.to_dict() == {"a": 1.0, "b": 1.0}
     assert analysis.left_out(table, ["x"])["c"] == -1  # its own layers would have said otherwise
+    alike = analysis.left_out(table.assign(kind=table["case"].replace({"c": "b"})), ["x"], "kind")
+    assert alike.to_dict() == {"a": alike["a"], "b": 1.0, "c": -1.0}  # b and c learn from a alone
     assert math.isnan(analysis.left_out(table[(table["case"] == "a") | (table["cut"] == "IN")], ["x"])["a"])
 
 
