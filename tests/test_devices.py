@@ -18,7 +18,7 @@ from lib.spaces import trials as spaces_trials
 from lib.spaces.trials import RANKINGS
 from lib.spline import measures
 from lib.spline import trials as spline_trials
-from lib.truncation import cuts, forms, recovery
+from lib.truncation import forms, recovery
 from lib.truncation import measures as truncation
 from lib.truncation import trials as truncation_trials
 from tests.pretend_cuda import DeviceTensor, pretended
@@ -168,19 +168,19 @@ def test_the_pretended_device_refuses_what_a_gpu_would_refuse(monkeypatch):
 
 def test_spectra_through_the_gram_matrix_equal_the_svd():
     kernel = torch.randn(20, 12, 3, 3, generator=torch.Generator().manual_seed(0))
-    for cut in cuts.CUTS:
-        svd, gram = cuts.spectrum(kernel, cut), cuts.spectrum(kernel, cut, gram=True)
+    for cut in truncation.CUTS:
+        svd, gram = truncation.spectrum(kernel, cut), truncation.spectrum(kernel, cut, gram=True)
         torch.testing.assert_close(gram, svd, rtol=1e-9, atol=1e-9)
         at_error = []
         for gram in (False, True):
-            whole = cuts.cut_svd(kernel, cut, gram=gram)
+            whole = truncation.cut_svd(kernel, cut, gram=gram)
             rank = int((whole.errors() >= 0.3).sum())
             at_error.append(truncation.graded(kernel, whole.kernel(rank), 0.3) if rank else kernel)
         torch.testing.assert_close(*at_error, rtol=1e-5, atol=1e-6)
 
 
 @GPU
-@pytest.mark.parametrize("form", [*cuts.CUTS, "tucker2", "tucker", "tt", "cp"])
+@pytest.mark.parametrize("form", [*truncation.CUTS, "tucker2", "tucker", "tt", "cp"])
 def test_a_gpu_truncates_as_the_cpu_does(form):
     kernel = torch.randn(24, 16, 3, 3, generator=torch.Generator().manual_seed(0))
     if form == "cp":

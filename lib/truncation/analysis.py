@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 
 from lib import stats
 from lib.models import PUBLIC
-from lib.truncation.cuts import CUTS, matrix_shape
+from lib.truncation.measures import CUTS, matrix_shape
 
 # The loss at rank 1, the most that a cut loses.
 REACH = {"tolerance": "largest_error", "tolerated_norm": "largest_norm"}

@@ -13,7 +13,7 @@ from lib import stats
 from lib.figures import NULL, PALETTE
 from lib.study import generator
 from lib.truncation.analysis import UNIT
-from lib.truncation.cuts import CUTS, spectrum, weights
+from lib.truncation.measures import CUTS, spectrum, weights
 from lib.truncation.trials import EQUAL
 
 DEPTH = plt.cm.viridis  # early layers dark, deep layers light

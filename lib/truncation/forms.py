@@ -1,7 +1,7 @@
 """A kernel as a few small tensors: cut, tensor train, tensor ring, Tucker, CP; and the small convolutions of each.
 
-A form is named as in RANKS. The functions raise ValueError as those of `cuts`, for an unknown form, for a wrong number
-of ranks, and for ranks outside 1 to `limits`.
+A form is named as in RANKS. The functions raise ValueError as those of `measures`, for an unknown form, for a wrong
+number of ranks, and for ranks outside 1 to `limits`.
 """
 
 import itertools
@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.truncation.cuts import CUTS, MODES, checked, cut_svd, matrix_shape, normal, sides
-from lib.truncation.measures import relative_error
+from lib.truncation.measures import CUTS, MODES, checked, cut_svd, matrix_shape, normal, relative_error, sides
 
 RANKS = {**dict.fromkeys(CUTS, 1), "tucker": 4, "tucker2": 2, "cp": 1, "tt": 3, "ring": 4}  # ranks that a form has
 ORDER = ("OUT", "KH", "KW", "IN")

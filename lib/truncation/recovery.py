@@ -21,8 +21,8 @@ from lib import baselines, data, training
 from lib.data import Data, Split
 from lib.study import Study, generator
 from lib.truncation import forms, measures, sweep
-from lib.truncation.cuts import errors_of_ranks, matrix_shape
 from lib.truncation.forms import parameters
+from lib.truncation.measures import errors_of_ranks, matrix_shape
 from lib.truncation.trials import STUDY, layer_moment, part, spectra_by_cut
 
 ARMS = ("dense", "projected", "factorised", "batch norm", "untruncated")

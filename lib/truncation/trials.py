@@ -19,9 +19,8 @@ from lib import baselines, models, training
 from lib.data import Data, Split, batches, normalise
 from lib.parameters import PUBLIC
 from lib.study import Study, generator
-from lib.truncation import cuts, forms, measures, sweep
-from lib.truncation.cuts import applicable_cuts, cut_svd, spectrum, weights
-from lib.truncation.measures import graded, truncate
+from lib.truncation import forms, measures, sweep
+from lib.truncation.measures import applicable_cuts, cut_svd, graded, spectrum, truncate, weights
 
 STUDY = "02_tensor_truncation"
 RANDOM_DRAWS = 20  # random kernels of each kind behind a null spectrum
@@ -30,7 +29,7 @@ HOPELESS = 5, 0.2  # points, share of the cost of zeroing; after the first image
 READ = 0.5  # the relative error at which P2.5c is read
 MOMENT_IMAGES = 200  # training images behind the patches' second moment
 SINGLE = ("OUT", "IN", "OUT.IN", "OUT.KH", "OUT.KW")  # cuts with enough ranks for the controls
-TRAINS = [order for order in itertools.permutations(cuts.MODES) if order < order[::-1]]  # each with its reverse
+TRAINS = [order for order in itertools.permutations(measures.MODES) if order < order[::-1]]  # each with its reverse
 EQUAL = ", equal shares"  # of the largest ranks; behind the name of a form
 Entry = tuple[dict, Tensor]  # labels (`method` and what else identifies the entry) and a kernel of the layer's shape
 
@@ -131,24 +130,24 @@ def control_kernels(kernel: Tensor, spec: dict, *, model: nn.Module, dataset: Da
     stream = generator(spec.get("seed", 0), "controls", spec["layer"])
     for error in spec["errors"]:
         for draw in (0, 1):
-            yield {"method": "noise", "target": error, "draw": draw}, cuts.perturbed(kernel, error, stream)
-        yield {"method": "shrunk", "target": error}, cuts.shrunk(kernel, error)
-        yield {"method": "pruned", "target": error}, cuts.pruned(kernel, error)
+            yield {"method": "noise", "target": error, "draw": draw}, measures.perturbed(kernel, error, stream)
+        yield {"method": "shrunk", "target": error}, measures.shrunk(kernel, error)
+        yield {"method": "pruned", "target": error}, measures.pruned(kernel, error)
     for error, labels, further in beyond_errors(kernel, spec["errors"]):
         truncated = graded(kernel, further, error)
         yield {"method": "graded"} | labels, truncated
         cut, rank = labels["cut"], labels["rank"]
         if moment is not None and error == READ:
-            noise = cuts.perturbed(kernel, error, stream)
+            noise = measures.perturbed(kernel, error, stream)
             ratio = measures.output_error(kernel, truncated, moment) / measures.output_error(kernel, noise, moment)
             yield {"method": "noise, outputs"} | labels, torch.lerp(kernel, noise, ratio)
         if cut not in SINGLE or not spec.get("subspaces"):
             continue
         for side in ("short", "long"):
-            random = cuts.projected_at_random(kernel, cut, rank, stream, side)
+            random = measures.projected_at_random(kernel, cut, rank, stream, side)
             if measures.relative_error(kernel, random) >= error:
                 yield {"method": f"random {side}"} | labels, graded(kernel, random, error)
-        yield {"method": "smallest"} | labels, cuts.smallest_kept(kernel, cut, rank)
+        yield {"method": "smallest"} | labels, measures.smallest_kept(kernel, cut, rank)
     if moment is not None:
         for rank in rank_grid(min(len(kernel), kernel[0].numel()), (0.125, 0.25, 0.5)):
             labels = {"cut": "OUT", "rank": rank}
@@ -273,11 +272,11 @@ def spectra_by_cut(kernel: Tensor, stream: torch.Generator, draws: int) -> dict:
 
     Returns:
         Lists over `cut`: `entropy`, and `half_error`, the relative error at half the ranks. Of `random` kernels
-        (`cuts.gaussian_like`) and of `profile` kernels (`cuts.profile_like`) the means `<kind>_entropy` and
+        (`measures.gaussian_like`) and of `profile` kernels (`measures.profile_like`) the means `<kind>_entropy` and
         `<kind>_half_error`, and `<kind>_lowest`, the least entropy. Also the weights p of the kernel, `weights_<cut>`.
     """
     values = partial(spectrum, gram=kernel.is_cuda or kernel.numel() > GRAM)
-    kinds = {"random": cuts.gaussian_like, "profile": cuts.profile_like}
+    kinds = {"random": measures.gaussian_like, "profile": measures.profile_like}
     noise = {kind: [make(kernel, stream) for _ in range(draws)] for kind, make in kinds.items()}
     by_cut, spectra = [], {}
     for cut in applicable_cuts(kernel.shape):

@@ -14,8 +14,8 @@ from lib import data, models
 from lib.data import Data, Split, batches, normalise
 from lib.provenance import CompanionError
 from lib.truncation import relative_error, sweep, truncate
-from lib.truncation.cuts import MODES, applicable_cuts, cut_svd
 from lib.truncation.forms import ORDER, cp_als, decompose, ranks_at
+from lib.truncation.measures import MODES, applicable_cuts, cut_svd
 from tests.bench import Line, alternated, trials
 
 BATCH, IMAGES, EVERY = 50, 400, 6  # every sixth layer of ResNet-20

@@ -367,7 +367,9 @@ def test_a_network_recovers_if_most_of_its_truncations_do_in_both_arms_and_not_b
 def test_series_are_the_networks_of_one_author_and_data_set():
     entries = [("resnet20", "cifar10", 0.0), ("resnet56", "cifar10", 0.5)]
     entries += [(f"resnet{depth}-B", "cifar10", share) for depth, share in ((20, 0.3), (32, 0.2), (56, 0.1))]
-    idle = [{"network": n, "dataset": d, "idle": k < 10 * s, "drop": float(k)} for n, d, s in entries for k in range(10)]
+    idle = [
+        {"network": n, "dataset": d, "idle": k < 10 * s, "drop": float(k)} for n, d, s in entries for k in range(10)
+    ]
     found = analysis.in_series(pd.DataFrame(idle)).set_index(["network", "dataset"])
     assert found["share"].tolist() == [0.0, 0.5, 0.3, 0.2, 0.1] and found["depth"].tolist() == [20, 56, 20, 32, 56]
     assert set(found["median"]) == {4.5}

@@ -5,27 +5,30 @@ import numpy as np
 import pytest
 import torch
 
-from lib.truncation.cuts import (
+from lib.truncation.measures import (
     CUTS,
     MODES,
     CutSVD,
     applicable_cuts,
     checked_rank,
     cut_svd,
+    entropy,
     fold,
     gaussian_like,
     matrix_shape,
+    norm_loss,
     perturbed,
     profile_like,
     projected_at_random,
     pruned,
+    relative_error,
     shrunk,
     smallest_kept,
     spectrum,
+    truncate,
     unfold,
     weights,
 )
-from lib.truncation.measures import entropy, norm_loss, relative_error, truncate
 
 SHAPE = (20, 12, 3, 5)
 

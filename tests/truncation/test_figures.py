@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lib.truncation import cuts, figures
-from lib.truncation.cuts import CUTS
+from lib.truncation import figures, measures
+from lib.truncation.measures import CUTS
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,9 @@ def test_a_form_has_one_look_in_every_figure_and_legends_one_order():
 
 def test_spectra_show_trained_and_random_weights_of_every_applicable_cut():
     kernels = [torch.randn(4, 4, 3, 3), torch.randn(4, 4, 3, 3)]
-    weights = {f"weights_{cut}": [cuts.weights(cuts.spectrum(one, cut)).numpy() for one in kernels] for cut in CUTS}
+    weights = {
+        f"weights_{cut}": [measures.weights(measures.spectrum(one, cut)).numpy() for one in kernels] for cut in CUTS
+    }
     rows = pd.DataFrame(
         {"case": "c", "layer": ["a", "b"], "shape": [[4, 4, 3, 3]] * 2, "cut": [list(CUTS), ["OUT"]]} | weights
     )

@@ -10,7 +10,6 @@ from tensorly.decomposition import parafac, partial_tucker, tensor_ring, tensor_
 from torch import nn
 
 from lib.models import count_parameters
-from lib.truncation.cuts import CUTS, MODES, cut_svd, spectrum, unfold
 from lib.truncation.forms import (
     CP,
     RANKS,
@@ -29,6 +28,7 @@ from lib.truncation.forms import (
     ranks_at,
     ranks_within,
 )
+from lib.truncation.measures import CUTS, MODES, cut_svd, spectrum, unfold
 
 ORDERS = tuple(itertools.permutations(MODES))
 SHAPE = (20, 12, 3, 5)

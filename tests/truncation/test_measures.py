@@ -7,21 +7,27 @@ from torch import nn
 
 from lib import models
 from lib.truncation import measures
-from lib.truncation.cuts import CUTS, MODES, applicable_cuts, cut_svd, fold, spectrum, unfold
 from lib.truncation.measures import (
+    CUTS,
     JOINT2,
+    MODES,
+    applicable_cuts,
+    cut_svd,
     effective_norm_loss,
     effective_rank,
     entropy,
+    fold,
     graded,
     norm_loss,
     output_error,
     patch_moment,
     relative_error,
+    spectrum,
     tap_usage,
     truncate,
     truncate_jointly,
     truncate_outputs,
+    unfold,
 )
 
 SHAPE = (20, 12, 3, 5)

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from lib.truncation import best_ranks
-from lib.truncation.cuts import CUTS, MODES
 from lib.truncation.forms import RANKS, approximate, decompose, limits, parameters, ranks_within
-from lib.truncation.measures import relative_error
+from lib.truncation.measures import CUTS, MODES, relative_error
 
 ORDERS = tuple(itertools.permutations(MODES))
 SEVERAL = tuple(form for form in RANKS if RANKS[form] > 1)

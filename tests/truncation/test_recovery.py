@@ -11,8 +11,8 @@ from torch import nn
 
 from lib import baselines, data, models, training
 from lib.data import Split
-from lib.truncation import cuts, forms, measures, recovery, sweep
-from lib.truncation.cuts import unfold
+from lib.truncation import forms, measures, recovery, sweep
+from lib.truncation.measures import unfold
 from lib.truncation.trials import part
 
 DENSE = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
@@ -310,8 +310,8 @@ def kernels():
 def spectra(kernels):
     rows = []
     for name, kernel in kernels.items():
-        weights = {f"weights_{c}": cuts.weights(cuts.spectrum(kernel, c)).numpy() for c in cuts.CUTS}
-        rows.append({"layer": name, "shape": [8, 6, 3, 3], "cut": list(cuts.CUTS)} | weights)
+        weights = {f"weights_{c}": measures.weights(measures.spectrum(kernel, c)).numpy() for c in measures.CUTS}
+        rows.append({"layer": name, "shape": [8, 6, 3, 3], "cut": list(measures.CUTS)} | weights)
     return pd.DataFrame(rows)
 
 
@@ -320,7 +320,7 @@ def test_plan_at_an_error_takes_the_ranks_of_the_svd(kernels, spectra, form):
     plan = recovery.plan_at_error(spectra, form, 0.5)
     assert plan["layers"] == list(kernels) and set(plan["forms"]) == {form}
     for name, ranks in zip(plan["layers"], plan["ranks"], strict=True):
-        expected = [cuts.cut_svd(kernels[name], cut).rank_at(0.5) for cut in form.split("+")]
+        expected = [measures.cut_svd(kernels[name], cut).rank_at(0.5) for cut in form.split("+")]
         assert ranks == expected
 
 
@@ -520,7 +520,7 @@ def test_spectra_are_watched_from_the_initial_weights_to_the_last_epoch(folder):
     model, _ = baselines.baseline(DENSE | {"epochs": 2}, folder)
     for k in end:
         expected = measures.entropy(
-            cuts.spectrum(sweep.kernel(model.get_submodule(first["layer"][k])), first["cut"][k])
+            measures.spectrum(sweep.kernel(model.get_submodule(first["layer"][k])), first["cut"][k])
         )
         assert first["entropy"][k] == pytest.approx(expected, rel=1e-6)
     assert first["train_loss"][1] < second["train_loss"][1]

@@ -11,7 +11,7 @@ from torchvision.models import VisionTransformer
 
 from lib import data, models
 from lib.data import Split, normalise
-from lib.truncation import cuts, recovery, sweep, truncate
+from lib.truncation import measures, recovery, sweep, truncate
 
 # Network, its options, the shape of its images, and how many of its layers: every n-th.
 CASES = {
@@ -235,7 +235,7 @@ def test_a_named_network_is_truncated_layer_by_layer_and_as_a_whole(name, form, 
     x = data.normalise(images, dataset.mean, dataset.std)
     for layer in layers:
         kernel = sweep.kernel(model.get_submodule(layer))
-        assert len(cuts.applicable_cuts(kernel.shape)) == (1 if kernel.shape[2] == 1 else 7)
+        assert len(measures.applicable_cuts(kernel.shape)) == (1 if kernel.shape[2] == 1 else 7)
         low = truncate(kernel, "OUT", 2)
         with torch.no_grad():
             first, changed = sweep.LayerSweep(model, layer)(x, [kernel, low])

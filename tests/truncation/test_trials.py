@@ -13,8 +13,7 @@ from lib import baselines, models, training
 from lib.data import Data, Split
 from lib.provenance import CompanionError
 from lib.truncation import forms, measures, sweep, trials
-from lib.truncation.cuts import CUTS, MODES, applicable_cuts, spectrum, unfold
-from lib.truncation.measures import entropy, relative_error, truncate
+from lib.truncation.measures import CUTS, MODES, applicable_cuts, entropy, relative_error, spectrum, truncate, unfold
 
 CNN = {"source": "trained", "network": "digits_cnn", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
 CNN |= {"width": 0.25, "batch_size": 64, "augment": False}
