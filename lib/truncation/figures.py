@@ -199,7 +199,7 @@ def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
 
 
 def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
-    """Mean change of accuracy over layers against relative error, for both readings of two-mode; bars: 95 % intervals.
+    """Mean change of accuracy over layers against relative error, for both readings of two-mode; bars: quartiles.
 
     A mean of fewer than three layers is left out.
     """
@@ -208,13 +208,17 @@ def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
     pairs = points[points["method"].isin(["cut", "joint2"]) & points["cut"].str.contains(r"[.+]")]
     for form in in_order(pairs["cut"]):
         one = pairs[pairs["cut"] == form]
-        groups = one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True)
-        line = pd.DataFrame([_mean_over_layers(group) for _, group in groups]).query("layers >= 3")
-        axis.errorbar(line["relative_error"], -line["drop"], line["half"], **look(form), elinewidth=0.8, label=form)
+        lines = []
+        for _, group in one.groupby(pd.cut(one["relative_error"], np.linspace(0, 1, bins + 1)), observed=True):
+            lower, upper = group.groupby(UNIT)["drop"].mean().quantile([0.25, 0.75])
+            lines.append(_mean_over_layers(group) | {"lower": lower, "upper": upper})
+        line = pd.DataFrame(lines).query("layers >= 3").drop(columns="half")
+        axis.plot(line["relative_error"], -line["drop"], **look(form), label=form)
+        axis.vlines(line["relative_error"], -line["upper"], -line["lower"], look(form)["color"], linewidth=0.8)
         numbers.append(line.assign(cut=form))
     _in_points(axis)
     axis.set(xlabel="relative error ε of the kernel", ylabel=DROP)
-    figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2\nbars: 95 %")
+    figure.legend(loc="outside right", title="solid: cut2\ndashed: joint2\nbars: quartiles\nof the layers")
     return figure, pd.concat(numbers)
 
 

@@ -39,10 +39,13 @@ def test_accuracy_curves_start_at_no_loss_and_fall_by_the_drop():
         assert lines(axis)[1].get_ydata().tolist() == pytest.approx([0, -3, -6, -9])
 
 
-def test_two_mode_means_are_those_of_the_bins():
+def test_two_mode_means_and_quartiles_are_those_of_the_bins():
     figure, numbers = figures.two_mode(points(["cut", "joint2"], ["OUT.KH", "OUT+IN", "OUT"]))
     assert set(numbers["cut"]) == {"OUT.KH", "OUT+IN"}
-    assert numbers.loc[numbers["cut"] == "OUT.KH", "drop"].tolist() == pytest.approx([3.5, 6.5, 9.5])
+    first = numbers[numbers["cut"] == "OUT.KH"]
+    assert first["drop"].tolist() == pytest.approx([3.5, 6.5, 9.5])
+    assert first["lower"].tolist() == pytest.approx([2.75, 5.75, 8.75])
+    assert first["upper"].tolist() == pytest.approx([4.25, 7.25, 10.25])
 
 
 def test_controls_have_one_line_each_with_means_over_layers():
