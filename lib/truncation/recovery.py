@@ -70,18 +70,19 @@ def weights_of(layer: str, shape: Sequence[int], cut: str, rank: int) -> int:
     return parameters(shape, cut, rank) if cut else math.prod(shape)
 
 
-def output_options(spectra: pd.DataFrame) -> pd.DataFrame:
-    """Every rank of the OUT cut of each layer of one network, with the squared `output_error` that it makes at least.
+def out_options(spectra: pd.DataFrame, weights: str) -> pd.DataFrame:
+    """Every rank of the OUT cut of each layer of one network, with the `squared_error` that it makes at least.
 
-    The table is one for `cheapest_plan`. A layer without `output_weights` is left out, and so dense.
+    The table is one for `cheapest_plan`. The error is relative: that of a layer's outputs if `weights` is
+    "output_weights", that of its kernel if it is "weights_OUT". A layer without such weights is left out, and so dense.
     """
     found = []
-    for row in spectra[spectra["output_weights"].map(len) > 0].to_dict("records"):
+    for row in spectra[spectra[weights].map(len) > 0].to_dict("records"):
         largest = min(matrix_shape(row["shape"], "OUT"))  # directions beyond it carry rounding errors alone
-        errors = errors_of_ranks(torch.tensor(row["output_weights"], dtype=torch.float64))[:largest]
+        errors = errors_of_ranks(torch.tensor(row[weights], dtype=torch.float64))[:largest]
         shape = "x".join(map(str, row["shape"]))
         common = {"layer": row["layer"], "shape": shape, "method": "cut", "cut": "OUT"}
-        found += [common | {"rank": k, "output_error": error**2} for k, error in enumerate(errors.tolist(), 1)]
+        found += [common | {"rank": k, "squared_error": error**2} for k, error in enumerate(errors.tolist(), 1)]
     return pd.DataFrame(found)
 
 

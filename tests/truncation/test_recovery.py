@@ -370,15 +370,16 @@ def test_cheapest_plan_spends_what_a_price_leaves_over():
     assert sorted(rank for (rank,) in plan["ranks"]) == [3, 5]
 
 
-def test_options_by_outputs_hold_the_least_errors_of_every_rank(spectra):
+@pytest.mark.parametrize("column", ["output_weights", "weights_OUT"])
+def test_options_of_the_out_cut_hold_the_least_errors_of_every_rank(spectra, column):
     weights = [[0.7, 0.2, 0.1], [], [0.5, 0.5]]
-    table = recovery.output_options(spectra.assign(output_weights=weights))
+    table = recovery.out_options(spectra.assign(**{column: weights}), column)
     assert table["layer"].tolist() == ["layer0"] * 3 + ["layer2"] * 2
-    assert table["output_error"].tolist() == pytest.approx([0.3, 0.1, 0, 0.5, 0])
-    plan = recovery.cheapest_plan(table, "output_error", 0.3)
+    assert table["squared_error"].tolist() == pytest.approx([0.3, 0.1, 0, 0.5, 0])
+    plan = recovery.cheapest_plan(table, "squared_error", 0.3)
     assert set(plan["forms"]) == {"OUT"} and plan["layers"] == ["layer0", "layer2"]
-    first = spectra.head(1).assign(shape=[[32, 1, 3, 3]], output_weights=[[1 / 9] * 9 + [1e-17] * 23])
-    assert recovery.output_options(first)["rank"].max() == 9  # of 32 output channels with nine inputs
+    first = spectra.head(1).assign(shape=[[32, 1, 3, 3]], **{column: [[1 / 9] * 9 + [1e-17] * 23]})
+    assert recovery.out_options(first, column)["rank"].max() == 9  # of 32 output channels with nine inputs
 
 
 def test_a_plan_by_other_prices_keeps_within_them():
