@@ -151,7 +151,8 @@ def test_verdicts_in_the_readme_are_those_of_the_published_results():
     published = {entry["id"]: entry["verdict"] for entry in claims_of(root() / "runs" / "laptop") if entry["primary"]}
     cited = re.findall(r"\((P[\w.]+): ([a-z ]+)\)", (root() / "README.md").read_text())
     assert len(cited) >= 8
-    assert [(claim, verdict) for claim, verdict in cited if published[claim] != verdict] == []
+    words = {"open": "inconclusive at this scale"}
+    assert [(claim, said) for claim, said in cited if published[claim] != words.get(said, said)] == []
 
 
 def test_the_page_on_data_names_every_data_set_and_every_source_of_weights():
