@@ -278,13 +278,20 @@ class Store:
         tables = []
         for path in levels:
             try:
-                tables += _read(path, columns)
+                for table in _read(path, columns and [*columns, "version"]):
+                    current = table.filter(pc.equal(table["version"], self.version))
+                    tables.append(current.select(columns) if columns else current)
             except (pa.ArrowInvalid, OSError):
                 self._set_aside(path, "not a whole parquet file")
         return tables
 
     def _published(self, columns: list[str] | None) -> list[pa.Table]:
+        """The published rows, or none if they are of another version of the study, which may have other columns."""
         try:
+            if not (first := _read(self.published, ["key", "spec"])) or not first[0].num_rows:
+                return []
+            if first[0]["key"][0].as_py() != self.key(json.loads(first[0]["spec"][0].as_py())):
+                return []
             return _read(self.published, columns)
         except (pa.ArrowInvalid, OSError):
             remedy = "restore it from git or delete it"

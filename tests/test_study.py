@@ -74,6 +74,21 @@ def test_a_raised_version_computes_again(tmp_path):
     assert len(logged(tmp_path, "end")) == 2
 
 
+@pytest.mark.parametrize("place", ["published", "compacted", "loose"])
+def test_rows_of_an_older_version_with_other_columns_are_not_in_the_way(tmp_path, place):
+    specs = [{"x": 2}, {"x": 3}]
+    old = Study("00_t.squares", toy_trials.square, 1, tmp_path)
+    rows = old.run(specs)
+    if place == "published":
+        old.store.publish(rows, tmp_path)
+    if place == "compacted":
+        old.store.compact(0)
+    new = Study("00_t.squares", toy_trials.squares, 2, tmp_path)
+    assert new.run(specs)["square"].map(list).tolist() == [[4, 4], [9, 9]]
+    new.store.compact(0)
+    assert len(new.store.known()) == 2 and len(new.store.outcomes()[0]) == 2
+
+
 def test_a_shard_begins_with_its_own_share_and_leaves_nothing(tmp_path, monkeypatch):
     specs = [{"x": x} for x in range(7)]
     whole = Study("00_t.logged", toy_trials.logged, 1, tmp_path / "whole").run(specs)

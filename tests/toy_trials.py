@@ -17,6 +17,10 @@ def square(spec: dict, device: str, weights: Path) -> dict:
     return {"square": spec["x"] ** 2, "curve": [0.5, spec["x"] / 3], "text": f"x = {spec['x']}"}
 
 
+def squares(spec: dict, device: str, weights: Path) -> dict:
+    return {"square": [spec["x"] ** 2] * 2}
+
+
 def logged(spec: dict, device: str, weights: Path) -> dict:
     """Logs beside the studies of its store when it starts and when it ends, and waits while it is held."""
     log = weights.parent.with_name("log")
