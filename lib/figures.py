@@ -134,9 +134,15 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _compact(svg: bytes) -> bytes:
-    """An SVG whose lines are not indented and whose coordinates have one decimal, a tenth of a point."""
-    short = partial(re.compile(rb"(\.\d)\d+").sub, rb"\1")
-    return re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), re.sub(rb" *\n *", b"\n", svg))
+    """An SVG without indentation; coordinates have one decimal, a tenth of a point, and each style is written once."""
+    short, styles = partial(re.compile(rb"(\.\d)\d+").sub, rb"\1"), {}
+
+    def named(found: re.Match) -> bytes:
+        return b'class="%s"' % styles.setdefault(found[1], b"s%d" % len(styles))
+
+    svg = re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), re.sub(rb" *\n *", b"\n", svg))
+    svg = re.sub(rb'\bstyle="([^"]*)"', named, svg)
+    return svg.replace(b"</style>", b"".join(b"\n.%s{%s}" % (n, s) for s, n in styles.items()) + b"</style>", 1)
 
 
 def _smaller(png: io.BytesIO) -> bytes:

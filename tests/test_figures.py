@@ -64,6 +64,20 @@ def test_coordinates_of_an_svg_have_one_decimal_and_its_texts_keep_theirs(tmp_pa
     assert re.search(r"\d\.\d", coordinates) and not re.search(r"\.\d{2}", coordinates)
 
 
+def test_each_style_of_an_svg_is_written_once_and_keeps_its_elements(tmp_path):
+    figure, axis = plt.subplots()
+    for height in (0, 1, 2):
+        axis.plot([0, 1], [height, height], "o", color="#c0ffee")
+    axis.plot([0, 1], [3, 3], color="#facade")
+    figures.save(figure, tmp_path, "a", pd.DataFrame(), "Lines.")
+    svg = (tmp_path / "a.svg").read_text()
+    # Six markers and the shape that they repeat.
+    styles = dict(re.findall(r"^\.(s\d+)\{([^}]*)\}", svg, re.MULTILINE))
+    used = re.findall(r'class="(s\d+)"', svg)
+    assert "style=" not in svg and set(used) == set(styles) and len(set(styles.values())) == len(styles)
+    assert [sum("#facade" in styles[name] for name in used), sum("#c0ffee" in styles[name] for name in used)] == [1, 7]
+
+
 def test_a_figure_without_alternative_text_is_refused(tmp_path):
     figure = draw()
     with pytest.raises(ValueError, match="alternative text"):

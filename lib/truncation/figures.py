@@ -34,6 +34,7 @@ WAYS = {"dense": ("black", "+"), "truncated": (BLUE, "o"), "scratch": (RED, "s")
 PLANNED = {"outputs": (BLUE, "o"), "kernel, OUT": (CYAN, "v"), "tolerance": (ORANGE, "s")}
 PLANNED |= {"error": (RED, "^"), "uniform": (PURPLE, "D")}
 DROP = "change of accuracy (points)"
+TOLERANCE = ["case", "seed", "layer", "shape", "place", "cut", "tolerance", "censored"]
 POINT = 1.0  # of accuracy, where a line is drawn
 Drawn = tuple[Figure, pd.DataFrame]
 
@@ -153,7 +154,8 @@ def accuracy_by_norm_loss(points: pd.DataFrame) -> Drawn:
     _depth_bar(figure, corner)
     figure.supxlabel("norm loss δ (upper axes: relative error ε)")
     figure.supylabel(DROP)
-    return figure, numbers
+    columns = ["case", "layer", "depth", "cut", "rank", "relative_error", "norm_loss", "drop"]
+    return figure, numbers.filter(columns)
 
 
 def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
@@ -173,7 +175,7 @@ def tolerance_maps(tolerated: pd.DataFrame) -> Drawn:
         axis.grid(False)
         axis.set_title(case, fontsize=9)
     figure.colorbar(image, ax=[axis for axis, _ in panels], label="tolerance (relative error)")
-    return figure, tolerated
+    return figure, tolerated.filter(TOLERANCE)
 
 
 def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
@@ -196,7 +198,7 @@ def tolerance_by_depth(tolerated: pd.DataFrame) -> Drawn:
     figure.supylabel("tolerance (relative error)")
     _legend(figure, first, "hollow: at least")
     figure.legends[0].get_title().set_fontsize(8)
-    return figure, tolerated
+    return figure, tolerated.filter(TOLERANCE)
 
 
 def two_mode(points: pd.DataFrame, bins: int = 8) -> Drawn:
@@ -257,7 +259,7 @@ def tolerance_by_entropy(joined: pd.DataFrame) -> Drawn:
     _depth_bar(figure, corner)
     figure.supxlabel("entropy below that of a random kernel (nats)")
     figure.supylabel("tolerance (relative error; hollow: at least)")
-    return figure, joined
+    return figure, joined.filter(["case", "seed", "layer", "depth", "cut", "excess", "tolerance", "censored"])
 
 
 def forms(points: pd.DataFrame, budgets: Sequence[float]) -> Drawn:
