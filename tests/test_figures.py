@@ -71,10 +71,10 @@ def test_each_style_of_an_svg_is_written_once_and_keeps_its_elements(tmp_path):
     axis.plot([0, 1], [3, 3], color="#facade")
     figures.save(figure, tmp_path, "a", pd.DataFrame(), "Lines.")
     svg = (tmp_path / "a.svg").read_text()
-    # Six markers and the shape that they repeat.
     styles = dict(re.findall(r"^\.(s\d+)\{([^}]*)\}", svg, re.MULTILINE))
     used = re.findall(r'class="(s\d+)"', svg)
     assert "style=" not in svg and set(used) == set(styles) and len(set(styles.values())) == len(styles)
+    # Six markers and the shape that they repeat.
     assert [sum("#facade" in styles[name] for name in used), sum("#c0ffee" in styles[name] for name in used)] == [1, 7]
 
 
