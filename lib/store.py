@@ -137,10 +137,13 @@ def _holds(path: str, key: str) -> bool:
 
 @dataclass(frozen=True)
 class Store:
-    """The rows of one study and version in one folder of `runs`; the arguments are those of `Study`."""
+    """The rows of one study and version in one folder of `runs`; the arguments are those of `Study`.
+
+    Without a version all published and compacted rows count.
+    """
 
     name: str
-    version: int
+    version: int | None
     folder: Path
 
     @cached_property
@@ -279,8 +282,9 @@ class Store:
         for path in levels:
             try:
                 for table in _read(path, columns and [*columns, "version"]):
-                    current = table.filter(pc.equal(table["version"], self.version))
-                    tables.append(current.select(columns) if columns else current)
+                    if self.version is not None:
+                        table = table.filter(pc.equal(table["version"], self.version))
+                    tables.append(table.select(columns) if columns else table)
             except (pa.ArrowInvalid, OSError):
                 self._set_aside(path, "not a whole parquet file")
         return tables
@@ -290,7 +294,8 @@ class Store:
         try:
             if not (first := _read(self.published, ["key", "spec"])) or not first[0].num_rows:
                 return []
-            if first[0]["key"][0].as_py() != self.key(json.loads(first[0]["spec"][0].as_py())):
+            key, spec = (first[0][column][0].as_py() for column in ("key", "spec"))
+            if self.version is not None and key != self.key(json.loads(spec)):
                 return []
             return _read(self.published, columns)
         except (pa.ArrowInvalid, OSError):

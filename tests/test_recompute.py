@@ -39,7 +39,6 @@ from tests.conftest import NIGHTLY
 REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the published rows
 # Studies whose published rows come from networks on images that were not yet channels last in memory.
 CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
-CONTIGUOUS += [f"02_tensor_truncation.{name}" for name in "truncations controls forms networks recoveries".split()]
 CONTIGUOUS += [f"04_spline_early_bird.{name}" for name in "searches oneshots slices tickets".split()]
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1
@@ -57,7 +56,13 @@ def studies(folder: Path) -> dict[str, Study]:
     resting = (latent_trials.features, latent_trials.heads, latent_trials.projections, latent_trials.layers)
     resting += (latent_trials.tasks,)
     resting += (truncation_trials.spectra, truncation_trials.truncations, truncation_trials.controlled)
-    resting += (truncation_trials.formed, recovery.plans, recovery.recoveries, recovery.tensorised)
+    resting += (
+        truncation_trials.zeroed,
+        truncation_trials.formed,
+        recovery.plans,
+        recovery.recoveries,
+        recovery.tensorised,
+    )
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
     made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
