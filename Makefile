@@ -6,6 +6,7 @@ BASE := $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 HASH := $(shell cat requirements.txt pyproject.toml | $(BASE) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
 STAMP := $(ENV)/.companion-$(HASH)
+SITE := $(ENV)/.site-$(shell cat docs/requirements.txt | $(BASE) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
 PYTHON := $(ENV)/bin/python
 # The stamp carries a hash, not a time: a second call repeats no set-up unless the pins have changed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -13,7 +14,7 @@ export PROFILE
 export PYTHONUTF8 := 1
 export PATH := $(abspath $(ENV))/bin:$(PATH)
 
-.PHONY: figures status test lint notebooks readme compare lab bench clean help
+.PHONY: figures status test lint notebooks readme compare lab site bench clean help
 .DEFAULT_GOAL := help
 
 figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures
@@ -43,13 +44,16 @@ compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=r
 lab: $(STAMP)  ## open JupyterLab
 	@$(PYTHON) -m jupyterlab notebooks
 
+site: $(STAMP) $(SITE)  ## build the site into docs/_build/html
+	@$(PYTHON) docs/build.py
+
 bench: $(STAMP)  ## measure every claim about speed and write docs/speed.md (a quarter of an hour)
 	@$(PYTHON) -m tests.bench
 
 clean:  ## delete smoke and local results, trial stores and build files; never committed files
 	@test ! -e .build/lock || $(BASE) -c 'import fcntl; fcntl.flock(open(".build/lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)' \
 		2>/dev/null || { echo "A batch is running here: wait for it, or stop it, and then make clean."; exit 1; }
-	@rm -rf .build figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
+	@rm -rf .build docs/_build figures/smoke figures/local runs/local runs/*/trials .pytest_cache .ruff_cache
 	@find runs/smoke -type f ! -name '*.yaml' -delete
 
 help:  ## this list
@@ -61,3 +65,7 @@ $(STAMP):
 	@echo "Setting up $(ENV): about 2 minutes and 6 GB, once."
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	@rm -f $(ENV)/.companion-* && touch $@
+
+$(SITE): | $(STAMP)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@rm -f $(ENV)/.site-* && touch $@

@@ -35,6 +35,8 @@ myst_enable_extensions = ["dollarmath", "fieldlist", "attrs_inline"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
+# Everyday words: a text means the term of the glossary for sure only where it stresses the word.
+EVERYDAY = set("cut drop limit node partition plateau point profile rank tolerance".split())
 SKIPPED = (nodes.literal, nodes.literal_block, nodes.reference, nodes.title, nodes.raw, nodes.math, nodes.term)
 
 
@@ -77,7 +79,7 @@ def link_terms(app, doctree: nodes.document) -> None:
             term = known.get(word)
             if word in pages.CLAIMS:
                 target, title = f"claims.html#{pages.anchor(word)}", pages.CLAIMS[word]
-            elif term and term not in used:
+            elif term and term not in used and (term not in EVERYDAY or isinstance(text.parent, nodes.emphasis | nodes.strong)):
                 used.add(term)
                 target, title = f"glossary.html#term-{pages.term_id(term)}", "glossary"
             else:

@@ -75,7 +75,8 @@ def outputs(cell: nbformat.NotebookNode, name: str, extra: Path, found: list[dic
             output.data = {"text/html": text}
         elif "text/html" in output.data:
             ids = re.compile(rf"(<t[hd][^>]*>)({'|'.join(map(re.escape, pages.CLAIMS))})(</t[hd]>)")
-            text = ids.sub(lambda one: one[1] + pages._link(one[2]) + one[3], output.data["text/html"])
+            text = ids.sub(lambda one: one[1] + pages.link(one[2]) + one[3], output.data["text/html"])
+            text = text.replace("<details open>", "<details>")  # of rules, which every claim's own entry repeats
             output.data = {"text/html": f'<div class="wide">{text}</div>'}
         output.metadata = {}
         shown.append(output)
@@ -87,7 +88,7 @@ def rules(output: nbformat.NotebookNode) -> list:
     lines, texts = output.text.splitlines(keepends=True), []
     while lines and (found := RULE.match(lines[0])):
         said = html.escape(lines.pop(0).strip().removeprefix(found[1]))
-        texts.append(f'<p class="rule">{pages._link(found[1])}{said}</p>')
+        texts.append(f'<p class="rule">{pages.link(found[1])}{said}</p>')
     shown = [nbformat.v4.new_output("display_data", {"text/html": "".join(texts)})] if texts else []
     output.text = "".join(lines)
     return shown + ([output] if output.text.strip() else [])

@@ -27,7 +27,7 @@ CLAIMS = {entry["id"]: entry["claim"] for entry in ENTRIES}
 DOWNLOADS = ("svg", "png", "gif", "csv", "timing.csv", "ipynb", "parquet", "claims.json", "yaml")
 FRONT = ("One figure", "What came out", "Two commands", "How to cite")  # sections of README on the front page
 USE = ("How to use it", "The notebooks", "The map", "Design in brief")  # and those on the page about use
-SHORT = {SUPPORTED: "supported", NOT_SUPPORTED: "not supported", INCONCLUSIVE: "open", HOLDS: "hold", FAILS: "fail"}
+SHORT = {SUPPORTED: "supported", NOT_SUPPORTED: "not supported", INCONCLUSIVE: "open", HOLDS: "theorems hold", FAILS: "theorems fail"}
 MENU = {
     "The notebooks": notebook_names(),
     "Results": ["claims", "gallery", "errata", "unknown"],
@@ -99,7 +99,7 @@ def relinked(text: str, source: Path) -> str:
         path = (source.parent / found[2]).resolve()
         return figure(path.parent.name, path.stem, " ".join(found[1].split()))
 
-    def link(found: re.Match) -> str:
+    def moved(found: re.Match) -> str:
         target, at = found[1], found[2] or ""
         if not target:
             return f"](#{slug(at.replace('-', ' '))})"
@@ -111,7 +111,7 @@ def relinked(text: str, source: Path) -> str:
         return f"](/files/{path})"
 
     text = re.sub(r"!\[([^\]]*)\]\(([^)\s]+)\)", picture, text)
-    return re.sub(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", link, text)
+    return re.sub(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", moved, text)
 
 
 def figure(profile: str, slug: str, alt: str, width: int = 0, picture: str = "") -> str:
@@ -231,7 +231,7 @@ def claims(figures: list[dict]) -> str:
         primary = {entry["id"]: entry for entry in reversed(own) if entry["primary"]}
         parts.append(f"## {notebook}\n\n[{questions().get(notebook, notebook)}]({notebook}.ipynb)\n")
         ids = list(dict.fromkeys(entry["id"] for entry in own))
-        rows = [_row(primary[claim], {"claim": _link(claim), "it says": html.escape(CLAIMS[claim])}) for claim in ids]
+        rows = [_row(primary[claim], {"claim": link(claim), "it says": html.escape(CLAIMS[claim])}) for claim in ids]
         parts.append(table(rows) + "\n")
         parts += [_claim(claim, [entry for entry in own if entry["id"] == claim], figures) for claim in ids]
     for profile, page in published.items():
@@ -240,7 +240,8 @@ def claims(figures: list[dict]) -> str:
     return "\n".join(parts)
 
 
-def _link(claim: str) -> str:
+def link(claim: str) -> str:
+    """The number of a claim as a link to it, in HTML."""
     return f'<a href="claims.html#{anchor(claim)}">{claim}</a>'
 
 
