@@ -51,11 +51,12 @@ def math(display: str):
 
 
 def name_claims(app, doctree: nodes.document) -> None:
-    """Give the section of each claim its permanent name, such as "P3-1", before Sphinx lists the sections."""
-    for section in doctree.findall(nodes.section):
-        title = section[0].astext()
-        if title in pages.CLAIMS and app.env.docname == "claims":
-            section["ids"] = [pages.anchor(title)]
+    """Give the section of each claim and notebook its permanent name, such as "P3-1", before Sphinx lists sections."""
+    if app.env.docname == "claims":
+        for section in doctree.findall(nodes.section):
+            title = section[0].astext()
+            if title in pages.CLAIMS or title in pages.notebook_names():
+                section["ids"] = [pages.anchor(title)]
 
 
 def link_terms(app, doctree: nodes.document) -> None:
@@ -79,7 +80,11 @@ def link_terms(app, doctree: nodes.document) -> None:
             term = known.get(word)
             if word in pages.CLAIMS:
                 target, title = f"claims.html#{pages.anchor(word)}", pages.CLAIMS[word]
-            elif term and term not in used and (term not in EVERYDAY or isinstance(text.parent, nodes.emphasis | nodes.strong)):
+            elif (
+                term
+                and term not in used
+                and (term not in EVERYDAY or isinstance(text.parent, nodes.emphasis | nodes.strong))
+            ):
                 used.add(term)
                 target, title = f"glossary.html#term-{pages.term_id(term)}", "glossary"
             else:

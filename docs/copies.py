@@ -36,9 +36,7 @@ def drawn() -> dict[str, tuple[str, str]]:
 def facts(name: str, path: Path, profile: str) -> str:
     """A line of HTML: the scale of the outputs, downloads, and where to run the notebook."""
     links = [f'<a href="{path.relative_to(root()).as_posix()}" download>notebook</a>']
-    links += [f'<a href="claims.html#{name.replace("_", "-")}">claims</a>'] * any(
-        entry["notebook"] == name for entry in pages.ENTRIES
-    )
+    links += [f'<a href="claims.html#{name}">claims</a>'] * any(entry["notebook"] == name for entry in pages.ENTRIES)
     for file in sorted((root() / "runs" / profile).glob(f"{name}.*")) if profile != "smoke" else ():
         if file.suffix in (".json", ".parquet", ".yaml"):
             label = {".json": "claims (JSON)", ".yaml": "parameters"}.get(file.suffix, file.stem.partition(".")[2])

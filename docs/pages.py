@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-from markdown_it import MarkdownIt
 
 from lib import summary
 from lib.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, evidence, forks_text
@@ -27,7 +26,13 @@ CLAIMS = {entry["id"]: entry["claim"] for entry in ENTRIES}
 DOWNLOADS = ("svg", "png", "gif", "csv", "timing.csv", "ipynb", "parquet", "claims.json", "yaml")
 FRONT = ("One figure", "What came out", "Two commands", "How to cite")  # sections of README on the front page
 USE = ("How to use it", "The notebooks", "The map", "Design in brief")  # and those on the page about use
-SHORT = {SUPPORTED: "supported", NOT_SUPPORTED: "not supported", INCONCLUSIVE: "open", HOLDS: "theorems hold", FAILS: "theorems fail"}
+SHORT = {
+    SUPPORTED: "supported",
+    NOT_SUPPORTED: "not supported",
+    INCONCLUSIVE: "open",
+    HOLDS: "theorems hold",
+    FAILS: "theorems fail",
+}
 MENU = {
     "The notebooks": notebook_names(),
     "Results": ["claims", "gallery", "errata", "unknown"],
@@ -59,7 +64,9 @@ def terms() -> dict[str, list[str]]:
 
 def _forms(name: str) -> list[str]:
     """A term, its plural, and both at the start of a sentence."""
-    both = [name] if not name[-1].isalpha() else [name, name.removesuffix("y") + "ies" if name[-1] == "y" else name + "s"]
+    both = (
+        [name] if not name[-1].isalpha() else [name, name.removesuffix("y") + "ies" if name[-1] == "y" else name + "s"]
+    )
     return both if name != name.lower() else both + [form[0].upper() + form[1:] for form in both]
 
 
@@ -157,7 +164,8 @@ def readme() -> dict[str, str]:
 def questions() -> dict[str, str]:
     """The question of each notebook, from the table in README."""
     rows = re.findall(r"^\| \[\d\d\]\(([^).]+)\.ipynb\) \| (.*?) \|", readme()["The notebooks"], re.M)
-    return {name: re.sub(r" \(\[.*?\]\(.*?\)\)", "", question) for name, question in rows}
+    plain = re.compile(r" \(\[.*?\]\(.*?\)\)|[*`$]")  # the card of a notebook is a link and holds no other
+    return {name: plain.sub("", question) for name, question in rows}
 
 
 def counts(notebook: str) -> str:
@@ -174,13 +182,13 @@ def front(figures: list[dict]) -> str:
         own = [one for one in figures if one["notebook"] == name and one["page"]]
         best = next((one for one in own if one["section"] == "The result in one picture"), own[0] if own else None)
         picture = f'<img src="{best["shown"]}" alt="{html.escape(best["alt"])}" loading="lazy">' if best else ""
-        text = MarkdownIt().renderInline(questions().get(name, ""))
+        text = html.escape(questions().get(name, ""))
         cards += (
             f'<a class="tile" href="{name}.html"><span class="card">{picture}</span><strong>{name[:2]} · '
             f"{name[3:].replace('_', ' ')}</strong><span>{text}</span><small>{counts(name)}</small></a>"
         )
     parts = [readme()[""], f"## One figure\n{readme()['One figure']}", f"## What came out\n{readme()['What came out']}"]
-    parts += [f'## Six questions, one notebook each\n\n<div class="tiles">{cards}</div>\n'.replace("Six", _count())]
+    parts.append(f'## {_count()} questions, one notebook each\n\n<div class="tiles">{cards}</div>\n')
     parts += [f"## {title}\n{readme()[title]}" for title in ("Two commands", "How to cite")]
     menu = "".join(
         f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{chr(10).join(known)}\n```\n\n"
@@ -191,8 +199,7 @@ def front(figures: list[dict]) -> str:
 
 
 def _count() -> str:
-    words = "Zero One Two Three Four Five Six Seven Eight Nine Ten".split()
-    return words[len(notebook_names())]
+    return "Zero One Two Three Four Five Six Seven Eight Nine Ten".split()[len(notebook_names())]
 
 
 @cache
@@ -220,8 +227,8 @@ def claims(figures: list[dict]) -> str:
     parts = [
         "# All claims\n\nEach claim has a rule that was written before its run. [How to read the results](results.md) "
         "explains rules, verdicts and forks. Every claim has a permanent link: the ¶ beside its number.\n",
-        'Downloads: <a href="claims.csv" download>claims.csv</a> · <a href="claims.json" download>claims.json</a>, with '
-        "all entries of all published profiles.\n",
+        'Downloads: <a href="claims.csv" download>claims.csv</a> · <a href="claims.json" download>claims.json</a>, '
+        "with all entries of all published profiles.\n",
     ]
     published = {profile: summary.page(profile) for profile in PROFILES}
     for profile, page in published.items():
@@ -333,15 +340,17 @@ def gallery(figures: list[dict]) -> str:
 def commits_of(profile: str, name: str) -> list[str]:
     """The commits that computed the rows of a notebook."""
     files = (root() / "runs" / profile).glob(f"{name}.*.parquet")
-    return sorted({commit for file in files for commit in pd.read_parquet(file, columns=[f"{PREFIX}commit"]).iloc[:, 0]})
+    return sorted(
+        {commit for file in files for commit in pd.read_parquet(file, columns=[f"{PREFIX}commit"]).iloc[:, 0]}
+    )
 
 
 def rows() -> str:
     """Every published file of rows with its columns: type, and range or values."""
     parts = [
-        "# Rows\n\nA row is the result of one trial. Each file below holds the rows of one study. Columns up to `status` "
-        "describe the trial (its *spec*), those after `reason` are its results. [How to read the results](results.md) "
-        "explains the columns that all files share.\n"
+        "# Rows\n\nA row is the result of one trial. Each file below holds the rows of one study. Columns up to "
+        "`status` describe the trial (its *spec*), those after `reason` are its results. [How to read the "
+        "results](results.md) explains the columns that all files share.\n"
     ]
     if (root() / "docs/dictionary.md").exists():
         parts.append("[The data dictionary](dictionary.md) says what each column means.\n")

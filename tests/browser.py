@@ -12,7 +12,9 @@ from urllib.request import urlopen
 from websocket import create_connection
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-allow-origins=*".split()
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --remote-allow-origins=*".split()
+)
 
 
 class Browser:
@@ -70,8 +72,9 @@ class Browser:
         return self.events
 
     def value(self, expression: str) -> object:
-        """The value of a JavaScript expression in the page."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of a JavaScript expression in the page; that of a promise once it is kept."""
+        options = {"returnByValue": True, "awaitPromise": True}
+        return self.call("Runtime.evaluate", expression=expression, **options)["result"].get("value")
 
     def picture(self, whole: bool = True) -> bytes:
         """A PNG of the page, down to its end or as far as the window shows."""

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import tomllib
 from collections import defaultdict
 
 import pytest
@@ -38,7 +39,8 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def test_every_requirement_is_pinned_exactly_and_conda_reads_the_same_list():
-    lines = [line for line in (root() / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    lists = ("requirements.txt", "docs/requirements.txt")
+    lines = [line for name in lists for line in (root() / name).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9.]*", line) for line in lines)
     dependencies = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"]
     assert {"pip": ["-r requirements.txt"]} in dependencies
@@ -161,6 +163,49 @@ def test_the_page_on_data_names_every_data_set_and_every_source_of_weights():
         assert name.replace("-", "").upper() in page.replace("-", "").upper(), name
     for *_, address in models.AUTHORS.values():
         assert "/".join(address.split("/")[:2]) in page
+
+
+def test_no_file_names_the_host_of_a_package_registry():
+    """A registry is whatever pip and conda are configured to use, a mirror among them."""
+    hosts = (
+        "pypi" + ".org",
+        "python" + "hosted.org",
+        "anaconda" + ".org",
+        "npmjs" + ".com",
+        "unpkg" + ".com",
+        "jsdelivr" + ".net",
+    )
+    pattern = "|".join(re.escape(host) for host in hosts)
+    found = subprocess.run(["git", "grep", "-lIE", pattern], cwd=root(), capture_output=True, text=True)
+    assert found.stdout.split() == []
+
+
+def test_the_files_for_citation_agree_with_each_other_and_with_the_readme():
+    citation = yaml.safe_load((root() / "CITATION.cff").read_text())
+    record = json.loads((root() / ".zenodo.json").read_text())
+    project = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
+    assert citation["title"] == record["title"] and citation["license"] == record["license"]
+    assert citation["abstract"] == record["description"] and citation["keywords"] == record["keywords"]
+    assert citation["version"] == record["version"] == project["version"]
+    papers = [paper["url"].rpartition("/")[2] for paper in citation["references"]]
+    assert papers == [one["identifier"].removeprefix("arXiv:") for one in record["related_identifiers"]]
+    assert set(papers) == set(re.findall(r"arxiv\.org/abs/([\d.]+)", (root() / "README.md").read_text()))
+
+
+def test_workflows_and_the_container_run_commands_that_make_explains():
+    listed = subprocess.run(["make", "help"], cwd=root(), capture_output=True, text=True, check=True).stdout
+    files = [*(root() / ".github/workflows").glob("*.yml"), root() / ".devcontainer/devcontainer.json"]
+    assert len(files) == 4
+    for path in files:
+        assert yaml.safe_load(path.read_text())  # JSON is YAML
+        for command in re.findall(r"\bmake (\w+)", path.read_text()):
+            assert f"make {command}" in listed, f"{path.name} runs make {command}"
+
+
+@pytest.mark.parametrize("name", parameters.notebook_names())
+def test_a_notebook_says_how_to_run_it_in_colab(name):
+    text = (root() / "notebooks" / f"{name}.ipynb").read_text()
+    assert "!git clone" in text and "`docs/cloud.md`" in text
 
 
 def test_make_help_explains_the_commands_that_the_pages_name():
