@@ -190,12 +190,12 @@ def front(figures: list[dict]) -> str:
     parts = [readme()[""], f"## One figure\n{readme()['One figure']}", f"## What came out\n{readme()['What came out']}"]
     parts.append(f'## {_count()} questions, one notebook each\n\n<div class="tiles">{cards}</div>\n')
     parts += [f"## {title}\n{readme()[title]}" for title in ("Two commands", "How to cite")]
-    menu = "".join(
-        f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{chr(10).join(known)}\n```\n\n"
-        for title, names in MENU.items()
-        if (known := [name for name in names if name in pages()])
-    )
-    return "\n".join(parts) + "\n" + menu
+    listed = {name for names in MENU.values() for name in names}
+    menu = MENU | {"Use": MENU["Use"] + [name for name in pages() if name not in listed]}
+    for title, names in menu.items():
+        known = "\n".join(name for name in names if name in pages())
+        parts.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{known}\n```\n")
+    return "\n".join(parts)
 
 
 def _count() -> str:
@@ -314,7 +314,7 @@ def _others(entries: list[dict]) -> str:
         about = [entry["fork"] and f"fork: {entry['fork']}", entry["network"], entry["dataset"], entry["regime"]]
         first = {"evidence on": html.escape(", ".join(filter(None, about)))}
         rows.append(_row(entry, first) | {"remark": html.escape(entry["why"] or "")})
-    return f"\n<details><summary>{len(rest)} more entries</summary>{table(rows)}</details>\n" if rows else ""
+    return f"\n<details><summary>Other entries: {len(rest)}</summary>{table(rows)}</details>\n" if rows else ""
 
 
 def gallery(figures: list[dict]) -> str:
