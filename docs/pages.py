@@ -30,8 +30,8 @@ SHORT = {
     SUPPORTED: "supported",
     NOT_SUPPORTED: "not supported",
     INCONCLUSIVE: "open",
-    HOLDS: "theorems hold",
-    FAILS: "theorems fail",
+    HOLDS: "mathematically true",
+    FAILS: "mathematically false",
 }
 MENU = {
     "The notebooks": notebook_names(),
