@@ -195,7 +195,7 @@ def saved(shapes: Mapping[str, Sequence[int]], plan: dict) -> int:
     """
     return sum(
         max(0, math.prod(shapes[name]) - parameters(shapes[name], form, rank))
-        for name, form, rank in _factorised(plan)
+        for name, form, rank in named_forms(plan)
         if form in forms.RANKS
     )
 
@@ -207,7 +207,7 @@ def kept_share(spectra: pd.DataFrame, plan: dict) -> float:
     return (total - saved(shapes, plan)) / total
 
 
-def _factorised(plan: dict) -> Iterator[tuple[str, str, int | tuple[int, ...]]]:
+def named_forms(plan: dict) -> Iterator[tuple[str, str, int | tuple[int, ...]]]:
     """Name, form and rank of each layer of a plan, as `forms` takes them: OUT and IN together are Tucker-2."""
     for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
         yield name, {"OUT+IN": "tucker2"}.get(form, form), ranks[0] if len(ranks) == 1 else tuple(ranks)
@@ -258,13 +258,22 @@ def plan_moments(model: nn.Module, plan: dict, dataset: Data) -> dict[str, Tenso
 
 def factorise_plan(model: nn.Module, plan: dict) -> None:
     """Replace the layers of a plan in place by small ones; a linear layer is a 1x1 kernel."""
-    for name, form, rank in _factorised(plan):
-        layer = model.get_submodule(name)
-        if isinstance(layer, nn.Linear):
-            small = nn.Sequential(*map(_as_linear, forms.factorise(_as_convolution(layer), form, rank)))
-        else:
-            small = forms.factorise(layer, form, rank)
-        model.set_submodule(name, small)
+    for name, form, rank in named_forms(plan):
+        model.set_submodule(name, small_layer(model.get_submodule(name), form, rank))
+
+
+def small_layer(layer: nn.Module, form: str, rank: forms.Ranks, **options) -> nn.Sequential:
+    """A layer in a form, as `forms.factorise`; the factors of a linear layer are linear layers.
+
+    Raises:
+        ValueError: as `forms.factorise`, and for a form whose factors a linear layer cannot be made of, such as CP.
+    """
+    if not isinstance(layer, nn.Linear):
+        return forms.factorise(layer, form, rank, **options)
+    steps = forms.factorise(_as_convolution(layer), form, rank, **options)
+    if any(step.groups > 1 for step in steps):
+        raise ValueError(f"A linear layer cannot take the form {form!r}: use OUT or tucker2.")
+    return nn.Sequential(*map(_as_linear, steps))
 
 
 def multiply_out(model: nn.Module, factorised: nn.Module, names: Sequence[str]) -> nn.Module:
