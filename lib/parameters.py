@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 import yaml
 
 from lib.claims import rules_of
-from lib.provenance import CompanionError, root, unknown
+from lib.provenance import CompanionError, own_file, own_folder, own_name, root, unknown
 
 DEPTHS = (8, 20, 32, 44, 56, 110)  # of ResNets for small images
 # The forms of each network and the smallest image side (pixels) that each takes. Smaller images would leave no
@@ -102,11 +102,14 @@ Check = tuple[bool, str]  # whether something fits, and the sentence if it does 
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A network's name and its variant, or "".
+    """A network's name and its variant, or ""; the name "package.module:function" has none.
 
     Raises:
         CompanionError: if the network or the variant does not exist, or the network lacks that form.
     """
+    if own_name(name):
+        own_file(name)
+        return name, ""
     network, _, variant = name.partition("-")
     if network not in NETWORKS:
         raise unknown("network", name, NETWORKS)
@@ -121,6 +124,26 @@ def split_name(name: str) -> tuple[str, str]:
     if variant and VARIANTS[variant] not in NETWORKS[network]:
         raise unknown(f"form of {network}", VARIANTS[variant], NETWORKS[network])
     return network, variant
+
+
+def check_dataset(name: str) -> None:
+    """Refuse a data set that is neither known, nor "package.module:function", nor a folder "path" or "path@side".
+
+    Raises:
+        CompanionError: with what there is, or what the folder lacks.
+    """
+    if name in DATASETS:
+        return
+    if own_name(name):
+        own_file(name)
+    elif "/" in name:
+        folder, _ = own_folder(name)
+        missing = [part for part in ("train", "test") if not (folder / part).is_dir()]
+        if missing:
+            raise CompanionError(f"{folder} has no folder {missing[0]}: put images there, a folder for each class.")
+    else:
+        known = [*DATASETS, "package.module:function", "the path of a folder, with a slash"]
+        raise unknown("data set", name, known)
 
 
 def notebook_names() -> list[str]:
@@ -276,8 +299,8 @@ def _unknown_names(parameter: str, value: object) -> Iterator[str]:
         try:
             if network:
                 split_name(network)
-            if slash and dataset not in DATASETS:
-                raise unknown("data set", dataset, DATASETS)
+            if slash:
+                check_dataset(dataset)
         except CompanionError as error:
             yield f"{parameter}: {error}"
 

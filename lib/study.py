@@ -295,6 +295,8 @@ class Study:
             raise ValueError(f"{self.name}: a trial returns a dictionary of results, not {type(row).__name__}.")
         if twice := sorted(row.keys() & spec.keys()):
             raise ValueError(f"{self.name}: a trial returns {twice}, which its spec holds already.")
+        if own := provenance.own_code(spec):
+            how[f"{provenance.PREFIX}own"] = own
         return outcome | how | row
 
     def _run_all(self, todo: list[dict], workers: int, device: str) -> Iterator[None]:

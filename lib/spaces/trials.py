@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from lib import baselines, channels, data, models, training
 from lib.channels import Groups
 from lib.data import Data, Split
-from lib.parameters import DATASETS
 from lib.provenance import CompanionError, unknown
 from lib.spaces import measures, samplers
 from lib.spaces.measures import Regime
@@ -56,7 +55,7 @@ def streamed(folder: Path) -> Study:
 
 def dense_network(name: str, source: str, profile: str) -> dict:
     """The spec of a dense network "network/dataset"; a "trained" one has the settings of the profile's baselines."""
-    network, dataset = name.split("/")
+    network, dataset = name.split("/", 1)
     if source == "public":
         return {"source": source, "network": network, "dataset": dataset}
     return baselines.trained_like(network, dataset, baselines.profile_baselines(profile))
@@ -200,7 +199,7 @@ def rank_filters(spec: dict, device: str, weights: Path, *, dense_folder: Path) 
 def measure_latency(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images of an untrained recipe."""
     dense = baselines.dense_spec(spec)
-    entry, groups = DATASETS[dense["dataset"]], prunable(dense, spec.get("what", "inner"))
+    entry, groups = data.entry(dense["dataset"]), prunable(dense, spec.get("what", "inner"))
     asked = dict(zip(groups.names, spec["widths"], strict=True))
     pruned = channels.prune(baselines.untrained(dense), asked, size=entry["size"])
     shape = (entry["channels"], entry["size"], entry["size"])
@@ -357,10 +356,10 @@ def _dense(text: str, dense_folder: Path, device: str) -> tuple[nn.Module, Data]
 @lru_cache(maxsize=32)
 def _prunable(text: str, what: str) -> Groups:
     spec = json.loads(text)
-    model, size = baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]
+    model, entry = baselines.untrained(spec), data.entry(spec["dataset"])
     if what == "weights":
-        return _weights(model, DATASETS[spec["dataset"]]["channels"], size)
-    groups = channels.find(model, size)
+        return _weights(model, entry["channels"], entry["size"])
+    groups = channels.find(model, entry["size"])
     return groups if what == "all" else groups.internal()
 
 
