@@ -195,6 +195,44 @@ def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, 
     return model.to(device).eval(), dataset
 
 
+def starting(
+    network: str,
+    dataset: str,
+    *,
+    weights: str = "",
+    epochs: int = 0,
+    lr: float = 0.1,
+    precision: str = "float32",
+    device: str = "cpu",
+) -> tuple[nn.Module, Data]:
+    """A network of a reader's own choice, in evaluation mode, and its data set; nothing of it is stored.
+
+    Args:
+        network: as `models.build` takes it.
+        dataset: as `data.load` takes it.
+        weights: a file with the network's parameters and buffers: safetensors, or what `torch.save` wrote of them.
+        epochs: of training, by `training.fit`; 0 takes the weights, or else the public checkpoint of the two names.
+        lr: peak learning rate of that training, a cosine.
+        precision: of that training.
+        device: torch device.
+
+    Raises:
+        CompanionError: for an unknown name, and for weights that are missing, damaged or of another network.
+    """
+    if not epochs and not weights:
+        model, found = _initial({"source": "public", "network": network, "dataset": dataset}, network, device)
+        return model.to(device).eval(), found
+    model, found = _initial({"source": "trained", "network": network, "dataset": dataset, "seed": 0}, network, device)
+    if epochs:
+        options = {"epochs": epochs, "seed": 0, "lr": lr, "precision": precision, "augment": found.flip}
+        training.fit(model, found, device=device, **options)
+    elif weights.endswith(".safetensors"):
+        models.load(model, weights)
+    else:
+        models.load_state(model, weights)
+    return model.to(device).eval(), found
+
+
 def _recipe(parameters: dict) -> dict:
     """What all networks that `00_baselines` trains have in common."""
     shared = ("dataset", "epochs", "batch_size", "lr", "schedule", "augment")

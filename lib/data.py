@@ -244,7 +244,7 @@ def _own(name: str) -> tuple[Tensor, ...]:
 
 
 def _folder(name: str) -> tuple[Tensor, ...]:
-    """The images of a folder with train/<class>/ and test/<class>/; classes are numbered in the order of their names."""
+    """The images of a folder with train/<class>/ and test/<class>/; classes are numbered by their sorted names."""
     (folder, side), transforms, parts = own_folder(name), torchvision.transforms, []
     try:
         train, test = (torchvision.datasets.ImageFolder(folder / part) for part in ("train", "test"))

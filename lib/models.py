@@ -92,6 +92,24 @@ def load(model: nn.Module, path: Path | str) -> nn.Module:
     return model
 
 
+def load_state(model: nn.Module, path: Path | str) -> nn.Module:
+    """Fill a network with what `torch.save` wrote of its parameters and buffers, and return it; nothing is unpickled.
+
+    A dictionary with the entry "state_dict" or "model" is opened, and the prefix "module." of parallel training goes.
+
+    Raises:
+        CompanionError: for a file that is missing, damaged or of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = next((state[key] for key in ("state_dict", "model") if key in state), state)
+        model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CompanionError(f"{path} does not hold the weights of this network ({reason}): save its state_dict.") from None
+    return model
+
+
 def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
     """A public network in evaluation mode, and the mean and standard deviation that its images need.
 

@@ -87,7 +87,7 @@ RANGES = (
     (
         "above 0 and at most 1",
         lambda value: 0 < value <= 1,
-        "*share *shares *fractions *ratio *ratios *budgets *errors grid structured ranks",
+        "*share *shares *fraction *fractions *ratio *ratios *budgets *errors grid structured ranks",
     ),
     ("above 0", lambda value: value > 0, "lr *_lr *_lrs stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
@@ -95,7 +95,7 @@ RANGES = (
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-    "networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
+    "network networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
     "controlled formed whole full wide zeroed tensorised"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
@@ -433,10 +433,23 @@ def _spline(values: dict) -> Iterator[Check]:
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"
 
 
+def _own(values: dict) -> Iterator[Check]:
+    yield values["dataset"] != "imagenet", "dataset is imagenet, which does not fit in memory: take a folder of images"
+    public = f"{values['network']}/{values['dataset']}" in PUBLIC
+    somehow = values["epochs"] > 0 or values["weights"] or public or values["network"].endswith("-pretrained")
+    yield somehow, "epochs is 0 and weights is empty: name a file of weights, or train for an epoch or more"
+    yield not (values["weights"] and values["epochs"]), "weights are read as they are: set epochs to 0"
+    yield values["images"] >= 3, "images must be 3 or more, which span the plane where maps are compared"
+    yield values["removed_fraction"] < 1, "removed_fraction must be below 1: a layer keeps a weight or more"
+    yield values["merged_ratio"] < 1, "merged_ratio must be below 1: each layer keeps a node"
+    yield values["factor_share"] < 1, "factor_share must be below 1: factors of the size of the kernel save nothing"
+
+
 CHECKS = {
     "00_baselines": _dense,
     "01_latent_kl": _latent,
     "02_tensor_truncation": _truncation,
     "03_pruning_spaces": _spaces,
     "04_spline_early_bird": _spline,
+    "06_your_network": _own,
 }

@@ -94,6 +94,23 @@ def own_code(values: dict) -> str:
     return ", ".join(dict.fromkeys(found))
 
 
+def stale(rows: pd.DataFrame) -> str:
+    """What to do if rows were made by other code than that which is here; "" if they were not."""
+    code = rows.get(f"{PREFIX}code")
+    other = 0 if code is None else int((code != code_hash()).sum())
+    own = [text for text in rows.get(f"{PREFIX}own", []) if isinstance(text, str)]
+    changed = [
+        text
+        for text in dict.fromkeys(own)
+        if text != own_code({part: part.rpartition(" ")[0] for part in text.split(", ")})
+    ]
+    if changed:
+        return f"stored rows were made by another version of {changed[0]}: delete them, so that they are computed anew."
+    if other:
+        return f"{other} of {len(rows)} stored rows were made by other code; raise the version to compute them anew."
+    return ""
+
+
 def own_folder(name: str) -> tuple[Path, int | None]:
     """The folder of a name "path" or "path@side", relative to the root, and the side of its images (pixels) or none."""
     path, side = re.fullmatch(r"(.*?)(?:@(\d+))?", name, re.S).groups()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
-from lib import baselines, channels, data, models, training
+from lib import baselines, channels, data, export, models, training
 from lib.channels import Groups
 from lib.data import Data, Split
 from lib.provenance import CompanionError, unknown
@@ -35,7 +35,8 @@ BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
 
 def recipes(folder: Path, dense_folder: Path) -> Study:
     """The study of pruned and retrained recipes; both folders are `runs/<profile>`."""
-    return Study("03_pruning_spaces.recipes", partial(retrain, dense_folder=dense_folder), version=2, folder=folder)
+    trial = partial(retrain, dense_folder=dense_folder)
+    return Study("03_pruning_spaces.recipes", trial, version=2, folder=folder, keeps=False)
 
 
 def priors(folder: Path, dense_folder: Path) -> Study:
@@ -116,8 +117,10 @@ def length(images: int, available: int) -> dict:
     return {"train_images": min(images, available), "retraining_epochs": max(1, images // available)}
 
 
-def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
+def retrain(spec: dict, device: str, weights: Path | None, *, dense_folder: Path) -> dict:
     """The trial of `recipes`: prune in one shot, re-estimate BatchNorm, retrain to the last epoch, measure.
+
+    The network at the end is kept if there is a path for its `weights`: `export.rebuild` reads it.
 
     The spec holds a dense network and `widths`; `what` they count (of `prunable`); `criterion` (of `channels.prune`;
     single weights go by their magnitude); `mode`: "none" (BatchNorm
@@ -161,6 +164,8 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         test = training.evaluate(pruned, few.test, dataset, device=device)
         row |= _accuracy_and_loss("test", test)
         wrong = {"test_wrong": test["wrong"]} if by_image else {}
+    if weights:
+        export.write(pruned, weights)
     return {name: float(value) for name, value in row.items()} | wrong
 
 

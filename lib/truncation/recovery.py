@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import baselines, data, training
+from lib import baselines, data, export, training
 from lib.data import Data, Split
 from lib.study import Study, generator
 from lib.truncation import forms, measures, sweep
@@ -220,7 +220,8 @@ def plans(folder: Path, dense_folder: Path) -> Study:
 
 def recoveries(folder: Path, dense_folder: Path) -> Study:
     """The study of truncated networks retrained."""
-    return Study(f"{STUDY}.recoveries", partial(retrain, dense_folder=dense_folder), version=3, folder=folder)
+    trial = partial(retrain, dense_folder=dense_folder)
+    return Study(f"{STUDY}.recoveries", trial, version=3, folder=folder, keeps=False)
 
 
 def tensorised(folder: Path, dense_folder: Path) -> Study:
@@ -333,8 +334,10 @@ def truncate_network(spec: dict, device: str, weights: Path, *, dense_folder: Pa
     }
 
 
-def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
+def retrain(spec: dict, device: str, weights: Path | None, *, dense_folder: Path) -> dict:
     """The trial of `recoveries`: a truncated network after each epoch of retraining.
+
+    The network at the end is kept if there is a path for its `weights`: `export.rebuild` reads it.
 
     The spec holds a dense network, a plan (none for "untruncated"), `part`, `images`; `retrain_epochs`,
     `retrain_images` (an epoch), `retrain_lr`, `retrain_batch`, `retrain_precision`, `retrain_seed`; and `arm`, one of
@@ -379,6 +382,8 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         training.fit(other, seen, device=device, after_epoch=after_epoch, **options)
     row |= {"wrong": [len(one["wrong"]) for one in record], "loss": [one["loss"] for one in record], "n": len(images)}
     row["last_wrong"] = record[-1]["wrong"]
+    if weights:
+        export.write(other, weights)
     other = multiply_out(model, other, spec["layers"]) if spec["arm"] == "factorised" else other
     names = spec.get("layers") or sweep.layer_names(model)  # a plan may leave all layers dense
     row["distance"] = _distance(model, other, names)
