@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,7 @@ from lib.study import generator
 SINGLE = ("OUT", "IN", "KH", "KW")  # the cuts that are measured by default: one mode against the others
 CURVED = 64  # images on which curvature is taken
 DRAWS = 16  # classes that are drawn for it, where there are more
-SIDE = 8  # points along each side of the slice on which maps are compared
+SIDE = 6  # points along each side of the slice on which maps are compared
 VALUES_AT_ONCE = 2**19  # numbers of all images of a batch
 TOTAL = "total"
 COLUMNS = {
@@ -311,11 +312,12 @@ def _recipe(layers: Sequence[Layer], dense: nn.Module, example: Tensor, reasons:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention without its fused path, which cannot be differentiated."""
+    """Attention without its fused paths, through which no derivative goes forward."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

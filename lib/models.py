@@ -106,7 +106,9 @@ def load_state(model: nn.Module, path: Path | str) -> nn.Module:
         model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         reason = str(error).strip().splitlines()[0][:200]
-        raise CompanionError(f"{path} does not hold the weights of this network ({reason}): save its state_dict.") from None
+        raise CompanionError(
+            f"{path} does not hold the weights of this network ({reason}): save its state_dict."
+        ) from None
     return model
 
 
