@@ -21,7 +21,7 @@ SHARED = (
     "summary matching compare"
 ).split()
 ABOVE = ("matching", "compare")  # shared files that may import the packages
-PLACES = {"claims": 0, "analysis": 2, "figures": 3}
+PLACES = {"claims": 0, "analysis": 2, "network": 2, "figures": 3}
 SOURCES = {path: ast.parse((root() / "lib" / path).read_text()) for path in LIB}
 PAGES = sorted(path for folder in (".", "docs", "runs/*") for path in root().glob(f"{folder}/*.md"))
 
