@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from PIL import Image as Raster
 from PIL.PngImagePlugin import PngInfo
 
+from lib.parameters import picture_formats
 from lib.provenance import PREFIX, write_atomically
 from lib.stats import mean_interval
 
@@ -46,6 +47,7 @@ STYLE = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
+    "pdf.fonttype": 42,  # likewise
 }
 # One meaning, one colour, in every notebook: a line for each colour of the palette.
 MEANINGS = (
@@ -85,7 +87,7 @@ def use_style() -> None:
 
 
 def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: str) -> Image:
-    """Save a figure as SVG and PNG with the numbers behind it as CSV, and close it.
+    """Save a figure as SVG and PNG with the numbers behind it as CSV, and close it; FIGURES=pdf adds a PDF.
 
     Args:
         figure: to be saved.
@@ -93,7 +95,7 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
         slug: `NN_name`, the files' common name.
         numbers: one row a drawn point or bar. Columns that begin with `made_` (measured seconds, memory) go to
             `slug.timing.csv`, all others to `slug.csv`.
-        alt: one or two sentences for a reader who cannot see the figure; stored in both files.
+        alt: one or two sentences for a reader who cannot see the figure; stored in every picture.
 
     Returns:
         The PNG, to be the last expression of a cell.
@@ -105,23 +107,28 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
     measured = [column for column in numbers if column.startswith(PREFIX)]
     results = numbers.drop(columns=measured)
     common = {"Title": slug, "Description": alt}
-    # In an SVG only embedded images have pixels.
-    formats = {"svg": ({"Date": None} | common, 100), "png": ({"Software": None} | common, plt.rcParams["savefig.dpi"])}
+    formats = {  # in an SVG or PDF only embedded images have pixels
+        "svg": ({"Date": None} | common, 100),
+        "png": ({"Software": None} | common, plt.rcParams["savefig.dpi"]),
+        "pdf": ({"CreationDate": None, "Title": slug, "Subject": alt}, 100),
+    }
     if engine := figure.get_layout_engine():
         engine.execute(figure)
     # Without the salt the same figure has other ids each time. Laying it out for each file costs more than drawing.
     with plt.rc_context({"svg.hashsalt": "compression-companion", "figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
-        for kind, (metadata, dpi) in formats.items():
+        saved, shrink = {}, {"svg": _compact, "png": _smaller}
+        for kind in picture_formats():
+            metadata, dpi = formats[kind]
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
-            picture = _compact(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
-            write_atomically(folder / f"{slug}.{kind}", picture)
+            saved[kind] = shrink.get(kind, bytes)(buffer.getvalue())
+            write_atomically(folder / f"{slug}.{kind}", saved[kind])
     write_atomically(folder / f"{slug}.csv", _csv(results))
     if measured:
         write_atomically(folder / f"{slug}.timing.csv", _csv(numbers))
     plt.close(figure)
-    return Image(picture, alt=alt, width=int(figure.get_figwidth() * 100))
+    return Image(saved["png"], alt=alt, width=int(figure.get_figwidth() * 100))
 
 
 def _check_alt(slug: str, alt: str) -> None:
@@ -145,9 +152,9 @@ def _compact(svg: bytes) -> bytes:
     return svg.replace(b"</style>", b"".join(b"\n.%s{%s}" % (n, s) for s, n in styles.items()) + b"</style>", 1)
 
 
-def _smaller(png: io.BytesIO) -> bytes:
+def _smaller(png: bytes) -> bytes:
     """A PNG with its texts in 256 colours: a third of the size, because notebooks hold figures once more."""
-    picture, texts, buffer = Raster.open(png), PngInfo(), io.BytesIO()
+    picture, texts, buffer = Raster.open(io.BytesIO(png)), PngInfo(), io.BytesIO()
     for key, text in picture.text.items():
         texts.add_itxt(key, text)
     picture.convert("RGB").quantize(256, dither=Raster.Dither.NONE).save(buffer, "png", pnginfo=texts, optimize=True)

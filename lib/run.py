@@ -5,6 +5,7 @@ python -m lib.run execute PROFILE NOTEBOOK [shard=I/N]              one notebook
 python -m lib.run status PROFILE                                    the progress of a profile, for `make status`
 python -m lib.run check PROFILE                                     its notebooks, if all parameters can run
 python -m lib.run refresh [NOTEBOOK ...]                            the outputs in notebooks/, for `make notebooks`
+python -m lib.run lab [JupyterLab options]                          JupyterLab on the checkout, for `make lab`
 """
 
 import errno
@@ -24,7 +25,16 @@ from typing import TYPE_CHECKING
 
 from lib import provenance
 from lib.claims import Ledger
-from lib.parameters import check_profile, checked, default_parameters, notebook_names, profile_parameters, profiles
+from lib.parameters import (
+    check_profile,
+    checked,
+    default_parameters,
+    inputs,
+    notebook_names,
+    picture_formats,
+    profile_parameters,
+    profiles,
+)
 from lib.provenance import CompanionError, build_dir, command, figures_dir, locked, root, runs_dir, write_atomically
 
 # Heavy packages are imported where they are used: checking a profile takes less time than importing them.
@@ -144,9 +154,14 @@ def execute(profile: str, name: str, shard: str = "") -> Path:
     A `shard`, "i/n", publishes nothing and leaves its trials in the store; see `Study.run`.
 
     Raises:
-        CompanionError: naming notebook, cell, error and the partial notebook; nothing is published then.
+        CompanionError: if data are missing or `lib` changed since the batch began, before a kernel starts. Or naming
+            notebook, cell, error and the partial notebook; nothing is published then.
     """
     parameters, start = profile_parameters(profile, name), time.monotonic()
+    os.environ["COMPANION_CODE"] = os.environ.get("COMPANION_CODE") or provenance.code_hash()
+    provenance.check_code()
+    if not (runs_dir() / profile / f"{name}.claims.json").exists():  # published rows need no data
+        _fetch(parameters)
     with _stage(profile, name, shard) as stage:
         inside = _run_staged(stage, name, parameters)
         if shard:
@@ -158,6 +173,18 @@ def execute(profile: str, name: str, shard: str = "") -> Path:
     where = os.path.relpath(published, root())
     print(f"{where}: {time.monotonic() - start:.1f} s, of which its cells took {inside:.1f} s")
     return published
+
+
+def _fetch(parameters: dict) -> None:
+    """Download the data sets and public checkpoints of a notebook that may be downloaded; say what else is missing."""
+    datasets, checkpoints = inputs(parameters)
+    if datasets or checkpoints:
+        from lib import data, models
+
+        for dataset in sorted(datasets):
+            data.fetch(dataset)
+        for checkpoint in sorted(checkpoints):
+            models.public(*checkpoint.split("/"))
 
 
 def refresh(names: list[str]) -> None:
@@ -248,13 +275,19 @@ def _last_cell(partial: Path) -> int | str:
 
 
 def _cleaned(path: Path) -> str:
-    """A notebook without the parts that differ from run to run: times, and progress and warnings on stderr."""
+    """A notebook without the parts that differ from run to run: times, and progress and warnings on stderr.
+
+    Where papermill injected parameters, the cell that they replace is folded.
+    """
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
+    injected = any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
     for number, cell in enumerate(notebook.cells):
+        if injected and "parameters" in cell.metadata.get("tags", []):
+            cell.metadata["jupyter"] = {"source_hidden": True}
         cell["id"] = f"cell-{number:02d}"  # papermill's own cell has another random one each time
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
@@ -347,13 +380,14 @@ def figures(profile: str, options: list[str]) -> None:
         CompanionError: if a parameter cannot run, or another batch is running.
     """
     check_profile(profile)
+    picture_formats()
     shards, options = (options[0], options[1:]) if options and "=" in options[0].lstrip("-") else ("shards=1", options)
     name, _, count = shards.partition("=")
     if name != "shards" or not count.isdecimal() or not int(count):
         raise CompanionError(f"Invalid setting {shards}: use shards=N with N of 1 or more, such as shards=4.")
     build = build_dir()
     build.mkdir(parents=True, exist_ok=True)
-    handle = (build / "lock").open("a+")
+    handle = (build / "lock").open("ab")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -363,7 +397,7 @@ def figures(profile: str, options: list[str]) -> None:
     # Requests and failures of an earlier batch say nothing about this one.
     for path in (*(runs_dir() / profile / "trials").glob("*/requested"), *(build / profile).glob("*/failed")):
         path.unlink()
-    os.environ["COMPANION_BATCH"] = _batch_id()
+    os.environ |= {"COMPANION_BATCH": _batch_id(), "COMPANION_CODE": provenance.code_hash(), "PYTHONUTF8": "1"}
     os.environ.pop("SNAKEMAKE_PROFILE", None)  # settings of the user's other projects
     _prepend("PYTHONPATH", root())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -375,6 +409,27 @@ def figures(profile: str, options: list[str]) -> None:
     command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}", shards]
     # One notebook at a time, unless the options describe the machine or the cluster.
     command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
+    os.execv(sys.executable, command)
+
+
+def lab(options: list[str]) -> None:
+    """Become JupyterLab on the whole checkout, with this interpreter as its kernel.
+
+    Raises:
+        CompanionError: as root, unless the options allow it.
+    """
+    if os.geteuid() == 0 and "--allow-root" not in options:
+        remedy = 'become another user, or say make lab LAB="--allow-root"'
+        raise CompanionError(f"You are root, and so would be whoever opens this JupyterLab: {remedy}.")
+    if os.environ.get("SSH_CONNECTION"):
+        options = [*options, *({"--no-browser"} - {*options})]
+        print("Over SSH: run `ssh -N -L 8888:localhost:8888 <this machine>` on your own computer, with the port below,")
+        print("and open the address below there.")
+    print("Saving a notebook changes a file of the checkout: duplicate it in JupyterLab's list and work in the copy.")
+    sys.stdout.flush()
+    _prepend("PYTHONPATH", root())
+    _prepend("JUPYTER_PATH", _own_kernel())
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root()}", *options]
     os.execv(sys.executable, command)
 
 
@@ -415,6 +470,8 @@ def main(arguments: list[str]) -> None:
             print(*check_profile(profile))
         case ["refresh", *names]:
             refresh(names)
+        case ["lab", *options]:
+            lab(options)
         case _:
             raise CompanionError(__doc__)
 

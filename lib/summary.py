@@ -43,7 +43,7 @@ Claims are what an experiment tests. What mathematics settles is counted apart, 
 def claims_of(folder: Path) -> list[dict]:
     """All entries of the claims files in a folder such as `runs/laptop`, each with the name of its `notebook`."""
     files = sorted(folder.glob("*.claims.json"))
-    return [{"notebook": file.name.split(".")[0]} | entry for file in files for entry in json.loads(file.read_text())]
+    return [{"notebook": file.name.split(".")[0]} | entry for file in files for entry in json.loads(file.read_bytes())]
 
 
 def page(profile: str) -> str:
