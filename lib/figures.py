@@ -1,5 +1,7 @@
 """The style of every figure, saving one with its numbers and alternative text; the figures of the dense networks."""
 
+import base64
+import html
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Image
+from IPython.display import HTML, Image
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image as Raster
@@ -161,11 +163,11 @@ def _smaller(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, milliseconds: int = 120) -> Image:
+def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, milliseconds: int = 120) -> HTML:
     """Save figures of one size as an animated GIF that repeats, and close each; the last one stays a second longer.
 
-    Each frame is shown for `milliseconds`. Folder, slug, alternative text and result are as in `save`; the numbers
-    are those of the still figure of the same rows.
+    Each frame is shown for `milliseconds`. Folder, slug and alternative text are as in `save`; the numbers are those of
+    the still figure of the same rows. The result is HTML, because exported notebooks leave out images of this format.
     """
     _check_alt(slug, alt)
     pictures = []
@@ -178,7 +180,8 @@ def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, millise
     first, *rest = pictures
     first.save(buffer, "gif", save_all=True, append_images=rest, duration=shown, loop=0, comment=alt.encode())
     write_atomically(folder / f"{slug}.gif", buffer.getvalue())
-    return Image(buffer.getvalue(), format="gif", alt=alt, width=first.width)
+    source = f"data:image/gif;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return HTML(f'<img src="{source}" alt="{html.escape(alt)}" width="{first.width}">')
 
 
 def augmentation(pictures: np.ndarray) -> tuple[Figure, pd.DataFrame]:

@@ -40,7 +40,7 @@ from lib.provenance import CompanionError, build_dir, command, figures_dir, lock
 # Heavy packages are imported where they are used: checking a profile takes less time than importing them.
 if TYPE_CHECKING:
     import pandas as pd
-    from IPython.display import Image
+    from IPython.display import HTML, Image
     from matplotlib.figure import Figure
 
     from lib.study import Study
@@ -113,7 +113,7 @@ class Run:
 
         return figures.save(figure, self._figures, slug, numbers, alt)
 
-    def animate(self, frames: "Iterable[Figure]", slug: str, alt: str) -> "Image":
+    def animate(self, frames: "Iterable[Figure]", slug: str, alt: str) -> "HTML":
         """Save an animation; arguments and result as `figures.animate`."""
         from lib import figures
 

@@ -154,6 +154,17 @@ def test_a_profile_whose_notebooks_start_from_baselines_needs_their_file(tmp_pat
         parameters.profile_parameters("mine", "00_baselines")
 
 
+def test_data_and_checkpoints_that_must_be_there_follow_from_the_parameters():
+    assert parameters.inputs(parameters.default_parameters("03_pruning_spaces")) == (set(), set())
+    values = parameters.profile_parameters("laptop", "01_latent_kl")
+    assert parameters.inputs(values) == ({"cifar10", "cifar100"}, {*values["public"], *values["tasks_of"]})
+    values = parameters.profile_parameters("laptop", "03_pruning_spaces")
+    assert (
+        values["main"] in parameters.inputs(values)[1] and "resnet20-x0.5/cifar10" not in parameters.inputs(values)[1]
+    )
+    assert "imagenet" in parameters.inputs(values | {"imagenet_recipes": 1})[0]
+
+
 def test_an_unknown_profile_is_one_sentence_with_the_nearest(checkout):
     with pytest.raises(CompanionError, match="Unknown profile 'smok' .did you mean smoke"):
         parameters.check_profile("smok")

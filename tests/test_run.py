@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from lib import parameters, run
-from lib.provenance import PREFIX, CompanionError, locked
+from lib.provenance import PREFIX, CompanionError, code_hash, locked
 from lib.store import Store
 from lib.study import Study
 from tests import toy_checkout, toy_trials
@@ -114,6 +115,68 @@ def test_a_kernel_that_never_starts_is_one_sentence_with_its_remedy(checkout, mo
         run.execute("smoke", "00_toy")
 
 
+def test_missing_data_are_told_before_a_kernel_starts_unless_published_rows_stand_in(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(run, "inputs", lambda values: ({"tiny-imagenet"}, set()))
+    with pytest.raises(CompanionError, match="^tiny-imagenet is not in .*: unpack http"):
+        run.execute("smoke", "00_toy")
+    assert not (checkout / ".build").exists()
+    (checkout / "runs" / "smoke" / "00_toy.claims.json").touch()
+    assert run.execute("smoke", "00_toy").exists()
+
+
+def test_code_that_changed_after_a_batch_began_is_refused_before_a_kernel_starts(checkout, monkeypatch):
+    monkeypatch.setenv("COMPANION_CODE", "of another lib")
+    with pytest.raises(CompanionError, match="^lib changed while this batch was running: start it again"):
+        run.execute("smoke", "00_toy")
+    assert not (checkout / ".build").exists()
+
+
+def test_every_process_of_a_batch_knows_the_code_that_it_began_with(checkout, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("os.execv", lambda *_: seen.update(os.environ))
+    run.figures("smoke", [])
+    assert seen["COMPANION_CODE"] == code_hash() and seen["PYTHONUTF8"] == "1"
+
+
+def started_lab(options: list[str], monkeypatch, user: int = 1000) -> list[str]:
+    """The command that `make lab` becomes."""
+    commands = []
+    monkeypatch.setattr("os.execv", lambda program, command: commands.append(command))
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    run.lab(options)
+    return commands[0]
+
+
+def test_jupyterlab_opens_at_the_root_with_this_interpreter_as_its_kernel_and_the_options_given(checkout, monkeypatch):
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    command = started_lab(["--port", "9000"], monkeypatch)
+    assert command[1:3] == ["-m", "jupyterlab"] and command[-2:] == ["--port", "9000"]
+    assert f"--ServerApp.root_dir={checkout}" in command and "--no-browser" not in command
+    first = os.environ["JUPYTER_PATH"].split(os.pathsep)[0]
+    kernel = json.loads((Path(first) / "kernels" / "python3" / "kernel.json").read_bytes())
+    assert kernel["argv"][0] == sys.executable
+
+
+@pytest.mark.parametrize("options", [[], ["--no-browser"]])
+def test_over_ssh_jupyterlab_opens_no_browser_and_says_how_to_reach_it(checkout, monkeypatch, capsys, options):
+    monkeypatch.setenv("SSH_CONNECTION", "1.2.3.4 5 6.7.8.9 22")
+    assert started_lab(options, monkeypatch).count("--no-browser") == 1
+    assert "ssh -N -L 8888:localhost:8888" in capsys.readouterr().out
+
+
+def test_root_is_told_how_to_start_jupyterlab(checkout, monkeypatch):
+    with pytest.raises(CompanionError, match='become another user, or say make lab LAB="--allow-root"'):
+        started_lab([], monkeypatch, user=0)
+    assert "--allow-root" in started_lab(["--allow-root"], monkeypatch, user=0)
+
+
+def test_the_parameters_that_injected_ones_replace_are_folded(executed):
+    cells = nbformat.read(executed / "runs" / "smoke" / "00_toy.ipynb", as_version=4).cells
+    folded = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
+    assert [cell.metadata.get("tags") for cell, hidden in zip(cells, folded, strict=True) if hidden] == [["parameters"]]
+
+
 def test_prints_are_joined_however_they_arrived(tmp_path):
     def cleaned(*pieces):
         outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]
@@ -134,6 +197,13 @@ def test_a_shard_publishes_nothing_and_leaves_no_trial_to_a_shard_that_never_com
 def test_an_impossible_shard_is_refused(checkout, shard):
     with pytest.raises(CompanionError, match=f"Invalid shard {shard}: use i/n, such as 0/4"):
         run.execute("smoke", "00_toy", shard=shard)
+
+
+def test_figures_in_an_unknown_format_are_refused_before_a_batch_starts(checkout, monkeypatch):
+    monkeypatch.setenv("FIGURES", "eps")
+    with pytest.raises(CompanionError, match="FIGURES asks for eps: say FIGURES=pdf"):
+        run.figures("smoke", [])
+    assert not (checkout / ".build").exists()
 
 
 @pytest.mark.parametrize("setting", ["shard=2", "shards=0", "shards=two"])
