@@ -119,16 +119,18 @@ class Run:
 
         return figures.animate(frames, self._figures, slug, alt)
 
-    def finish(self, ledger: Ledger) -> "pd.DataFrame":
+    def finish(self, ledger: Ledger, scale: str = "") -> "pd.DataFrame":
         """Publish the rows of all computed studies and the claims; return the table of verdicts.
 
-        Statements that mathematics settles are shown above it, in a table of their own.
+        Verdicts carry the `scale` of the experiments, such as "640 images". Statements that mathematics settles are
+        shown above the table, in one of their own.
 
         Raises:
             ValueError: unless every claim has exactly one primary entry.
         """
         from IPython.display import display
 
+        ledger.scale = ledger.scale or scale
         ledger.save(self._results, self.name)
         for study, rows in self._rows():
             study.store.publish(rows, self._results)

@@ -13,7 +13,18 @@ import pandas as pd
 from scipy.stats import norm
 
 from lib import provenance
-from lib.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, evidence, forks_text
+from lib.claims import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNTESTABLE,
+    Rule,
+    evidence,
+    forks_text,
+    verdict_text,
+)
 from lib.parameters import profile_parameters
 from lib.provenance import CompanionError, command, root, write_atomically
 from lib.stats import LEVEL, quantile, wilson
@@ -93,7 +104,7 @@ def claims_table(entries: list[dict], mathematical: bool = False) -> str:
     """
     rows = []
     for entry in (e for e in entries if e["primary"] and e["mathematical"] == mathematical):
-        row = {"claim": entry["id"], "it says": entry["claim"], "verdict": entry["verdict"], **_evidence(entry)}
+        row = {"claim": entry["id"], "it says": entry["claim"], "verdict": verdict_text(entry), **_evidence(entry)}
         row |= {"forks": forks_text(entry, entries), "statistic": entry["statistic"]}
         rows.append(row | {"remark": entry["why"], "section": entry["section"]})
     return markdown(rows)
