@@ -395,7 +395,6 @@ def _truncation(values: dict) -> Iterator[Check]:
 
 
 def _spaces(values: dict) -> Iterator[Check]:
-    yield values["contest_share"] in values["shares"], "contest_share must be one of shares"
     falling = values["shares"] == sorted(set(values["shares"]), reverse=True)
     yield falling, "shares must fall, the mildest regime first"
     both = sorted({*values["shares"]} & {*values["levels"]})

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lib.study import Study
 
 LOCAL = "local"  # the profile of results from a reader's own parameters
+LONG = 15  # lines; longer code is folded in JupyterLab and on the site
 KEPT = "free some space and start again (finished trials are kept)"
 
 
@@ -279,7 +280,7 @@ def _last_cell(partial: Path) -> int | str:
 def _cleaned(path: Path) -> str:
     """A notebook without the parts that differ from run to run: times, and progress and warnings on stderr.
 
-    Where papermill injected parameters, the cell that they replace is folded.
+    Long code is folded, and where papermill injected parameters, the cell that they replace.
     """
     import nbformat
 
@@ -288,14 +289,24 @@ def _cleaned(path: Path) -> str:
     notebook.metadata.get("language_info", {}).pop("version", None)
     injected = any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
     for number, cell in enumerate(notebook.cells):
-        if injected and "parameters" in cell.metadata.get("tags", []):
-            cell.metadata["jupyter"] = {"source_hidden": True}
+        fold(cell, injected)
         cell["id"] = f"cell-{number:02d}"  # papermill's own cell has another random one each time
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return nbformat.writes(notebook) + "\n"
+
+
+def fold(cell: dict, injected: bool = False) -> None:
+    """Fold a cell of long code, or unfold it; the parameters stay in sight until `injected` ones replace them."""
+    tags = [tag for tag in cell["metadata"].get("tags", []) if tag != "hide-input"]
+    long = cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > LONG
+    hidden = injected if "parameters" in tags else long and "injected-parameters" not in tags
+    cell["metadata"]["tags"] = [*tags, *(["hide-input"] if hidden else [])]
+    cell["metadata"].pop("jupyter", None)
+    if hidden:
+        cell["metadata"]["jupyter"] = {"source_hidden": True}
 
 
 def _joined(outputs: list) -> list:

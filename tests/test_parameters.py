@@ -19,7 +19,7 @@ lr = 0.1
 limit = 0
 workers = 2
 grid = [0.1, 0.9]
-contest_share = 0.4
+parameter_share = 0.4
 levels = [16, 8]
 cases = [["OUT", 0.5]]
 steps = {}"""
@@ -88,7 +88,7 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(checkout, changes, 
         ("lr: 0", "it must be above 0"),
         ("lr: .nan", "lr is out of range with nan"),
         ("lr: .inf", "lr is out of range with inf"),
-        ("contest_share: 1.5", "it must be above 0 and at most 1"),
+        ("parameter_share: 1.5", "it must be above 0 and at most 1"),
         ("grid: [0.5, 0]", "grid is out of range with 0; it must be above 0 and at most 1"),
         ("limit: -1", "it must be 0 or more"),
         ("lr: 0.1\nlimit: 1\nlr: 0.2", "00_toy.yaml has lr more than once: keep one line of each"),
@@ -288,7 +288,6 @@ CASES = [
         "formed holds 'mlp': known are digits_cnn, resnet8, vanilla_cnn-x0.25/digits16",
     ),
     ("02_tensor_truncation", {"cases": [["OUTT", 0.5]]}, "cases holds 'OUTT'"),
-    ("03_pruning_spaces", {"contest_share": 0.35}, "contest_share must be one of shares"),
     ("04_spline_early_bird", {"widths": [0.5, 0.25]}, "widths has 2 entries and networks 1"),
     ("04_spline_early_bird", {"full": ["resnet8"]}, "full must name some of networks"),
     ("04_spline_early_bird", {"full": []}, "full is empty: give it one entry"),

@@ -174,7 +174,16 @@ def test_root_is_told_how_to_start_jupyterlab(checkout, monkeypatch):
 def test_the_parameters_that_injected_ones_replace_are_folded(executed):
     cells = nbformat.read(executed / "runs" / "smoke" / "00_toy.ipynb", as_version=4).cells
     folded = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
-    assert [cell.metadata.get("tags") for cell, hidden in zip(cells, folded, strict=True) if hidden] == [["parameters"]]
+    tags = [cell.metadata.get("tags") for cell, hidden in zip(cells, folded, strict=True) if hidden]
+    assert tags == [["parameters", "hide-input"]]
+
+
+@pytest.mark.parametrize(("lines", "tags", "folded"), [(16, [], 1), (15, [], 0), (30, ["parameters"], 0)])
+def test_long_code_is_folded_and_parameters_are_not(lines, tags, folded):
+    cell = new_code_cell("\n".join(["1"] * lines), metadata={"tags": [*tags, "hide-input"]})
+    run.fold(cell)
+    assert cell.metadata["tags"] == [*tags, *["hide-input"] * folded]
+    assert cell.metadata.get("jupyter", {}) == ({"source_hidden": True} if folded else {})
 
 
 def test_prints_are_joined_however_they_arrived(tmp_path):
