@@ -101,7 +101,7 @@ def rungs(groups: Groups, widths: np.ndarray) -> Figure:
 
 
 def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame, nearest: pd.DataFrame) -> Figure:
-    """The widths of a recipe, its place among a population's `measures.coordinates`, the drops of `analysis.nearest`."""
+    """The widths of a recipe, its place among a population's `measures.coordinates`, drops of `analysis.nearest`."""
     own = measures.coordinates(groups, widths[None]).iloc[0]
     percentile = 100 * (population["mcb"] < own["mcb"]).mean()
     figure, (left, right, drops) = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=[1.2, 1, 0.8])
