@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 CONTEXT = ("device", "python", "torch", "commit", "code")  # everything that a row's numbers may depend on
 STOPPED = "Stopped. Finished trials are kept: "  # and how to go on
+RESUMES = f"{STOPPED}the same command resumes from here."
 PREFIX = "made_"  # of the columns that say how a row was made; they are measurements, never results
 
 
@@ -52,12 +54,36 @@ def command(main: Callable[[list[str]], None]) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # it would print the traceback of the interrupted cell
-        print(f"{STOPPED}the same command resumes from here.", file=sys.stderr)
+        print(RESUMES, file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         if not disk_full(error):
             raise
         sys.exit(f"No room on the disk for {error.filename}: free some space and start again.")
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let an interrupt wait, also in a program that this process becomes, until that calls `release_interrupts`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_interrupts() -> None:
+    """Let interrupts through again, also one that came meanwhile; what nobody catches ends in a sentence."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], *others: object) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(RESUMES, file=sys.stderr)
+        else:
+            usual(kind, *others)
+
+    sys.excepthook = hook
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> CompanionError:

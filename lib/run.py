@@ -11,6 +11,7 @@ python -m lib.run lab [JupyterLab options]                          JupyterLab o
 import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
@@ -422,7 +423,8 @@ def figures(profile: str, options: list[str]) -> None:
     command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}", shards]
     # One notebook at a time, unless the options describe the machine or the cluster.
     command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
-    os.execv(sys.executable, command)
+    with provenance.interrupts_held():  # until the Snakefile is read: imports of snakemake take seconds
+        os.execv(sys.executable, command)
 
 
 def lab(options: list[str]) -> None:
@@ -456,7 +458,12 @@ def _end_with_batch() -> None:
 
     A job of a cluster outlives the batch that submitted it: its trials are stored, and the next batch finds them.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("This notebook was terminated; its finished trials are kept."))
+
+    def terminated(*_: object) -> None:
+        logging.disable()  # asyncio and nbclient would print the traceback of the cell
+        sys.exit("This notebook was terminated; its finished trials are kept.")
+
+    signal.signal(signal.SIGTERM, terminated)
     machine, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
     if machine != _batch_id().rpartition(":")[0]:
         return
