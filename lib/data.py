@@ -112,10 +112,10 @@ def fetch(name: str) -> None:
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    if name in ("cifar10", "cifar100"):
-        _fetch_cifar(_cifar_kind(name), data_dir())
-    elif name in SOURCES:
+    if name in SOURCES:
         image_files(name, data_dir())
+    elif name in ("cifar10", "cifar100"):
+        _fetch_cifar(_cifar_kind(name), data_dir())
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
