@@ -132,11 +132,25 @@ def test_code_that_changed_after_a_batch_began_is_refused_before_a_kernel_starts
     assert not (checkout / ".build").exists()
 
 
-def test_every_process_of_a_batch_knows_the_code_that_it_began_with(checkout, monkeypatch):
-    seen = {}
-    monkeypatch.setattr("os.execv", lambda *_: seen.update(os.environ))
+@pytest.fixture
+def environment(checkout, monkeypatch):
+    """The environment of this process, which becomes a batch in name only; what the batch changes is undone."""
+    monkeypatch.setattr("os.execv", lambda *_: None)
+    for variable in ("COMPANION_BATCH", "COMPANION_CODE", "PYTHONUTF8", "SNAKEMAKE_PROFILE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, "")
+    return os.environ
+
+
+def test_every_process_of_a_batch_knows_the_code_that_it_began_with(environment):
     run.figures("smoke", [])
-    assert seen["COMPANION_CODE"] == code_hash() and seen["PYTHONUTF8"] == "1"
+    assert environment["COMPANION_CODE"] == code_hash() and environment["PYTHONUTF8"] == "1"
+
+
+def test_a_batch_needs_no_home_folder_and_ignores_the_users_settings_of_snakemake(checkout, environment, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null/nobody")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", "theirs")
+    run.figures("smoke", [])
+    assert Path(environment["XDG_CACHE_HOME"]).is_relative_to(checkout) and "SNAKEMAKE_PROFILE" not in environment
 
 
 def started_lab(options: list[str], monkeypatch, user: int = 1000) -> list[str]:
