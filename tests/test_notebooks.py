@@ -60,6 +60,11 @@ def test_it_is_an_argument_more_than_a_program(notebook):
     assert words / (words + code_words) >= 0.4
 
 
+def test_its_first_cell_gives_the_answer_and_its_scale_and_sources(notebook):
+    first = notebook[1].cells[0].source
+    assert "**The answer, in short.**" in first and "**Scale and sources.**" in first
+
+
 def test_long_code_is_folded_in_jupyterlab_and_on_the_site(notebook):
     for cell in notebook[1].cells:
         before = json.dumps(cell.metadata, sort_keys=True)
