@@ -17,10 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from lib import baselines, channels, models, spaces, spline, training, truncation
+from lib import baselines, channels, compare, models, spaces, spline, training, truncation
 from lib.channels import Groups
 from lib.data import Data
 from lib.latent import head
@@ -39,6 +38,7 @@ PAPERS = ("global sparsity", "weighted ranks", "recipe at the optimum", "merged 
 PLAIN = ("uniform channels", "uniform ranks", "global L1 channels", "quantised")
 BOTH = "pruned, then truncated"
 ARMS = (*PAPERS, *PLAIN, BOTH)
+WHOLE = ("kl", "ap2_share", "code_change")  # measures of a whole compression
 COSTS = ("parameters", "macs")
 OPTIMUM = 0.9  # mCB of the recipe: the lowest point of the main network's ladders in notebook 03, exp(-0.094)
 
@@ -74,8 +74,8 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     again.
 
     Returns:
-        `kept_parameters` and `kept_macs`, shares of the dense network; `kl`, the divergence (nats) of the outputs on
-        the few training images, once BatchNorm is re-estimated; and at each stage ("once", "bn", "retrained") the
+        `kept_parameters` and `kept_macs`, shares of the dense network; WHOLE of `compare.measure` on the few training
+        images, once BatchNorm is re-estimated; and at each stage ("once", "bn", "retrained") the
         accuracy (%) and loss (nats) on test images, also of the dense network.
     """
     dense = trials.loaded(spec, dense_folder, device)
@@ -89,9 +89,8 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
 
     row |= score("dense", dense.model) | score("once", small)
     trials.reestimate(small, dataset, spec["bn_images"])
-    with torch.inference_mode():
-        logs = [model(dense.images).log_softmax(1) for model in (small, dense.model)]
-    row |= score("bn", small) | {"kl": max(F.kl_div(*logs, log_target=True, reduction="batchmean").item(), 0.0)}
+    total = compare.measure(dense.model, small, dense.images).iloc[-1]
+    row |= score("bn", small) | {name: float(total[name]) for name in WHOLE}
     few = replace(dataset, train=dataset.train.first(spec["retrain_images"]), validation=dataset.validation.first(1))
     options = {"lr": spec["retrain_lr"], "batch_size": spec["retrain_batch"], "seed": spec["retrain_seed"]}
     options |= {"precision": spec["retrain_precision"], "augment": dataset.flip}  # digits are not augmented

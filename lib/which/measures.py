@@ -24,8 +24,8 @@ from lib.truncation.sweep import kernel
 
 VIEWS = {  # measures, by view; the last two views are what anybody would look at without a paper
     "weights": ("ap2", "relative_error", "t_ap3", "norm_loss", "entropy_change", "effective_rank_lost"),
-    "outputs": ("output_error", "output_kl", "curvature_ap3", "taylor_1", "taylor_2"),
-    "partition": ("flipped_codes", "flipped_last", "changed_maps"),
+    "outputs": ("output_error", "kl", "fisher_ap3", "curvature_ap3", "taylor_1", "taylor_2"),
+    "partition": ("code_change", "last_code_change", "map_change"),
     "baselines": ("size", "depth"),
     "looking": ("gap_few",),
 }
@@ -168,10 +168,10 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
     Returns:
         By view. *Weights*: `ap2`; `relative_error`, whose square is AP2 over the squared norm; `t_ap3`; `norm_loss`;
         `entropy_change`, the entanglement entropy (nats) across the OUT cut that goes; `effective_rank_lost`, the share
-        of the effective rank of this cut. *Outputs*: `output_error`, relative, of the layer; `output_kl` (nats) of the
-        network; `curvature_ap3`, AP3 with the Fisher diagonal as inverse covariance; `taylor_1` and `taylor_2`, the
-        loss to first and to second order (Gauss-Newton). *Partition*: shares of activation codes that flip, of all
-        layers (`flipped_codes`) and of the last (`flipped_last`); `changed_maps`, the relative change of the maps of
+        of the effective rank of this cut. *Outputs*: `output_error`, relative, of the layer; `kl` (nats) of the
+        network; `fisher_ap3` and `curvature_ap3`, half of the change squared in the metric of the Fisher diagonal and of
+        the Gauss-Newton matrix; `taylor_1`, the loss to first order, and `taylor_2`, which adds `curvature_ap3`. *Partition*: shares of activation codes that flip, of all
+        layers (`code_change`) and of the last (`last_code_change`); `map_change`, the relative change of the maps of
         the regions in which the images lie. `gap_few` is the rise of the loss on the images themselves. A measure that
         is undefined, such as the entropy of a zero kernel, is NaN.
     """
@@ -193,7 +193,7 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
         lost = 1 - float(torch.tensor(entropies[1] - entropies[0]).exp())
         return entropies[0] - entropies[1], lost
 
-    def curvature() -> float:
+    def fisher() -> float:
         covariance = latent.fisher_covariance(dense.fisher[layer])
         flat = [one.flatten().double() for one in (before, after)]
         return latent.kl_gaussian(flat[0], covariance, flat[1], covariance)
@@ -202,9 +202,9 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
         """What one forward and backward pass shows."""
         logits, found = slopes(other, dense.images, dense.directions)
         kl = F.kl_div(logits.log_softmax(1), dense.logits.log_softmax(1), log_target=True, reduction="batchmean")
-        changed_maps = (found - dense.maps).norm() / dense.maps.norm()
+        map_change = (found - dense.maps).norm() / dense.maps.norm()
         gap = F.cross_entropy(logits, dense.labels).item() - dense.loss
-        return max(kl.item(), 0.0), changed_maps.item(), gap
+        return max(kl.item(), 0.0), map_change.item(), gap
 
     def flipped() -> tuple[float, float]:
         distance = spline.code_distance(dense.codes, spline.activation_codes(other, dense.images))
@@ -216,11 +216,12 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
     timed(["norm_loss"], lambda: [truncation.norm_loss(before, after)])
     timed(["entropy_change", "effective_rank_lost"], spectra)
     timed(["output_error"], lambda: [output_error(dense, layer, delta)])
-    timed(["curvature_ap3"], lambda: [curvature()])
+    timed(["fisher_ap3"], lambda: [fisher()])
+    timed(["curvature_ap3"], lambda: [half_curvature(dense, layer, delta)])
     timed(["taylor_1"], lambda: [(dense.gradients[layer] * delta).sum().item()])
-    timed(["taylor_2"], lambda: [row["taylor_1"] + half_curvature(dense, layer, delta)])
-    timed(["output_kl", "changed_maps", "gap_few"], seen)
-    timed(["flipped_codes", "flipped_last"], flipped)
+    row["taylor_2"] = row["taylor_1"] + row["curvature_ap3"]
+    timed(["kl", "map_change", "gap_few"], seen)
+    timed(["code_change", "last_code_change"], flipped)
     return row
 
 
@@ -231,7 +232,9 @@ def output_error(dense: Dense, layer: str, delta: Tensor) -> float:
     with models.inputs_of(module) as seen:
         dense.model(dense.images)
     nothing = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
-    whole, change = (functional_call(module, nothing | {"weight": w}, (seen[0],)).norm() for w in (module.weight, delta))
+    whole, change = (
+        functional_call(module, nothing | {"weight": w}, (seen[0],)).norm() for w in (module.weight, delta)
+    )
     return (change / whole).item() if whole > 0 else 0.0
 
 
