@@ -221,7 +221,7 @@ def quantise(model: nn.Module, budget: float) -> nn.Module:
 
 
 def recipe(model: nn.Module, groups: Groups, regime: spaces.Regime, arm: str) -> np.ndarray:
-    """Widths (G,) of a recipe within a regime: uniform, at mCB OPTIMUM without scatter, or by filters' mean |weight|."""
+    """Widths (G,) within a regime: uniform, at mCB OPTIMUM without scatter, or by the mean |weight| of filters."""
     if arm == "recipe at the optimum":
         return samplers.with_targets(groups, regime, [OPTIMUM], seed=1, sigma=0.0)[0]
     if arm != "global L1 channels":

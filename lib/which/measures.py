@@ -169,11 +169,12 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
         By view. *Weights*: `ap2`; `relative_error`, whose square is AP2 over the squared norm; `t_ap3`; `norm_loss`;
         `entropy_change`, the entanglement entropy (nats) across the OUT cut that goes; `effective_rank_lost`, the share
         of the effective rank of this cut. *Outputs*: `output_error`, relative, of the layer; `kl` (nats) of the
-        network; `fisher_ap3` and `curvature_ap3`, half of the change squared in the metric of the Fisher diagonal and of
-        the Gauss-Newton matrix; `taylor_1`, the loss to first order, and `taylor_2`, which adds `curvature_ap3`. *Partition*: shares of activation codes that flip, of all
-        layers (`code_change`) and of the last (`last_code_change`); `map_change`, the relative change of the maps of
-        the regions in which the images lie. `gap_few` is the rise of the loss on the images themselves. A measure that
-        is undefined, such as the entropy of a zero kernel, is NaN.
+        network; `fisher_ap3` and `curvature_ap3`, half of the change squared in the metric of the Fisher diagonal and
+        of the Gauss-Newton matrix; `taylor_1`, the loss to first order, and `taylor_2`, which adds `curvature_ap3`.
+        *Partition*: shares of activation codes that flip, of all layers (`code_change`) and of the last one
+        (`last_code_change`); `map_change`, the relative change of the maps of the regions in which the images lie.
+        `gap_few` is the rise of the loss on the images themselves. A measure that is
+        undefined, such as the entropy of a zero kernel, is NaN.
     """
     module, row = dense.model.get_submodule(layer), {}
     before, after = kernel(module), changed.to(module.weight)

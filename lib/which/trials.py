@@ -1,4 +1,4 @@
-"""The trials of damage: one layer of a dense network changed in one way, measured, and evaluated before and after repair.
+"""The trials of damage: one layer of a dense network changed, measured, and evaluated before and after repair.
 
 A spec holds that of a dense network (`baselines.baseline_specs`), `layer`, `kind`, `strength` and `trial`, the seed of
 what is random. The strength is the share of the layer's weights that the change saves; of the kinds whose strength is
@@ -54,8 +54,9 @@ def family(network: str, dataset: str) -> str:
 def damage_specs(
     dense: Iterable[dict], layers: int, kinds: Sequence[str], strengths: Sequence[float], **options
 ) -> list[dict]:
-    """A spec for each kind of change and each strength that a layer allows, of `layers` evenly spaced layers before
-    the head of each network.
+    """A spec for each network, layer, kind of change and strength that the layer allows.
+
+    Of each network it takes a number of `layers`, evenly spaced before the head.
 
     Raises:
         CompanionError: for an unknown kind.
