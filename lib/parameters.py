@@ -57,7 +57,7 @@ DATASETS = {
     "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
     "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
 }
-STARTING = ("01_latent_kl", "02_tensor_truncation")  # from 00_baselines; 03_pruning_spaces may
+STARTING = ("01_latent_kl", "02_tensor_truncation", "05_which_one")  # from 00_baselines; 03_pruning_spaces may
 PUBLIC = (  # keys of `models.PUBLIC`
     "resnet20/cifar10",
     "resnet56/cifar10",
@@ -96,7 +96,7 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
     "networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
-    "controlled formed whole full wide zeroed tensorised"
+    "controlled formed whole full wide zeroed tensorised timed"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -410,10 +410,27 @@ def _spline(values: dict) -> Iterator[Check]:
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"
 
 
+def _which(values: dict) -> Iterator[Check]:
+    listed = [*values["networks"], *values["wide"]]
+    families = {re.sub(r"\d+", "", name, count=1) for name in listed}
+    yield len(families) > 2, "networks must be of three families or more, such as digits_cnn, mlp and resnet8"
+    yield from _enough(values, 2, "layers")
+    yield from _enough(values, 5, "rungs")
+    inside = all(0 < strength < 1 for strength in values["strengths"])
+    yield inside and len(values["strengths"]) > 1, "strengths must hold two or more shares between 0 and 1"
+    for name in ("ladder_networks", "contest_networks"):
+        yield len(values[name]) > 1, f"{name} must hold two or more, over which intervals are taken"
+    needed = {"uniform channels", "weighted ranks", "pruned, then truncated"} - {*values["arms"]}
+    yield not needed, f"arms lacks {', '.join(sorted(needed))}, which claims compare"
+    yield all(budget < 1 for budget in values["budgets"]), "budgets must be below 1"
+    yield values["head_images"] <= values["learnt_images"], "head_images must not exceed learnt_images"
+
+
 CHECKS = {
     "00_baselines": _dense,
     "01_latent_kl": _latent,
     "02_tensor_truncation": _truncation,
     "03_pruning_spaces": _spaces,
     "04_spline_early_bird": _spline,
+    "05_which_one": _which,
 }

@@ -1,4 +1,4 @@
-"""The figures of the notebook that compares the four papers, from rows and statistics; most also return their numbers."""
+"""The figures of the notebook that compares the four papers; most functions return a figure and its numbers."""
 
 from collections.abc import Sequence
 

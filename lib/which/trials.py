@@ -285,6 +285,11 @@ def look_at_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path)
     return table | {"family": family(spec["network"], spec["dataset"])}
 
 
+def has_nodes(spec: dict) -> bool:
+    """Whether a dense network has layers whose nodes can go (`spline.measures.layers`)."""
+    return bool(nodes.layers(baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]))
+
+
 def nearest_twin(weights: Tensor, biases: Tensor) -> float:
     """Median over nodes of the signed redundancy to the nearest other node; nodes without a hyperplane do not count."""
     scores = spline.redundancy(weights, biases)
