@@ -68,6 +68,11 @@ PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolve
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
 MODES = {"OUT", "IN", "KH", "KW"}
+CHANGES = (  # of a layer: masks, truncations, and others
+    *("magnitude", "random", "drawn", "filters"),
+    *("OUT", "IN", "KH", "KW", "OUT.IN", "OUT.KH", "OUT.KW", "cp", "tucker2", "tt", "outputs"),
+    *("noise", "quantised", "shrunk", "dropped", "merged"),
+)
 # Networks that have one width only.
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
@@ -413,6 +418,11 @@ def _spline(values: dict) -> Iterator[Check]:
 def _which(values: dict) -> Iterator[Check]:
     listed = [*values["networks"], *values["wide"]]
     families = {re.sub(r"\d+", "", name, count=1) for name in listed}
+    yield from _among(values, "masks", CHANGES[:4])
+    yield from _among(values, "forms", CHANGES[4:-5])
+    yield from _among(values, "others", CHANGES[-5:])
+    yield from _among(values, "wide_kinds", CHANGES)
+    yield "magnitude" in values["masks"], "masks must hold magnitude, of which a figure is drawn"
     yield len(families) > 2, "networks must be of three families or more, such as digits_cnn, mlp and resnet8"
     yield from _enough(values, 2, "layers")
     yield from _enough(values, 5, "rungs")
@@ -420,8 +430,6 @@ def _which(values: dict) -> Iterator[Check]:
     yield inside and len(values["strengths"]) > 1, "strengths must hold two or more shares between 0 and 1"
     for name in ("ladder_networks", "contest_networks"):
         yield len(values[name]) > 1, f"{name} must hold two or more, over which intervals are taken"
-    needed = {"uniform channels", "weighted ranks", "pruned, then truncated"} - {*values["arms"]}
-    yield not needed, f"arms lacks {', '.join(sorted(needed))}, which claims compare"
     yield all(budget < 1 for budget in values["budgets"]), "budgets must be below 1"
     yield values["head_images"] <= values["learnt_images"], "head_images must not exceed learnt_images"
 

@@ -6,8 +6,9 @@ allow, and not above it by more than a hundredth. A masked weight costs neither 
 bits counts as b / 32 parameters.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -23,7 +24,6 @@ from lib import baselines, channels, compare, models, spaces, spline, training, 
 from lib.channels import Groups
 from lib.data import Data
 from lib.latent import head
-from lib.provenance import unknown
 from lib.spaces import samplers
 from lib.spaces import trials as pruning
 from lib.spline import measures as nodes
@@ -43,16 +43,12 @@ COSTS = ("parameters", "macs")
 OPTIMUM = 0.9  # mCB of the recipe: the lowest point of the main network's ladders in notebook 03, exp(-0.094)
 
 
-def contest_specs(dense: list[dict], arms: list[str], budgets: list[float], **options) -> list[dict]:
+def contest_specs(dense: list[dict], budgets: Sequence[float], **options) -> list[dict]:
     """A spec for each network, arm, cost and budget, and for each network retrained without compression."""
-    for arm in arms:
-        if arm not in ARMS:
-            raise unknown("arm of the contest", arm, ARMS)
-    found = [spec | {"arm": "dense", "cost": cost, "budget": 1.0} | options for spec in dense for cost in COSTS[:1]]
-    for spec in dense:
-        for arm in arms:
-            for cost in COSTS[:1] if arm == "quantised" else COSTS:  # fewer bits leave as many products
-                found += [spec | {"arm": arm, "cost": cost, "budget": budget} | options for budget in budgets]
+    found = [spec | {"arm": "dense", "cost": COSTS[0], "budget": 1.0} | options for spec in dense]
+    for spec, arm in itertools.product(dense, ARMS):
+        for cost in COSTS[:1] if arm == "quantised" else COSTS:  # fewer bits leave as many products
+            found += [spec | {"arm": arm, "cost": cost, "budget": budget} | options for budget in budgets]
     return found
 
 

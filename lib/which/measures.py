@@ -99,6 +99,20 @@ class Dense:
         return self._timed("codes", lambda: spline.activation_codes(self.model, self.images))
 
     @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """What each layer reads for the images, by its name, once `inputs_of` has been asked for it."""
+        return {}
+
+    @torch.inference_mode()
+    def inputs_of(self, layer: str) -> Tensor:
+        """What a layer reads for the images."""
+        if layer not in self.inputs:
+            with models.inputs_of(self.model.get_submodule(layer)) as seen:
+                self._timed(f"inputs of {layer}", lambda: self.model(self.images))
+            self.inputs[layer] = seen[0]
+        return self.inputs[layer]
+
+    @cached_property
     def directions(self) -> Tensor:
         """Random signs (n, classes): the mean squared change of maps along them is that of whole maps."""
         drawn = torch.randint(2, (len(self.images), self.dataset.classes), generator=generator(0, "directions"))
@@ -229,9 +243,7 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
 @torch.inference_mode()
 def output_error(dense: Dense, layer: str, delta: Tensor) -> float:
     """|change of the layer's outputs| / |outputs| on the images, both without bias; 0 where there are none."""
-    module = dense.model.get_submodule(layer)
-    with models.inputs_of(module) as seen:
-        dense.model(dense.images)
+    module, inputs = dense.model.get_submodule(layer), dense.inputs_of(layer)
     nothing = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
     whole, change = (
         functional_call(module, nothing | {"weight": w}, (seen[0],)).norm() for w in (module.weight, delta)

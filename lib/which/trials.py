@@ -21,7 +21,7 @@ from lib import baselines, channels, data, masks, models, spaces, spline, traini
 from lib.data import Data
 from lib.latent import head
 from lib.latent.trials import head_inputs, hidden_layers
-from lib.parameters import DATASETS
+from lib.parameters import CHANGES, DATASETS
 from lib.provenance import unknown
 from lib.spaces import samplers
 from lib.spaces import trials as pruning
@@ -30,7 +30,7 @@ from lib.study import Study, generator
 from lib.truncation import forms
 from lib.truncation import measures as kernels
 from lib.truncation.sweep import kernel
-from lib.truncation.trials import layer_moment, spectra_by_cut
+from lib.truncation.trials import dense_specs, layer_moment, spectra_by_cut
 from lib.which import measures
 from lib.which.measures import Dense
 
@@ -38,7 +38,6 @@ STUDY = "05_which_one"
 MASKED = ("magnitude", "random", "drawn", "filters")
 FORMS = (*kernels.CUTS, "cp", "tucker2", "tt")
 NODES = ("dropped", "merged")
-KINDS = (*MASKED, *FORMS, "outputs", *measures.SET_BY_HAND, *NODES)
 BITS = 8  # of which quantisation at strength s keeps the share 1 - s, at least 2
 CP_ITERATIONS = 100
 BN_BATCH, HEAD_BATCH, HEAD_EPOCHS, HEAD_LR = 64, 64, 5, 0.01  # of both repairs
@@ -49,6 +48,12 @@ STAGES = ("once", "bn", "tuned")  # at once, after BatchNorm is re-estimated, af
 def family(network: str, dataset: str) -> str:
     """The networks of one design, author and data set, which differ in depth alone."""
     return f"{re.sub('[0-9]+', '', network, count=1).removesuffix('-pretrained')}/{dataset}"
+
+
+def networks(names: Iterable[str], known: Sequence[dict], precision: str) -> list[dict]:
+    """Specs of dense networks by name (`truncation.trials.dense_specs`); one trained here is trained in `precision`."""
+    found = [spec for name in names for spec in dense_specs(name, known)]
+    return [spec | ({"precision": precision} if spec["source"] == "trained" else {}) for spec in found]
 
 
 def damage_specs(
@@ -63,8 +68,8 @@ def damage_specs(
     """
     found = []
     for kind in kinds:
-        if kind not in KINDS:
-            raise unknown("kind of change", kind, KINDS)
+        if kind not in CHANGES:
+            raise unknown("kind of change", kind, CHANGES)
     for spec in dense:
         model, size = baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]
         readers = {own.reader for own in nodes.layers(model, size)} if set(kinds) & set(NODES) else set()
