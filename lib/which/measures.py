@@ -245,9 +245,8 @@ def output_error(dense: Dense, layer: str, delta: Tensor) -> float:
     """|change of the layer's outputs| / |outputs| on the images, both without bias; 0 where there are none."""
     module, inputs = dense.model.get_submodule(layer), dense.inputs_of(layer)
     nothing = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
-    whole, change = (
-        functional_call(module, nothing | {"weight": w}, (seen[0],)).norm() for w in (module.weight, delta)
-    )
+    weights = (module.weight, delta)
+    whole, change = (functional_call(module, nothing | {"weight": one}, (inputs,)).norm() for one in weights)
     return (change / whole).item() if whole > 0 else 0.0
 
 
