@@ -78,7 +78,7 @@ def test_an_arm_is_chosen_without_the_network_on_which_it_is_judged():
 def test_a_duel_of_equal_groups_is_undecided_and_of_better_ones_is_won():
     table = standings()
     for k, arm in enumerate(PAPERS):
-        table[arm] = table[PLAIN[k]] + 3
+        table[arm] = table[PLAIN[k]] + [2, 4, 3, 2, 4]
     found = analysis.duel(table, PAPERS, PLAIN)
     assert found["value"] == pytest.approx(3) and found["n"] == 5
     table[BOTH] = table["uniform channels"].clip(lower=table["weighted ranks"]) + 1
