@@ -4,8 +4,8 @@ Both networks are copied first, in float32 and in evaluation mode: their own mod
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,7 @@ from lib.study import generator
 SINGLE = ("OUT", "IN", "KH", "KW")  # the cuts that are measured by default: one mode against the others
 CURVED = 64  # images on which curvature is taken
 DRAWS = 16  # classes that are drawn for it, where there are more
-SIDE = 8  # points along each side of the slice on which maps are compared
+SIDE = 6  # points along each side of the slice on which maps are compared
 VALUES_AT_ONCE = 2**19  # numbers of all images of a batch
 TOTAL = "total"
 COLUMNS = {
@@ -110,7 +111,7 @@ def measure(
     total |= _recipe(layers, before, example, total["reasons"])
     if images is not None:
         images = images.to(device).float() if images.is_floating_point() else images.to(device)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), _plain_attention():
             _outputs(layers, rows, total, before, after, images, labels)
             _curvature(layers, rows, total, before, images[:CURVED])
             total["map_change"] = _tried("map change", total["reasons"], _maps, before, after, images)
@@ -309,6 +310,18 @@ def _recipe(layers: Sequence[Layer], dense: nn.Module, example: Tensor, reasons:
     return recipe if isinstance(recipe, dict) else {}
 
 
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention without its fused paths, through which no derivative goes forward."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def _outputs(
     layers: Sequence[Layer],
     rows: dict[str, dict],
@@ -497,7 +510,8 @@ def plot(table: pd.DataFrame) -> Figure:
     """
     layers = table[table["layer"] != TOTAL].reset_index(drop=True)
     height = max(3.2, 1.6 + 0.2 * len(layers))
-    figure, axes = plt.subplots(1, 4, figsize=(10.5, height), sharey=True)
+    with plt.rc_context(figures.STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(10.5, height), sharey=True)
     colour, places = figures.PALETTE, np.arange(len(layers))
     ranks = layers["effective_rank_OUT_after"] / layers["effective_rank_OUT_before"]
     kept = {"weights": "kept_weights", "filters": "kept_filters", "parameters": "kept_parameters", "MACs": "kept_macs"}

@@ -17,8 +17,8 @@ LIB = sorted(path.relative_to(root() / "lib") for path in (root() / "lib").rglob
 PACKAGES = ("latent", "truncation", "spaces", "spline", "which")
 # A file imports only what stands before it; other files of a package stand between its claims and its analysis.
 SHARED = (
-    "provenance stats claims parameters store study data models training baselines masks channels figures run summary "
-    "matching compare"
+    "provenance stats claims parameters store study data models training baselines masks channels export figures run "
+    "summary matching compare"
 ).split()
 ABOVE = ("matching", "compare", "which")  # shared files, and a package, that may import the packages of the papers
 PLACES = {"claims": 0, "analysis": 2, "figures": 3}
@@ -48,7 +48,11 @@ def test_every_requirement_is_pinned_exactly_and_conda_reads_the_same_list():
 
 def test_lib_stays_small():
     lines = {str(path): len((root() / "lib" / path).read_text().splitlines()) for path in LIB}
+<<<<<<< HEAD
     assert len(lines) <= 57
+=======
+    assert len(lines) <= 55
+>>>>>>> compare
     assert {path: n for path, n in lines.items() if n > 600} == {}
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from lib import baselines, channels, compare, models, spaces, spline, training, truncation
 from lib.channels import Groups
@@ -66,7 +65,7 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     """The trial of `contests`: compress in one shot, re-estimate BatchNorm, retrain to the last epoch, measure.
 
     A spec also holds `few`, `bn_images`, `test_images`, `retrain_images`, `retrain_batch`, `retrain_lr`,
-    `retrain_precision`, `retrain_seed`. Masks and ranks stay; quantised weights are retrained in float and quantised
+    `retrain_precision`, `retrain_seed`. Zeros and ranks stay; quantised weights are retrained in float and quantised
     again.
 
     Returns:
@@ -97,13 +96,10 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
 
 
 def measure_latency(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
-    """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images, masks multiplied out."""
+    """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images."""
     dense = trials.loaded(spec, dense_folder, device)
     small = compressed(dense, spec)
     row = kept(dense, small, spec)
-    for module in list(small.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
     shape = (dense.dataset.channels, dense.dataset.size, dense.dataset.size)
     return row | {f"made_latency_{n}_ms": training.latency_ms(small, (n, *shape), device) for n in (1, 128)}
 
@@ -135,25 +131,22 @@ def compressed(dense: Dense, spec: dict) -> nn.Module:
 
 def kept(dense: Dense, small: nn.Module, spec: dict) -> dict[str, float]:
     """Shares of the dense network's parameters and MACs that are left."""
-    pairs = [(price(small, dense.dataset, cost), price(dense.model, dense.dataset, cost)) for cost in COSTS]
-    shares = [after / before for after, before in pairs]
+    sparse = spec["arm"] == "global sparsity"
+    shares = [price(small, dense.dataset, one, sparse) / price(dense.model, dense.dataset, one) for one in COSTS]
     if spec["arm"] == "quantised":
         shares[0] *= bits_of(spec["budget"]) / 32
     return dict(zip(("kept_parameters", "kept_macs"), shares, strict=True))
 
 
-def price(model: nn.Module, dataset: Data, cost: str) -> float:
-    """Parameters or MACs of one image; weights under a mask cost nothing."""
-    hidden = {
-        name: int((~layer.parametrizations.weight[0].mask).sum())
-        for name, layer in model.named_modules()
-        if parametrize.is_parametrized(layer, "weight")
-    }
-    if cost == "parameters":
-        return models.count_parameters(model) - sum(hidden.values())
-    uses = areas(model, dataset) if hidden else {}
-    dense = models.count_macs(model, (1, dataset.channels, dataset.size, dataset.size))
-    return dense - sum(count * uses[name] for name, count in hidden.items())
+def price(model: nn.Module, dataset: Data, cost: str, sparse: bool = False) -> float:
+    """Parameters or MACs of one image; in a `sparse` network, weights that are 0 cost nothing."""
+    shape = (1, dataset.channels, dataset.size, dataset.size)
+    whole = models.count_parameters(model) if cost == "parameters" else models.count_macs(model, shape)
+    if not sparse:
+        return whole
+    uses = areas(model, dataset)
+    zeros = {name: int((model.get_submodule(name).weight == 0).sum()) for name in uses}
+    return whole - sum(count * (uses[name] if cost == "macs" else 1) for name, count in zeros.items())
 
 
 @torch.inference_mode()
@@ -171,20 +164,11 @@ def areas(model: nn.Module, dataset: Data) -> dict[str, int]:
     return found
 
 
-class Mask(nn.Module):
-    """Multiplies a weight by a mask (True = kept), which training leaves as it is; a network with it can be copied."""
-
-    def __init__(self, mask: Tensor):
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight without what the mask hides."""
-        return weight * self.mask
-
-
 def sparsified(model: nn.Module, dataset: Data, cost: str, budget: float) -> nn.Module:
-    """The smallest weights of all layers masked, at one threshold, until the budget is met."""
+    """The smallest weights of all layers set to 0, at one threshold, until the budget is met.
+
+    Their gradients are 0 from then on, and so are their momentum and decay: training leaves them where they are.
+    """
     uses = areas(model, dataset)
     layers = {name: model.get_submodule(name) for name in uses}
     flat = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])
@@ -197,7 +181,9 @@ def sparsified(model: nn.Module, dataset: Data, cost: str, budget: float) -> nn.
     mask = torch.ones_like(flat, dtype=torch.bool)
     mask[order[:gone]] = False
     for layer, part in zip(layers.values(), mask.split(counts.tolist()), strict=True):
-        parametrize.register_parametrization(layer, "weight", Mask(part.view_as(layer.weight)))
+        left = part.view_as(layer.weight)
+        layer.weight.data.mul_(left)
+        layer.weight.register_hook(lambda gradient, left=left: gradient * left)
     return model
 
 

@@ -19,6 +19,7 @@ from lib import data, latent, models, spline, truncation
 from lib.data import Data
 from lib.latent import head
 from lib.latent.trials import head_inputs
+from lib.spline import measures as nodes
 from lib.study import generator
 from lib.truncation.sweep import kernel
 
@@ -97,6 +98,11 @@ class Dense:
     def codes(self) -> spline.Codes:
         """Activation codes on the images."""
         return self._timed("codes", lambda: spline.activation_codes(self.model, self.images))
+
+    @cached_property
+    def node_layers(self) -> list[nodes.Layer]:
+        """The layers whose nodes can go (`spline.measures.layers`)."""
+        return nodes.layers(self.model, self.dataset.size)
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ MASKED = ("magnitude", "random", "drawn", "filters")
 FORMS = (*kernels.CUTS, "cp", "tucker2", "tt")
 NODES = ("dropped", "merged")
 BITS = 8  # of which quantisation at strength s keeps the share 1 - s, at least 2
-CP_ITERATIONS = 100
+CP_ITERATIONS = 60
 BN_BATCH, HEAD_BATCH, HEAD_EPOCHS, HEAD_LR = 64, 64, 5, 0.01  # of both repairs
 RANDOM_DRAWS = 10  # random layers beside a layer's entropy and redundancy
 STAGES = ("once", "bn", "tuned")  # at once, after BatchNorm is re-estimated, after the head is fine-tuned, too
@@ -183,7 +183,7 @@ def without_nodes(dense: Dense, layer: str, kind: str, share: float) -> tuple[Te
     "merged" folds each into its twin. What is saved, over the layer's weights, also counts the filters of these nodes.
     """
     module = dense.model.get_submodule(layer)
-    own = next(one for one in nodes.layers(dense.model, dense.dataset.size) if one.reader == layer)
+    own = next(one for one in dense.node_layers if one.reader == layer)
     dropped = nodes.choose([own], share, "merged" if kind == "merged" else "signed")
     weight, norms = module.weight.detach().reshape(len(module.weight), len(own), -1).clone(), own.weights.norm(dim=1)
     for _, gone, twin in dropped:
@@ -265,7 +265,7 @@ def look_at_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path)
         lengths and the same offsets, `random_redundancy`. Small is redundant.
     """
     dense, found = loaded(spec, dense_folder, device), []
-    for own in nodes.layers(dense.model, dense.dataset.size):
+    for own in dense.node_layers:
         stream = generator(spec.get("seed", 0), "random layers", own.name)
         whole = kernel(dense.model.get_submodule(own.name))
         by_cut = spectra_by_cut(whole, stream, RANDOM_DRAWS)

@@ -1,12 +1,13 @@
 """The contest: each compression meets its cost, and retraining keeps what it made."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from lib import data, models
+from lib import data, models, training
 from lib.which import contest, measures
 
 SPEC = {"source": "trained", "network": "resnet20", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
@@ -65,12 +66,26 @@ def test_the_smallest_weights_of_the_whole_network_go(dense):
     assert torch.cat(gone).max() <= torch.cat(left).min()
 
 
-def test_retraining_keeps_masks_and_levels(tmp_path):
-    for arm in ("global sparsity", "quantised"):
-        spec = SPEC | RETRAINED | {"arm": arm, "cost": "parameters", "budget": 0.25}
-        row = contest.compete(spec, "cpu", tmp_path / "x", dense_folder=tmp_path)
-        assert row["kept_parameters"] == pytest.approx(0.25, abs=0.01)
-        assert row["kl"] >= 0 and row["loss_retrained"] > 0
+def test_retraining_keeps_what_was_set_to_zero(dense):
+    small, _ = made(dense, "global sparsity", budget=0.25)
+    before = {name: value == 0 for name, value in small.named_parameters() if value.dim() > 1}
+    old = {name: value.clone() for name, value in small.named_parameters()}
+    few = replace(dense.dataset, train=dense.dataset.train.first(64), validation=dense.dataset.validation.first(1))
+    training.fit(small, few, epochs=2, seed=0, lr=0.1, batch_size=16)
+    after = dict(small.named_parameters())
+    assert all(torch.equal(after[name] == 0, zero) for name, zero in before.items())
+    assert not torch.equal(after["conv1.weight"], old["conv1.weight"])
+
+
+@pytest.mark.parametrize("arm", ["dense", "quantised", contest.BOTH])
+def test_a_trial_retrains_measures_and_counts(tmp_path, arm):
+    budget = 1.0 if arm == "dense" else 0.5
+    spec = SPEC | RETRAINED | {"arm": arm, "cost": "parameters", "budget": budget}
+    row = contest.compete(spec, "cpu", tmp_path / "x", dense_folder=tmp_path)
+    assert row["kept_parameters"] == pytest.approx(budget, abs=0.02)
+    assert row["kl"] >= 0 and row["loss_retrained"] > 0 and row["family"] == "resnet/digits"
+    if arm == "dense":
+        assert row["accuracy_once"] == row["accuracy_dense"]
 
 
 def test_quantised_weights_have_few_levels_in_each_output(dense):

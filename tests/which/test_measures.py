@@ -88,4 +88,4 @@ def test_a_head_is_learnt_where_the_checkpoint_has_none():
     model = baselines.untrained(spec)
     measures.learnt_head(model.eval(), dataset, 400)
     dense = measures.reference(model, dataset, 400)
-    assert dense.loss < 1.0  # chance is 2.3
+    assert dense.loss < 2.25  # that of a guess is 2.30; the features are random
