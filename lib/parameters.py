@@ -100,13 +100,8 @@ RANGES = (
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-<<<<<<< HEAD
-    "networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
-    "controlled formed whole full wide zeroed tensorised timed"
-=======
-    "network networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
-    "controlled formed whole full wide zeroed tensorised"
->>>>>>> compare
+    "network networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main "
+    "ruled controlled formed whole full wide zeroed tensorised timed"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
@@ -443,7 +438,6 @@ def _spline(values: dict) -> Iterator[Check]:
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"
 
 
-<<<<<<< HEAD
 def _which(values: dict) -> Iterator[Check]:
     listed = [*values["networks"], *values["wide"]]
     families = {re.sub(r"\d+", "", name, count=1) for name in listed}
@@ -461,7 +455,8 @@ def _which(values: dict) -> Iterator[Check]:
         yield len(values[name]) > 1, f"{name} must hold two or more, over which intervals are taken"
     yield all(budget < 1 for budget in values["budgets"]), "budgets must be below 1"
     yield values["head_images"] <= values["learnt_images"], "head_images must not exceed learnt_images"
-=======
+
+
 def _own(values: dict) -> Iterator[Check]:
     yield values["dataset"] != "imagenet", "dataset is imagenet, which does not fit in memory: take a folder of images"
     public = f"{values['network']}/{values['dataset']}" in PUBLIC
@@ -472,7 +467,6 @@ def _own(values: dict) -> Iterator[Check]:
     yield values["removed_fraction"] < 1, "removed_fraction must be below 1: a layer keeps a weight or more"
     yield values["merged_ratio"] < 1, "merged_ratio must be below 1: each layer keeps a node"
     yield values["factor_share"] < 1, "factor_share must be below 1: factors of the size of the kernel save nothing"
->>>>>>> compare
 
 
 CHECKS = {
@@ -481,9 +475,6 @@ CHECKS = {
     "02_tensor_truncation": _truncation,
     "03_pruning_spaces": _spaces,
     "04_spline_early_bird": _spline,
-<<<<<<< HEAD
     "05_which_one": _which,
-=======
     "06_your_network": _own,
->>>>>>> compare
 }
