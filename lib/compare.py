@@ -523,9 +523,14 @@ def plot(table: pd.DataFrame) -> Figure:
         ("code changed", {"share of bits": layers["code_change"]}),
     )
     for axis, (title, series) in zip(axes, panels, strict=True):
-        for (label, values), mark, tint in zip(series.items(), "oDsx", colour, strict=False):
-            axis.plot(values, places, mark, color=tint, label=label, markersize=5, alpha=0.8)
-        axis.set(title=title, xlim=(-0.03, max(1.03, *(1.05 * v.max() for v in series.values() if v.notna().any()))))
+        for place, ((label, values), mark) in enumerate(zip(series.items(), "oDs^", strict=False)):
+            lines = places + 0.18 * (place - (len(series) - 1) / 2)  # side by side where values are equal
+            axis.plot(values, lines, mark, color=colour[place], label=label, markersize=4)
+        axis.set(
+            xticks=(0, 0.5, 1),
+            title=title,
+            xlim=(-0.03, max(1.03, *(1.05 * v.max() for v in series.values() if v.notna().any()))),
+        )
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / height), ncols=1)
     axes[0].set(yticks=places, yticklabels=layers["layer"], ylim=(len(layers) - 0.4, -0.6))
     axes[0].tick_params(axis="y", labelsize=8)

@@ -360,8 +360,8 @@ def _dense(values: dict) -> Iterator[Check]:
 
 
 def _latent(values: dict) -> Iterator[Check]:
-    several = values["seeds"] * len(values["trained"]) + sum(len(values[name]) for name in LATENT_CASES) > 1
-    yield several, "trained, public and the other lists must make two cases or more, over which intervals are taken"
+    some = values["trained"] or any(values[name] for name in LATENT_CASES)
+    yield bool(some), "trained, public and the other lists are all empty: name a network"
     yield {0.3, 0.5} <= set(values["grid"]), "grid must hold 0.3 and 0.5, which P1.12b compares"
     yield len(values["fractions"]) > 1, "fractions must hold two or more, whose order is compared"
     yield values["tuning_epochs"] % values["pruning_steps"] == 0, "pruning_steps must divide tuning_epochs"

@@ -25,7 +25,7 @@ def trained():
     """A small network that has learnt something, and normalised images with their labels."""
     digits = data.load("digits", limit=600)
     network = models.build("digits_cnn", channels=1, size=8)
-    training.fit(network, digits, epochs=3, seed=0, lr=0.05, augment=False)
+    training.fit(network, digits, epochs=6, seed=0, lr=0.05, batch_size=32, augment=False)
     images = data.normalise(digits.test.images, digits.mean, digits.std)
     return network.eval(), images, digits.test.labels
 
@@ -79,6 +79,7 @@ def test_factors_multiply_to_the_best_kernel_of_the_rank(model):
 
 def test_a_plan_keeps_within_its_share_and_a_plan_of_a_study_is_taken(model):
     plan = truncation.plan(model, 0.4, "tucker2")
+    assert len(plan) == 7 == len(truncation.plan(model, 0.4))
     for name, (form, ranks) in plan.items():
         weight = model.get_submodule(name).weight
         assert truncation.forms.parameters(weight.shape, form, ranks) <= 0.4 * weight.numel()
@@ -152,7 +153,7 @@ def test_tolerances_say_how_far_each_method_can_go(trained):
     layer = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)][1]
     model.train()
     accuracy = training.scores(model, images, labels)["accuracy"]
-    assert accuracy > 50 and model.training
+    assert accuracy > 80 and model.training
     tables = {
         "latent": latent.tolerance(model, layer, images, labels, allowed=2),
         "spaces": spaces.tolerance(model, layer, images, labels, allowed=2),

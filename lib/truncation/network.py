@@ -19,7 +19,7 @@ RANKS = 12  # of each cut that are tried for a tolerance, from the largest error
 def plan(model: nn.Module, share: float, form: str = "OUT") -> dict[str, tuple[str, forms.Ranks]]:
     """The same form for every layer, with the ranks of least error within a share of its parameters.
 
-    Layers to which the form does not apply, which it would not make smaller, and the last layer stay dense.
+    Layers to which the form does not apply or that are too small for it, and the last layer, stay dense.
 
     Raises:
         ValueError: for an unknown form or a share outside (0, 1).
@@ -28,16 +28,11 @@ def plan(model: nn.Module, share: float, form: str = "OUT") -> dict[str, tuple[s
         raise ValueError(f"A form is one of {', '.join(forms.RANKS)} and a share in (0, 1), not {form!r} and {share}.")
     found = {}
     for name in sweep.layer_names(model):
-        shape = tuple(sweep.kernel(model.get_submodule(name)).shape)
-        if form in forms.CUTS and form not in measures.applicable_cuts(shape):
-            continue
-        try:
-            ranks = forms.best_ranks(sweep.kernel(model.get_submodule(name)), form, share)
-            smaller = forms.parameters(shape, form, ranks) <= share * np.prod(shape)
-        except ValueError:
-            continue
-        if smaller:
-            found[name] = form, ranks
+        kernel = sweep.kernel(model.get_submodule(name))
+        lowest = forms.parameters(kernel.shape, form, forms.ranks_at(kernel.shape, form, 0))
+        applies = form not in forms.CUTS or form in measures.applicable_cuts(kernel.shape)
+        if applies and lowest <= share * kernel.numel() and kernel.any():
+            found[name] = form, forms.best_ranks(kernel, form, share * kernel.numel())
     return found
 
 

@@ -51,8 +51,18 @@ def family(network: str, dataset: str) -> str:
 
 
 def networks(names: Iterable[str], known: Sequence[dict], precision: str) -> list[dict]:
-    """Specs of dense networks by name (`truncation.trials.dense_specs`); one trained here is trained in `precision`."""
-    found = [spec for name in names for spec in dense_specs(name, known)]
+    """Specs of dense networks by name (`truncation.trials.dense_specs`).
+
+    One trained here is trained in `precision`. The name "network-pretrained/dataset" stands for ImageNet weights, whose
+    head alone is taught.
+    """
+    found = []
+    for name in names:
+        network, _, dataset = name.partition("/")
+        if network.endswith("-pretrained"):
+            found.append({"source": "public", "network": network, "dataset": dataset})
+        else:
+            found += dense_specs(name, known)
     return [spec | ({"precision": precision} if spec["source"] == "trained" else {}) for spec in found]
 
 
