@@ -89,22 +89,27 @@ def imported(name: str) -> Callable:
     return found
 
 
-def own_code(values: dict) -> str:
+def own_code(spec: dict) -> str:
     """The functions and folders of a reader's own that a spec names, each with 12 digits of its SHA-256; "" for none.
 
-    That of a function is of its file, that of a folder of the names and sizes of all files in it.
+    Fields whose names end in "network" or "dataset" are read; "n:m" in another one is a kind of mask. The digest of a
+    function is of its file, that of a folder of the names and sizes of all files in it.
     """
+    return _digests(value for name, value in spec.items() if name.endswith(("network", "dataset")))
+
+
+def _digests(names: Iterable[object]) -> str:
     found = []
-    for value in values.values():
-        if own_name(value):
-            digest = hashlib.sha256(own_file(value).read_bytes())
-        elif isinstance(value, str) and "/" in value and (folder := own_folder(value)[0]).is_dir():
+    for name in names:
+        if own_name(name):
+            digest = hashlib.sha256(own_file(name).read_bytes())
+        elif isinstance(name, str) and "/" in name and (folder := own_folder(name)[0]).is_dir():
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             sizes = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]
             digest = hashlib.sha256("\n".join(sizes).encode())
         else:
             continue
-        found.append(f"{value} {digest.hexdigest()[:12]}")
+        found.append(f"{name} {digest.hexdigest()[:12]}")
     return ", ".join(dict.fromkeys(found))
 
 
@@ -114,9 +119,7 @@ def stale(rows: pd.DataFrame) -> str:
     other = 0 if code is None else int((code != code_hash()).sum())
     own = [text for text in rows.get(f"{PREFIX}own", []) if isinstance(text, str)]
     changed = [
-        text
-        for text in dict.fromkeys(own)
-        if text != own_code({part: part.rpartition(" ")[0] for part in text.split(", ")})
+        text for text in dict.fromkeys(own) if text != _digests(part.rpartition(" ")[0] for part in text.split(", "))
     ]
     if changed:
         return f"stored rows were made by another version of {changed[0]}: delete them, so that they are computed anew."

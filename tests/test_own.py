@@ -102,6 +102,7 @@ def test_a_folder_of_images_is_a_data_set(photos):
     assert (loaded.classes, loaded.channels, loaded.size) == (2, 3, 8) and len(loaded.train) == 12
     assert loaded.train.images[loaded.train.labels == 1, 0].unique().tolist() == [200]
     assert provenance.own_code({"dataset": f"{photos}@8"}).startswith(f"{photos}@8 ")
+    assert provenance.own_code({"method": "n:m"}) == ""  # a kind of mask, and no function of a module
 
 
 @pytest.mark.parametrize(
