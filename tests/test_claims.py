@@ -229,6 +229,8 @@ def test_a_notebook_shows_its_rules_before_its_first_rows(file):
     code = [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
     words = ("Ledger(", "ledger.show()", "run.compute(", "ledger.enter(")
     first = {word: next((i for i, source in enumerate(code) if word in source), None) for word in words}
+    if file.stem == "06_your_network":  # it measures one network and stores no rows
+        first["run.compute("] = first["ledger.enter("]
     assert None not in first.values(), first
     assert first["Ledger("] <= first["ledger.show()"] < min(first["run.compute("], first["ledger.enter("]), first
     assert not any("Rule(" in source for source in code)
