@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTEXT = ("device", "python", "torch", "commit", "code")  # everything that a row's numbers may depend on
+OWN_FIELDS = ("network", "dataset", "seen")  # of a spec, which may name code or images of a reader's own
 PREFIX = "made_"  # of the columns that say how a row was made; they are measurements, never results
 
 
@@ -75,13 +76,13 @@ def imported(name: str) -> Callable:
     return found
 
 
-def own_code(values: dict) -> str:
+def own_code(spec: dict) -> str:
     """The functions and folders of a reader's own that a spec names, each with 12 digits of its SHA-256; "" for none.
 
     That of a function is of its file, that of a folder of the names and sizes of all files in it.
     """
     found = []
-    for value in values.values():
+    for value in (spec.get(field) for field in OWN_FIELDS):
         if own_name(value):
             digest = hashlib.sha256(own_file(value).read_bytes())
         elif isinstance(value, str) and "/" in value and (folder := own_folder(value)[0]).is_dir():
@@ -98,14 +99,10 @@ def stale(rows: pd.DataFrame) -> str:
     """What to do if rows were made by other code than that which is here; "" if they were not."""
     code = rows.get(f"{PREFIX}code")
     other = 0 if code is None else int((code != code_hash()).sum())
-    own = [text for text in rows.get(f"{PREFIX}own", []) if isinstance(text, str)]
-    changed = [
-        text
-        for text in dict.fromkeys(own)
-        if text != own_code({part: part.rpartition(" ")[0] for part in text.split(", ")})
-    ]
-    if changed:
-        return f"stored rows were made by another version of {changed[0]}: delete them, so that they are computed anew."
+    for text in dict.fromkeys(text for text in rows.get(f"{PREFIX}own", []) if isinstance(text, str)):
+        for part in text.split(", "):
+            if own_code({OWN_FIELDS[0]: part.rpartition(" ")[0]}) != part:
+                return f"stored rows were made by another version of {part}: delete them to compute them anew."
     if other:
         return f"{other} of {len(rows)} stored rows were made by other code; raise the version to compute them anew."
     return ""
