@@ -183,7 +183,8 @@ def _weights(layer: Layer, cuts: Sequence[str]) -> dict:
     for cut, values in changed.items():
         row |= _entropies(cut, "after", values)
         rank = int((values > resolved * values[0]).sum())
-        row[f"norm_loss_{cut}"] = max(0.0, 1 - math.sqrt(spectra[cut][:rank].square().sum() / squares[0]))
+        square = spectra[cut].square()
+        row[f"norm_loss_{cut}"] = 1 - math.sqrt(square[:rank].sum() / square.sum())
     return row
 
 
@@ -529,7 +530,7 @@ def plot(table: pd.DataFrame) -> Figure:
         axis.set(
             xticks=(0, 0.5, 1),
             title=title,
-            xlim=(-0.03, max(1.03, *(1.05 * v.max() for v in series.values() if v.notna().any()))),
+            xlim=(-0.03, max([1.03, *(1.05 * v.max() for v in series.values() if v.notna().any())])),
         )
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 / height), ncols=1)
     axes[0].set(yticks=places, yticklabels=layers["layer"], ylim=(len(layers) - 0.4, -0.6))

@@ -73,7 +73,7 @@ def test_an_own_network_is_trained_on_own_images_in_workers_and_its_file_is_reco
     assert set(rows["made_own"]) == {f"own_module:network {digest}, own_module:images {digest}"} or set(
         rows["made_own"]
     ) == {f"own_module:images {digest}, own_module:network {digest}"}
-    assert provenance.stale(rows) == ""
+    assert provenance.stale(rows) == "" == provenance.own_code({"structure": "n:m", "network": "mlp"})
     own.write_text(MODULE + "\nnumber = 4\n")
     assert "another version of" in provenance.stale(rows) and "\n" not in provenance.stale(rows)
     model, dataset = baselines.baseline(SPEC, tmp_path / "runs")
