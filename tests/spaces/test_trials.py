@@ -68,7 +68,7 @@ def test_misclassified_images_are_stored_when_asked_and_agree_with_the_accuracy(
     plain, stored = (run(folder, widths, mode="finetune", **extra).iloc[0] for extra in ({}, {"by_image": True}))
     assert len(stored["test_wrong"]) == round(ASKED["test_images"] - stored["test_accuracy"]) > 0
     assert stored["test_loss"] == plain["test_loss"] and "test_wrong" not in plain
-    with pytest.raises(CompanionError, match="400 test images are asked for, and digits has 300: lower contest_test"):
+    with pytest.raises(CompanionError, match="400 test images are asked for, and digits has 300: lower test_images"):
         run(folder, widths, by_image=True, test_images=400)
 
 
