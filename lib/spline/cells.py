@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.provenance import CompanionError
+
 CUT = 1e-9  # a line cuts a cell if corners lie farther than this on both sides, in units of the cell's size
 FLAT = 1e-13  # a function whose slope over a cell is below this share of its layer's scale is a constant
 SLACK = 1 + 1e-6  # a cell is taken to reach this much farther than it does, so that rounding hides no line
@@ -77,7 +79,9 @@ def join(parts: Sequence[Cells]) -> Cells:
     return Cells(corners, count, labels)
 
 
-def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells, np.ndarray, np.ndarray]:
+def subdivide(
+    cells: Cells, lines: np.ndarray, first_label: int, finest: float = np.inf
+) -> tuple[Cells, np.ndarray, np.ndarray]:
     """Cut every cell by those of its own lines that cross it.
 
     In every round each piece that is not finished is cut by its own next line, and its halves keep those of the later
@@ -87,12 +91,17 @@ def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells,
         cells: n cells.
         lines: (n, units, 3); unit u of cell i vanishes where lines[i, u] @ (x, y, 1) = 0.
         first_label: label of the edges that unit 0 draws; unit u draws first_label + u.
+        finest: the smallest distance that is no rounding; by default nothing is refused.
 
     Returns:
         The pieces; the index of the cell that each was part of, (pieces,); whether each unit is positive there,
         (pieces, units).
+
+    Raises:
+        CompanionError: if a line passes a corner of a much larger cell so closely that it cannot be told on which side,
+            but farther than `finest`: then lines of the window meet at distances too small for it.
     """
-    positive, cell, unit, line = _crossings(cells, lines)
+    positive, cell, unit, line = _crossings(cells, lines, finest)
     crossing = np.bincount(cell, minlength=len(cells))
     turn = np.arange(len(cell)) - np.repeat(np.cumsum(crossing) - crossing, crossing)
     path = np.zeros((len(cells), 0), np.min_scalar_type(2 * crossing.max() + 1))  # turns and sides, the last cut first
@@ -110,7 +119,7 @@ def subdivide(cells: Cells, lines: np.ndarray, first_label: int) -> tuple[Cells,
         path = np.insert(np.tile(path, (2, 1)), 0, 2 * np.tile(turn[now], 2) + (half >= len(now)) + 1, axis=1)
         piece = np.concatenate([piece[later], piece[later] + len(now)])
         unit, turn, line = np.tile(unit[later], 2), np.tile(turn[later], 2), np.tile(line[later], (2, 1))
-        cut, side = _sides(pieces.corners, size, piece, line)
+        cut, side = _sides(pieces.corners, size, piece, line, finest)
         bits[piece[~cut], unit[~cut]] = side[~cut]
         piece, unit, turn, line = piece[cut], unit[cut], turn[cut], line[cut]
         going = np.bincount(piece, minlength=len(pieces)) > 0
@@ -135,15 +144,20 @@ def _short(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(values, 0, 1))
 
 
-def _sides(corners: np.ndarray, size: np.ndarray, cell: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sides(
+    corners: np.ndarray, size: np.ndarray, cell: np.ndarray, line: np.ndarray, finest: float = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether each line (k, 3) cuts its cell (k,); and whether it is positive there if it does not."""
     x, y = np.ascontiguousarray(corners.T).take(cell, 2)
     height, margin = x * line[:, 0] + y * line[:, 1] + line[:, 2], CUT * size[cell]
     low, high = height.min(0), height.max(0)
+    depth = np.minimum(high, -low)
+    if ((depth > finest) & (depth <= margin)).any():
+        raise CompanionError("The window is too wide for double precision to tell its regions apart: narrow it.")
     return (high > margin) & (low < -margin), low + high > 0
 
 
-def _crossings(cells: Cells, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _crossings(cells: Cells, lines: np.ndarray, finest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Whether each unit is positive at the centres, (n, units); cell, unit and unit-normal line of each real crossing.
 
     Slopes over a cell, and these plus values, are rounding noise below FLAT of the largest in it: they count as zero.
@@ -163,7 +177,7 @@ def _crossings(cells: Cells, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     cell, unit = np.divmod(np.concatenate(near), units)
     line = lines[cell, unit]
     line /= _length(line)[:, None]
-    cut = np.flatnonzero(_sides(cells.corners, size[:, 0], cell, line)[0])
+    cut = np.flatnonzero(_sides(cells.corners, size[:, 0], cell, line, finest)[0])
     return positive, cell[cut], unit[cut], line[cut]
 
 

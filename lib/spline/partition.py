@@ -18,6 +18,8 @@ from lib.provenance import CompanionError
 from lib.spline.cells import CUT, Cells, join, rectangle, subdivide
 from lib.spline.walk import State, Walk, bits_of
 
+FINEST = 1e-13  # a distance that is no rounding, in units of the largest coordinate
+WIDEST = 1e12  # sides of windows in which offsets of order 1 are no rounding
 STRAIGHT = 1e-6  # two segments bend if the sine of the angle between them is larger
 NO_SEGMENTS = np.zeros((0, 2, 2))
 SURROUNDINGS = 2**15  # numbers of inputs whose surroundings are divided together
@@ -120,6 +122,8 @@ def _split(network: nn.Module, cells: Cells, inputs: Tensor) -> Partition:
 
     Errors as in `split`.
     """
+    if np.abs(cells.corners).max() > WIDEST:
+        raise CompanionError("The window is too wide for double precision to tell its regions apart: narrow it.")
     if bad := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
         raise CompanionError(f"{bad[0]} of the network is not finite: its training diverged, lower the learning rate.")
     directions = inputs[:, :2].flatten(2)
@@ -131,7 +135,7 @@ def _split(network: nn.Module, cells: Cells, inputs: Tensor) -> Partition:
         raise CompanionError(f"{type(network).__name__} cannot be followed layer by layer: {error}.") from None
     with torch.no_grad():
         try:
-            walk = Walk(traced, inputs[0])
+            walk = Walk(traced, inputs[0], FINEST * np.abs(cells.corners).max())
         except RuntimeError:
             sentence = f"The network does not take inputs of shape {tuple(inputs.shape[2:])}"
             raise ValueError(f"{sentence}: give `plane`, three inputs of its shape.") from None
@@ -351,8 +355,8 @@ def change(before: nn.Module, after: nn.Module, window: Window) -> dict[str, flo
 
 
 def decided_otherwise(both: Partition) -> float:
-    """Share of the area in which the two networks of a `Pair` have their largest output in different places."""
-    networks = np.split(both.maps, 2, axis=1)
+    """Share of the area in which the two networks of a `Pair` decide otherwise: their largest outputs differ in place."""
+    networks = [_logits(maps) for maps in np.split(both.maps, 2, axis=1)]
     i, j = np.triu_indices(networks[0].shape[1], 1)
     lines = np.concatenate([maps[:, i] - maps[:, j] for maps in networks], 1)
     pieces, region, _ = subdivide(both.cells, lines, 0)

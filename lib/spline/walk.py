@@ -101,9 +101,9 @@ class _Bend:
 class Walk:
     """A traced network; `layers` names those that bend, with the label of their first unit, units and pieces."""
 
-    def __init__(self, traced: fx.GraphModule, inputs: Tensor):
+    def __init__(self, traced: fx.GraphModule, inputs: Tensor, finest: float):
         self.traced, self.nodes, self.layers, self.constants = traced, list(traced.graph.nodes), {}, {}
-        self.interpreter = fx.Interpreter(traced)
+        self.interpreter, self.finest = fx.Interpreter(traced), finest
         self.last_use = {used: place for place, node in enumerate(self.nodes) for used in node.all_input_nodes}
         once, twice = _Recorder(traced), _Recorder(traced)  # two batches show which numbers are sizes of the batch
         once.run(inputs), twice.run(torch.cat([inputs, inputs]))
@@ -283,7 +283,7 @@ class Walk:
         label, *_ = self.layers.setdefault(node.name, (self._next_label(), units, most))
         if bend.knots != (0,):
             lines = np.concatenate([lines - [0, 0, knot] for knot in bend.knots], 1)
-        cells, parent, codes = subdivide(state.cells, lines, label)
+        cells, parent, codes = subdivide(state.cells, lines, label, self.finest)
         if most > 2:
             codes = codes.reshape(len(codes), most - 1, units).sum(1, np.uint8)
         drawn = cells.labels >= label
