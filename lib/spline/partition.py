@@ -274,8 +274,9 @@ def local_complexity(
         directions = torch.eye(2)
     directions = directions.double().expand(len(centres), 2, *centres.shape[1:])
     inputs = torch.cat([radius * directions, centres[:, None]], 1)
-    step, counts, lengths = max(1, SURROUNDINGS // max(1, centres[:1].numel())), [], []
-    for part in inputs.split(step):
+    counts, lengths = [np.zeros(0, int)], [np.zeros(0)]
+    step = max(1, SURROUNDINGS // max(1, inputs[:1, 0].numel()))
+    for part in inputs.split(step) if len(inputs) else ():
         found = _split(network, join([rectangle(((-1, 1), (-1, 1)))] * len(part)), part)
         ends, labels, cell = found.cells.edges()
         own = labels >= 0
@@ -355,7 +356,7 @@ def change(before: nn.Module, after: nn.Module, window: Window) -> dict[str, flo
 
 
 def decided_otherwise(both: Partition) -> float:
-    """Share of the area in which the two networks of a `Pair` decide otherwise: their largest outputs differ in place."""
+    """Share of the area in which the two networks of a `Pair` have their largest output in different places."""
     networks = [_logits(maps) for maps in np.split(both.maps, 2, axis=1)]
     i, j = np.triu_indices(networks[0].shape[1], 1)
     lines = np.concatenate([maps[:, i] - maps[:, j] for maps in networks], 1)

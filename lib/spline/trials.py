@@ -7,6 +7,7 @@ on the scales of BatchNorm) are optional. The other trials start from a search: 
 own.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import baselines, data, training
+from lib import baselines, data, masks, training
 from lib.data import Data
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown, write_atomically
@@ -37,8 +38,8 @@ PRETRAINING = 0.25  # share of the operations that layerwise pretraining may use
 
 
 def study(name: str, folder: Path) -> Study:
-    """The study "searches", or one that starts from it: "oneshots", "slices" or "tickets"; see their trials."""
-    trials = {"oneshots": oneshot, "slices": picture, "tickets": ticket}
+    """The study "searches", or one that starts from it, as "oneshots", "slices" or "surroundings"; see their trials."""
+    trials = {"oneshots": oneshot, "slices": picture, "surroundings": surroundings, "tickets": ticket}
     trial = search if name == "searches" else partial(trials[name], folder=folder)
     return Study(f"04_spline_early_bird.{name}", trial, version=1, folder=folder)
 
@@ -179,18 +180,23 @@ def picture(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     """The trial of the partition of a plane through three test images of different classes, near a boundary.
 
     The spec holds a search, `epoch`, and `half`, half the side of the window, in which the images are the points
-    (0, 0), (1, 0) and (0, 1); optionally `method` and `ratio` of the nodes pruned in each layer. The middle of the
-    window is the point between the first two images at which the decision of the last epoch's network first changes.
+    (0, 0), (1, 0) and (0, 1); optionally `method` and `ratio` of what is pruned, and its `kind`: "nodes" of each layer
+    (the default) or single "weights" of all layers together. The middle of the window is the point between the first
+    two images at which the decision of the last epoch's network first changes.
 
     Returns:
-        Number of `regions`; their `corners`, flat, and how many each has; the class that wins in the middle of each;
-        the decision boundary, flat.
+        Number of `regions`, by code, and of `maps`, the different affine ones; the regions' `corners`, flat, and how
+        many each has; the class that wins in the middle of each; the decision boundary, flat.
     """
     dataset = loaded(spec, device)
     model = snapshot(spec, spec["epoch"], dataset, folder, device)
     if spec.get("ratio"):
-        stream = generator(spec["seed"], "nodes")
-        model = measures.remove(model, spec["ratio"], spec["method"], size=dataset.size, generator=stream)
+        kind = spec.get("kind", "nodes")
+        stream = generator(spec["seed"], kind)
+        if kind == "weights":
+            model = without_weights(model, spec["ratio"], spec["method"], stream)
+        else:
+            model = measures.remove(model, spec["ratio"], spec["method"], size=dataset.size, generator=stream)
     labels = dataset.test.labels.tolist()
     images = normalised(dataset, [labels.index(label) for label in list(dict.fromkeys(labels))[:3]]).cpu()
     middle = decision_change(snapshot(spec, spec["epochs"], dataset, folder, device).cpu(), images[0], images[1])
@@ -198,11 +204,71 @@ def picture(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     found = partition.split(model.cpu(), window, tuple(images))
     return {
         "regions": len(found),
+        "maps": len(np.unique(found.distinct_maps())),
         "corners": found.cells.edges()[0][:, 0].round(6).ravel().tolist(),
         "count": found.cells.count.tolist(),
         "winner": partition.winner(found.maps, found.cells).tolist(),
         "boundary": found.boundary.round(6).ravel().tolist(),
     }
+
+
+def without_weights(model: nn.Module, ratio: float, method: str, stream: torch.Generator) -> nn.Module:
+    """A copy without a share of the single weights of all layers together, by "magnitude" or at "random"."""
+    small = deepcopy(model)
+    weights = [module.weight.data for module in small.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    method = "lowest" if method == "magnitude" else method
+    kept = masks.magnitude_mask(torch.cat([weight.flatten() for weight in weights]), ratio, method, stream)
+    for weight, own in zip(weights, kept.split([weight.numel() for weight in weights]), strict=True):
+        weight.mul_(own.view_as(weight))
+    return small
+
+
+def surroundings(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
+    """The trial of how finely a network divides the surroundings of inputs, over the epochs of its search.
+
+    The spec holds a search, `at` (epochs), `images` (their number, of each kind) and `radii`, half the sides of squares
+    in normalised inputs. Each square lies in a random plane, the same for all epochs, kinds and radii.
+
+    Returns:
+        By epoch, `kind`, radius and `image`: number of `regions`; `density`, the length of lines over the area. The
+        kinds are "training" and "test" images, "boundary", points of `boundary_points`, and Gaussian "noise". Images
+        are nested in trainings: the training is the unit.
+    """
+    dataset, number, rows = loaded(spec, device), spec["images"], []
+    test = normalised(dataset, slice(number)).cpu().double()
+    train = data.normalise(dataset.train.images[:number], dataset.mean, dataset.std).cpu().double()
+    noise = torch.randn(test.shape, generator=generator(spec["seed"], "noise"), dtype=torch.float64)
+    directions = partition.random_directions(test.shape[1:], number, generator(spec["seed"], "directions"))
+    for epoch in spec["at"]:
+        model = snapshot(spec, epoch, dataset, folder, device).cpu().double()
+        kinds = {"training": train, "test": test, "boundary": boundary_points(model, test), "noise": noise}
+        for kind, centres in kinds.items():
+            for radius in spec["radii"]:
+                found = partition.local_complexity(model, centres, radius, directions[: len(centres)])
+                for image, pair in enumerate(zip(found["regions"].tolist(), found["density"].tolist(), strict=True)):
+                    rows.append((epoch, kind, radius, image, *pair))
+    names = ("epoch_seen", "kind", "radius", "image", "regions", "density")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+@torch.no_grad()
+def boundary_points(model: nn.Module, images: Tensor) -> Tensor:
+    """A point of the decision boundary for each image (n, ...), on the way to the next one that is decided otherwise.
+
+    They are found by bisection. A network that decides all images alike has none: (0, ...).
+    """
+    decision = model(images).argmax(1)
+    if (decision == decision[0]).all():
+        return images[:0]
+    places = torch.arange(len(images))
+    ahead = (places[:, None] + places) % len(images)  # the others in order, from each image on
+    partner = ahead[places, (decision[ahead] != decision[:, None]).int().argmax(1)]
+    near, far = images.clone(), images[partner]
+    for _ in range(40):
+        middle = (near + far) / 2
+        same = (model(middle).argmax(1) == decision).view(-1, *[1] * (images.dim() - 1))
+        near, far = torch.where(same, middle, near), torch.where(same, far, middle)
+    return near
 
 
 @torch.inference_mode()

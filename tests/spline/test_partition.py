@@ -622,6 +622,7 @@ def test_local_complexity_in_planes_through_images_is_that_of_a_slice(monkeypatc
     gram = directions.flatten(2) @ directions.flatten(2).mT
     assert torch.allclose(gram, torch.eye(2).double().expand(3, 2, 2), atol=1e-12)
     monkeypatch.setattr(partition, "SURROUNDINGS", 128)  # two at once
+    assert len(partition.local_complexity(network, images[:0], 0.2, directions[:0])["regions"]) == 0
     found = partition.local_complexity(network, images, 0.2, directions)
     for image, pair, regions in zip(images.double(), directions, found["regions"], strict=True):
         plane = (image, image + pair[0], image + pair[1])
