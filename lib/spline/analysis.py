@@ -77,3 +77,22 @@ def size_correlation(share: Sequence[float], *sizes: Sequence[float]) -> float:
     if np.ptp(share) == 0:
         return 0.0
     return max(abs(float(scipy_stats.spearmanr(share, size).statistic)) for size in sizes if np.ptp(size) > 0)
+
+
+def gap_closed(rows: pd.DataFrame, method: str, when: str = "") -> np.ndarray:
+    """Share of the accuracy between the mean and the best subset that a method's choice reaches, for each network.
+
+    `when` is "", "_test" or "_tuned"; NaN where all subsets are equally good.
+    """
+    chosen = np.array([list(own)[list(names).index(method)] for own, names in zip(rows["chosen" + when], rows["method"])])
+    room = (rows["best" + when] - rows["mean" + when]).to_numpy()
+    return np.divide(chosen - rows["mean" + when], room, out=np.full(len(room), np.nan), where=room > 0)
+
+
+def late_change(rows: pd.DataFrame, measure: str, radius: float) -> np.ndarray:
+    """log2 of a measure of `migration.migrating` at the end over that at a sixteenth of the training, by network.
+
+    The rows have one network each, with `epochs` and `radii`; NaN where there was no such place.
+    """
+    first, last = (at_radius(rows, measure, radius, epoch) for epoch in (-1 / 16, -1))
+    return np.log2(last / np.where(first > 0, first, np.nan))
