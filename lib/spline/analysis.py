@@ -84,15 +84,26 @@ def gap_closed(rows: pd.DataFrame, method: str, when: str = "") -> np.ndarray:
 
     `when` is "", "_test" or "_tuned"; NaN where all subsets are equally good.
     """
-    chosen = np.array([list(own)[list(names).index(method)] for own, names in zip(rows["chosen" + when], rows["method"])])
+    pairs = zip(rows["chosen" + when], rows["method"], strict=True)
+    chosen = np.array([list(own)[list(names).index(method)] for own, names in pairs])
     room = (rows["best" + when] - rows["mean" + when]).to_numpy()
     return np.divide(chosen - rows["mean" + when], room, out=np.full(len(room), np.nan), where=room > 0)
 
 
-def late_change(rows: pd.DataFrame, measure: str, radius: float) -> np.ndarray:
-    """log2 of a measure of `migration.migrating` at the end over that at a sixteenth of the training, by network.
+def curves(networks: pd.DataFrame, measure: str, radius: float) -> np.ndarray:
+    """A measure of `migration.migrating` by network and checkpoint, at one of its radii; rows have one network each."""
+    place, count = list(networks["radii"].iloc[0]).index(radius), len(networks["radii"].iloc[0])
+    return np.stack([np.reshape(np.asarray(own, dtype=float), (-1, count))[:, place] for own in networks[measure]])
 
-    The rows have one network each, with `epochs` and `radii`; NaN where there was no such place.
-    """
-    first, last = (at_radius(rows, measure, radius, epoch) for epoch in (-1 / 16, -1))
-    return np.log2(last / np.where(first > 0, first, np.nan))
+
+def late_change(networks: pd.DataFrame, measure: str, radius: float) -> np.ndarray:
+    """log2 of a measure at the end over that at a sixteenth of the training, by network; NaN where it did not exist."""
+    epochs, found = list(networks["epochs"].iloc[0]), curves(networks, measure, radius)
+    first = found[:, epochs.index(epochs[-1] / 16)]
+    return np.log2(found[:, -1] / np.where(first > 0, first, np.nan))
+
+
+def unsettled(networks: pd.DataFrame, rule: str, checkpoint: int = -1) -> np.ndarray:
+    """Code distance from the early bird of a rule to a checkpoint, over that from the untrained network, by network."""
+    bird, start = (np.stack(list(networks[name]))[:, checkpoint] for name in (f"from_{rule}", "from_start"))
+    return np.asarray(bird, dtype=float) / np.where(start > 0, start, np.nan)

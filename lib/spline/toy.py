@@ -453,7 +453,8 @@ def picture(spec: dict, device: str, weights: Path) -> dict:
     """The trial of one picture of partitions, panel by panel, so that it can be redrawn.
 
     The spec holds `kind`, and `seed`, `width`, `epochs` where a network is trained: "film" (the X network at the epochs
-    `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "nodes" and "weights" (what
+    `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "both" (without `ratios` of the
+    nodes, and without as many parameters by weight, by magnitude), "nodes" and "weights" (what
     each kind of pruning does to lines, on networks made for it), "deep" (three layers), "bundles" (redundant lines of a
     second layer).
 
@@ -462,7 +463,7 @@ def picture(spec: dict, device: str, weights: Path) -> dict:
         `boundary` (x, y, x, y, flat), `regions`; for "film" the `loss` by epoch, for "bundles" the `score` by unit and
         the units that are `kept`.
     """
-    kinds = {"film": _film, "pruned": _levels, "nodes": _nodes, "weights": _weights, "deep": _deep, "bundles": _bundles}
+    kinds = {"film": _film, "pruned": _levels, "both": _both, "nodes": _nodes, "weights": _weights, "deep": _deep, "bundles": _bundles}
     panels, extra = kinds[spec["kind"]](spec)
     return _columns(panels) | extra
 
@@ -501,6 +502,19 @@ def _levels(spec: dict) -> tuple[list[dict], dict]:
     for name, batch in ({"dense": dense} | small | tuned).items():
         panels.append(_panel(f"{name}: {100 * accuracy(batch, *test)[0]:.0f} %", batch, 5.0))
     return panels, {}
+
+
+def _both(spec: dict) -> tuple[list[dict], dict]:
+    points, labels, *test = draw(spec["seed"])
+    _, dense = trained(spec, [2, spec["width"], 2])
+    panels = []
+    for ratio in spec["ratios"]:
+        nodes = without(dense, spec["width"] - round(ratio * spec["width"]), "magnitude", spec["seed"], points)
+        budget = sum(int(a.ne(0).sum() - b.ne(0).sum()) for (a, _), (b, _) in zip(dense, nodes, strict=True))
+        single = without_weights(dense, budget, "magnitude", generator(spec["seed"], "weights"))
+        for name, small in (("nodes", nodes), ("weights", single)):
+            panels.append(_panel(f"{ratio:.0%} of {name}: {100 * accuracy(small, *test)[0]:.0f} %", small, 5.0))
+    return panels, {"ratio": list(np.repeat(spec["ratios"], 2))}
 
 
 def _single(weight: Tensor, bias: Tensor, outgoing: Tensor, offset: float) -> Batch:
