@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib import channels
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown
-from lib.spline.partition import RELU
+from lib.spline.walk import RELU
 
 FORMS = ("raw", "normalised", "signed")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

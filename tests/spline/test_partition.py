@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lib import channels, models
 from lib.provenance import CompanionError
-from lib.spline import partition
+from lib.spline import cells, partition, walk
 
 BOX = ((-2.0, 2.0), (-2.0, 2.0))
 OFF_CENTRE = ((-2.0, 2.0), (-1.0, 3.0))
@@ -279,7 +279,7 @@ def test_slices_of_image_networks_are_affine_in_every_region(name):
 def test_blocks_of_regions_change_nothing(monkeypatch):
     network = mlp(2, 16, 16, 16, 2, rng=np.random.default_rng(0))
     whole = partition.split(network, BOX)
-    monkeypatch.setattr(partition, "BLOCK", 500)
+    monkeypatch.setattr(walk, "BLOCK", 500)
     blocks = partition.split(network, BOX)
     assert len(blocks) == len(whole)
     assert np.unique(whole.packed, axis=0).tolist() == np.unique(blocks.packed, axis=0).tolist()
@@ -289,8 +289,8 @@ def test_blocks_of_regions_change_nothing(monkeypatch):
 def test_how_many_numbers_are_handled_at_once_changes_no_bit(monkeypatch):
     network = mlp(2, 16, 16, 16, 2, rng=np.random.default_rng(0))
     whole = partition.split(network, BOX)
-    monkeypatch.setattr(partition, "NUMBERS", 1)
-    monkeypatch.setattr(partition, "REGIONS", 64)
+    monkeypatch.setattr(cells, "NUMBERS", 1)
+    monkeypatch.setattr(walk, "REGIONS", 64)
     parts = partition.split(network, BOX)
     assert (parts.cells.corners == whole.cells.corners).all()
     assert (parts.packed == whole.packed).all()
