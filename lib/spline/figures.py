@@ -286,8 +286,8 @@ def migration(networks: pd.DataFrame, radius: float) -> Drawn:
     """Density of lines around kinds of places over a long training, by `kind` of training, mean and interval."""
     kinds = networks["kind"].unique()
     figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 + 2.9 * len(kinds), 3.7), sharey=True, squeeze=False)
-    places = {"training points": ("points", PALETTE[0]), "decision boundary": ("boundary", BOUNDARY)}
-    places |= {"elsewhere": ("elsewhere", PALETTE[4]), "random lines": ("random", NULL["color"])}
+    places = {"training points": ("data", PALETTE[0]), "decision boundary": ("boundary", BOUNDARY)}
+    places |= {"anywhere": ("elsewhere", PALETTE[8])}
     table = []
     for axis, kind in zip(axes[0], kinds, strict=True):
         own = networks[networks["kind"] == kind]
@@ -296,7 +296,7 @@ def migration(networks: pd.DataFrame, radius: float) -> Drawn:
             values = pd.DataFrame(analysis.curves(own, f"density_{name}", radius))
             half = stats.quantile() * values.sem()
             x = np.maximum(epochs, epochs[1] / 2)
-            axis.plot(x, values.mean(), color=colour, linestyle=":" if name == "random" else "-", marker=".")
+            axis.plot(x, values.mean(), color=colour, marker=".")
             axis.fill_between(x, values.mean() - half, values.mean() + half, color=colour, alpha=0.2, linewidth=0)
             numbers = {"epoch": epochs, "density": values.mean(), "half": half, "place": label, "kind": kind}
             table.append(pd.DataFrame(numbers))
@@ -305,8 +305,8 @@ def migration(networks: pd.DataFrame, radius: float) -> Drawn:
             axis.axvline(birds.median(), color="k", linestyle="--", linewidth=0.9)
         axis.set(xscale="log", xlabel="epoch (leftmost: untrained)")
         axis.set_title(f"{kind}, n = {len(own)}", fontsize=10)
-    axes[0, 0].set_ylabel(f"lines in disks of {radius:g} (1 / length)")
-    entries = {label: {"color": colour, "ls": ":" if name == "random" else "-"} for label, (name, colour) in places.items()}
+    axes[0, 0].set_ylabel(f"lines within {radius:g} (1 / length)")
+    entries = {label: {"color": colour} for label, (_, colour) in places.items()}
     legend(figure, entries | {"early bird": {"color": "k", "ls": "--", "lw": 0.9}})
     return figure, pd.concat(table)
 

@@ -13,8 +13,7 @@ from lib.study import Study, generator
 
 EARLY_BIRDS = {"relative": (0.1, True), "released": (measures.THRESHOLD, False)}  # threshold; whether of the first
 SIDE = 30  # squared, the probes of the code
-CENTRES = 200  # training points, and places elsewhere, around which lines are measured, at most
-SPACING = 0.2  # of the points of the boundary
+CENTRES = 200  # places of each kind around which lines are measured
 
 
 def study(folder: Path) -> Study:
@@ -31,14 +30,15 @@ def migrating(spec: dict, device: str, weights: Path) -> dict:
 
     Returns:
         Lists over seeds of values, of lists over checkpoints, or of lists over checkpoints and radii, flat:
-        `density_points`, the mean density of lines in disks around training points (see `line_density`),
-        `density_boundary`, around points of the decision boundary, `density_elsewhere`, around points far from both,
-        `density_random`, of as many straight lines drawn at random, around training points; `crossing_...`, the mean
-        number of nodes whose lines cross these disks; `regions`; `accuracy` (%); `from_start`, the distance of the code
-        from the untrained one, `from_relative` and `from_released`, from the code at the early bird of each rule;
-        `relative` and `released`, the trained epochs at these. NaN stands for never, and for places that do not exist.
+        `density_data`, the mean density of lines in squares around training points (see `partition.local_complexity`),
+        `density_elsewhere`, anywhere in the window, `density_boundary`, around points of the decision boundary, and
+        `density_random`, of as many straight lines drawn at random, around the same; `regions_...`, the mean
+        number of regions in these squares; `regions`, in the window; `accuracy` (%); `from_start`, the distance of the
+        code from the untrained one, `from_relative` and `from_released`, from the code at the early bird of each rule;
+        `relative` and `released`, the trained epochs at these. NaN stands for never, and for a boundary that is not
+        there.
 
-    Source: Humayun et al. 2024 (arXiv 2402.15555) for the question; density is sampled there and exact here.
+    Source: Humayun et al. 2024 (arXiv 2402.15555) for the question; units are counted around inputs there.
     """
     seeds, number = spec["seeds"], spec["points"]
     points, labels, *test = (torch.stack(part) for part in zip(*map(toy.draw, seeds), strict=True))
@@ -93,50 +93,28 @@ def _note(birds: dict[str, list], recent: np.ndarray, codes: np.ndarray) -> None
                 birds[name][k] = (len(recent), codes[k])
 
 
-def _around(network: toy.Batch, points: Tensor, seed: int, radii: Sequence[float]) -> dict:
-    """Densities of lines and nodes whose lines cross, around each kind of place, by radius; the number of regions."""
-    found = partition.split(toy.module(network), toy.WINDOW)
-    own = [line for layer in range(len(network) - 1) for line in found.lines(layer).values()]
-    lines = np.concatenate([np.zeros((0, 2, 2)), *own])
-    (low, high), units = toy.WINDOW[0], sum(len(bias[0]) for _, bias in network[:-1])
-    spread = torch.rand(2 * CENTRES, 2, generator=generator(seed, "elsewhere")).double().numpy() * (high - low) + low
-    everywhere, border = points.double().numpy(), partition.sampled(found.boundary, SPACING)[0]
-    far = [partition.distance(spread, np.stack([ends, ends], 1)) > 2 * max(radii) for ends in (everywhere, border)]
-    at, elsewhere = everywhere[:CENTRES], spread[far[0] & far[1]][:CENTRES]
-    straight = random_lines(units, generator(seed, "lines"))
-    row = {"regions": len(found), "density_random": line_density(straight, at, radii).mean(1).tolist()}
-    for name, centres in {"points": at, "boundary": border, "elsewhere": elsewhere}.items():
-        away = np.array([partition.distance(centres, line) for line in own]).reshape(len(own), len(centres))
-        counts = [(away <= radius).sum(0) for radius in radii]
-        for kind, values in (("density", line_density(lines, centres, radii)), ("crossing", counts)):
-            row[f"{kind}_{name}"] = [float(one.mean()) if len(one) else np.nan for one in values]
+def _around(batch: toy.Batch, points: Tensor, seed: int, radii: Sequence[float]) -> dict:
+    """Density of lines and number of regions around each kind of place, by radius; the number of regions in all."""
+    network = toy.module(batch)
+    centres = partition.three_kinds(network, points, toy.WINDOW, CENTRES, generator(seed, "places"))
+    row = {"regions": len(partition.split(network, toy.WINDOW))}
+    measured = [(name, network, own) for name, own in centres.items()]
+    units = sum(len(bias[0]) for _, bias in batch[:-1])
+    measured.append(("random", random_lines(units, generator(seed, "lines")), centres["boundary"]))
+    for name, drawn, own in measured:
+        nowhere = {kind: np.full(1, np.nan) for kind in ("density", "regions")}
+        found = [partition.local_complexity(drawn, own, radius) if len(own) else nowhere for radius in radii]
+        for kind in nowhere:
+            row[f"{kind}_{name}"] = [float(one[kind].mean()) for one in found]
     return row
 
 
-def line_density(segments: np.ndarray, centres: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """Length of segments (k, 2, 2) inside a disk around each centre (n, 2), over the disk's area: (radii, n).
+def random_lines(count: int, stream: torch.Generator) -> torch.nn.Sequential:
+    """A network that draws straight lines of uniform direction and distance through the disk around the window.
 
-    The values are exact, in 1 / length. Lines drawn evenly over the plane have the same density everywhere.
+    Such lines are as dense everywhere in the disk on average.
     """
-    step = segments[:, 1] - segments[:, 0]
-    size = np.linalg.norm(step, axis=1)
-    unit, found = step / np.maximum(size, 1e-300)[:, None], np.zeros((len(radii), len(centres)))
-    for part in np.array_split(np.arange(len(centres)), max(1, len(centres) * len(segments) // 2**18)):
-        away = centres[part, None] - segments[:, 0]
-        along = (away * unit).sum(2)
-        square = (away**2).sum(2) - along**2
-        for place, radius in enumerate(radii):
-            half = np.sqrt(np.maximum(radius**2 - square, 0))
-            inside = np.clip(along + half, 0, size) - np.clip(along - half, 0, size)
-            found[place, part] = inside.sum(1) / (np.pi * radius**2)
-    return found
-
-
-def random_lines(count: int, stream: torch.Generator) -> np.ndarray:
-    """Straight lines (count, 2, 2) through the disk around the window, of uniform direction and distance from 0."""
     reach = toy.WINDOW[0][1] * 2**0.5
-    angle, offset = torch.rand(2, count, generator=stream, dtype=torch.float64).numpy()
-    normal = np.stack([np.cos(2 * np.pi * angle), np.sin(2 * np.pi * angle)], 1)
-    along = np.stack([-normal[:, 1], normal[:, 0]], 1) * 2 * reach
-    middle = normal * (offset * reach)[:, None]
-    return np.stack([middle - along, middle + along], 1)
+    angle, offset = torch.rand(2, count, generator=stream)
+    normal = torch.stack([angle.mul(2 * torch.pi).cos(), angle.mul(2 * torch.pi).sin()], 1)
+    return toy.module([(normal[None], -reach * offset[None]), (torch.ones(1, 2, count), torch.zeros(1, 2))])
