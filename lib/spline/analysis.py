@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from lib import stats
 from lib.spline import measures
 
 PLATEAU_EPOCHS, FLATTER = 10, 0.1  # a plateau: over 10 epochs less than a tenth of the first 10 epochs' slope
@@ -88,6 +89,29 @@ def gap_closed(rows: pd.DataFrame, method: str, when: str = "") -> np.ndarray:
     chosen = np.array([list(own)[list(names).index(method)] for own, names in pairs])
     room = (rows["best" + when] - rows["mean" + when]).to_numpy()
     return np.divide(chosen - rows["mean" + when], room, out=np.full(len(room), np.nan), where=room > 0)
+
+
+def swept(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `toy.scratch` with one checkpoint as `width`, `seed`, `accuracy` and `arms`, one row a network."""
+    last = rows.assign(accuracy=rows["accuracy"].map(lambda values: values[-1]))
+    long = one_row_per_entry(last, ["seeds", "accuracy", "arms"], ["level"])
+    return long.rename(columns={"seeds": "seed", "level": "width"})
+
+
+def by_route(rows: pd.DataFrame) -> pd.Series:
+    """Accuracies (%) over seeds, from rows of `contests.routes`, by depth, width, epochs, route, factor and method."""
+    names = ["depth", "width", "epochs", "route", "factor", "method"]
+    return one_row_per_entry(rows, [*names[3:], "accuracy"], names[:3]).set_index(names)["accuracy"].map(np.array)
+
+
+def gains_of_routes(routes: pd.Series, method: str) -> pd.DataFrame:
+    """What pruning by a method gains over training from scratch (points): `stats.mean_gain` by case and factor."""
+    table = []
+    for (depth, width, epochs, _, factor, own), accuracy in routes.items():
+        if own == method:
+            gain = stats.mean_gain(accuracy - routes[depth, width, epochs, "scratch", 1, ""])
+            table.append({"depth": depth, "width": width, "epochs": epochs, "factor": factor} | gain)
+    return pd.DataFrame(table)
 
 
 def curves(networks: pd.DataFrame, measure: str, radius: float) -> np.ndarray:

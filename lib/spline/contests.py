@@ -31,7 +31,7 @@ def macs(widths: list[int]) -> int:
 def compact(batch: toy.Batch) -> toy.Batch:
     """One network without the nodes that have no incoming weights; all others stay in order."""
     kept = [weight[0].ne(0).any(1) for weight, _ in batch[:-1]]
-    ends = [torch.ones(batch[0][0].shape[2], dtype=torch.bool), *kept, torch.ones(len(batch[-1][1][0]), dtype=torch.bool)]
+    ends = [torch.ones(2, dtype=torch.bool), *kept, torch.ones(2, dtype=torch.bool)]
     return [(W[:, out][:, :, into], b[:, out]) for (W, b), (into, out) in zip(batch, pairwise(ends), strict=True)]
 
 

@@ -231,9 +231,10 @@ def subsets(rows: pd.DataFrame, methods: Sequence[str]) -> Drawn:
             table.append({"method": method, "when": when.strip("_") or "before"} | found)
     axis.axvline(0, **NULL)
     axis.axvline(1, color="k", linewidth=0.9)
-    axis.set(yticks=range(len(methods)), yticklabels=methods, xlabel="share of the way from a random subset to the best")
-    entries = {"before tuning": {"marker": "o", "ls": "", "color": "k"}, "random": NULL, "best": {"color": "k", "lw": 0.9}}
-    entries["after tuning"] = entries["before tuning"] | {"fillstyle": "none"}
+    axis.set(xlim=(-1, 1.6), xlabel="share of the way from a random subset to the best")
+    axis.set_yticks(range(len(methods)), methods)
+    mark = {"marker": "o", "ls": ""}
+    entries = {"before tuning": mark, "after tuning": mark | {"fillstyle": "none"}, "random": NULL, "best": {"lw": 0.9}}
     legend(figure, entries, f"n = {len(rows)} networks,\n{rows['subsets'].iloc[0]} subsets each")
     return figure, pd.DataFrame(table)
 
@@ -250,36 +251,46 @@ def both(row: pd.Series, ratios: Sequence[float]) -> Figure:
 
 
 def routes(sweep: pd.DataFrame, gains: pd.DataFrame) -> Drawn:
-    """Accuracy from scratch by width; gain over scratch, at equal operations, by width of the start.
+    """Accuracy from scratch by width; gain of pruning over scratch, at equal operations, by width of the start.
 
     Args:
         sweep: `width`, `seed`, `accuracy` (%) and `arms` of the boundary.
-        gains: `case`, `factor`, and `value`, `low`, `high` of the gain (points), `n`.
+        gains: `depth`, `width`, `epochs`, `factor`, and `value`, `low`, `high` of the gain (points), `n`.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.9))
+    depths, widths = sorted(gains["depth"].unique()), sorted(gains["width"].unique())
+    figure, axes = plt.subplots(1, 1 + len(depths), figsize=(4.2 + 3.6 * len(depths), 3.9))
+    for axis in axes[2:]:
+        axis.sharey(axes[1])
     own = sweep.groupby("width")["accuracy"]
-    axes[0].errorbar(own.mean().index, own.mean(), stats.quantile() * own.sem(), color="k", marker="o", capsize=2)
     share = 100 * sweep.assign(good=sweep["arms"] >= 4).groupby("width")["good"].mean()
-    axes[0].plot(share.index, share, color=BOUNDARY, marker="s", linestyle="--")
-    axes[0].set(xscale="log", xlabel="hidden nodes, from scratch", ylabel="%", xticks=share.index)
-    axes[0].set_xticks(share.index, [f"{width:g}" for width in share.index])
-    axes[0].minorticks_off()
-    axes[0].set_title(f"Small from scratch, n = {sweep['seed'].nunique()}")
-    axes[0].plot([], [], color="k", marker="o", label="test accuracy")
-    axes[0].plot([], [], color=BOUNDARY, marker="s", linestyle="--", label="networks with an X")
+    half = stats.quantile() * own.sem()
+    axes[0].errorbar(share.index, own.mean(), half, color="k", marker="o", capsize=2, label="test accuracy")
+    axes[0].plot(share.index, share, color=BOUNDARY, marker="s", linestyle="--", label="networks with an X")
+    _ticks(axes[0], share.index)
+    axes[0].set(xlabel="hidden nodes, from scratch", ylabel="%")
+    axes[0].set_title(f"From scratch, n = {sweep['seed'].nunique()}")
     axes[0].legend()
-    for place, (case, part) in enumerate(gains.groupby("case", sort=False)):
-        half = [part["value"] - part["low"], part["high"] - part["value"]]
-        x = part["factor"] * 1.03 ** (place - gains["case"].nunique() / 2)
-        axes[1].errorbar(x, part["value"], half, color=PALETTE[place % 10], marker="o", capsize=2, label=case)
-    axes[1].axhline(0, **NULL)
-    factors = sorted(gains["factor"].unique())
-    axes[1].set(xscale="log", xlabel="width of the start, over the small one", ylabel="accuracy over scratch (points)")
-    axes[1].set_xticks(factors, [f"{factor:g}" for factor in factors])
-    axes[1].minorticks_off()
-    axes[1].set_title("Pruned from a larger start, equal operations")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right", title=f"n = {gains['n'].min()} seeds")
+    for axis, depth in zip(axes[1:], depths, strict=True):
+        groups = gains[gains["depth"] == depth].groupby(["width", "epochs"])
+        for place, ((width, epochs), part) in enumerate(groups):
+            half = [part["value"] - part["low"], part["high"] - part["value"]]
+            style = {"color": PALETTE[widths.index(width)], "marker": "o", "capsize": 2}
+            line = "-" if epochs == gains["epochs"].max() else ":"
+            x = part["factor"] * 1.02 ** (place - len(groups) / 2)
+            axis.errorbar(x, part["value"], half, linestyle=line, label=f"{width} nodes, {epochs} epochs", **style)
+        axis.axhline(0, **NULL)
+        _ticks(axis, sorted(gains["factor"].unique()))
+        axis.set(xlabel="width of the start (small one = 1)", title=f"Hidden layers: {depth}")
+    axes[1].set_ylabel("pruned over scratch (points)")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right", title=f"n = {gains['n'].min()} seeds")
     return figure, pd.concat([sweep.assign(part="sweep"), gains.assign(part="gains")])
+
+
+def _ticks(axis: Axes, places: Sequence[float]) -> None:
+    """A logarithmic axis with ticks at these places only."""
+    axis.set_xscale("log")
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.minorticks_off()
 
 
 def migration(networks: pd.DataFrame, radius: float) -> Drawn:
@@ -303,7 +314,8 @@ def migration(networks: pd.DataFrame, radius: float) -> Drawn:
         birds = pd.to_numeric(own["relative"]).dropna()
         if len(birds):
             axis.axvline(birds.median(), color="k", linestyle="--", linewidth=0.9)
-        axis.set(xscale="log", xlabel="epoch (leftmost: untrained)")
+        _ticks(axis, epochs[1::2])
+        axis.set_xlabel("epoch (leftmost: untrained)")
         axis.set_title(f"{kind}, n = {len(own)}", fontsize=10)
     axes[0, 0].set_ylabel(f"lines within {radius:g} (1 / length)")
     entries = {label: {"color": colour} for label, (_, colour) in places.items()}

@@ -63,7 +63,8 @@ def migrating(spec: dict, device: str, weights: Path) -> dict:
         row = {name: [one[name] for one in measured] for name in measured[0]}
         row |= {"accuracy": [100 * share for share in toy.accuracy(batch, *test)], "from_start": _apart(now, untrained)}
         for name, found in birds.items():
-            row[f"from_{name}"] = [_apart(a[None], b[1][None])[0] if b else np.nan for a, b in zip(now, found, strict=True)]
+            old = np.stack([bird[1] if bird else now[k] for k, bird in enumerate(found)])
+            row[f"from_{name}"] = np.where([bird is None for bird in found], np.nan, _apart(now, old))
         rows.append(row)
     by_seed = {name: [np.ravel(own).tolist() for own in zip(*(r[name] for r in rows), strict=True)] for name in rows[0]}
     return by_seed | {name: [bird[0] if bird else np.nan for bird in found] for name, found in birds.items()}

@@ -314,9 +314,10 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
     networks are measured again) and `tuned_levels` (those that are).
 
     Returns:
-        Accuracy (%) of the dense network; for every method, also with other CHOICES, and level accuracy and branches of
-        the boundary before fine-tuning, for some also after; the same for rewound tickets; for weight pruning, by sparsity, the share of
-        lines parallel to an axis for magnitude and for random masks, and lines that vanished without a zero row.
+        Accuracy (%) of the dense network; for every method, with its CHOICES, and level accuracy and branches of the
+        boundary before fine-tuning, for some also after; the same for rewound tickets; for weight pruning, by sparsity,
+        the share of lines parallel to an axis for magnitude and for random masks, and lines that vanished without a
+        zero row.
     """
     points, labels, *test = draw(spec["seed"])
     start, dense = trained(spec, [2, spec["width"], 2])
@@ -453,8 +454,8 @@ def picture(spec: dict, device: str, weights: Path) -> dict:
     """The trial of one picture of partitions, panel by panel, so that it can be redrawn.
 
     The spec holds `kind`, and `seed`, `width`, `epochs` where a network is trained: "film" (the X network at the epochs
-    `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "both" (without `ratios` of the
-    nodes, and without as many parameters by weight, by magnitude), "nodes" and "weights" (what
+    `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "both" (without
+    `ratios` of the nodes, and without as many parameters weight by weight), "nodes" and "weights" (what
     each kind of pruning does to lines, on networks made for it), "deep" (three layers), "bundles" (redundant lines of a
     second layer).
 
@@ -463,7 +464,8 @@ def picture(spec: dict, device: str, weights: Path) -> dict:
         `boundary` (x, y, x, y, flat), `regions`; for "film" the `loss` by epoch, for "bundles" the `score` by unit and
         the units that are `kept`.
     """
-    kinds = {"film": _film, "pruned": _levels, "both": _both, "nodes": _nodes, "weights": _weights, "deep": _deep, "bundles": _bundles}
+    kinds = {"film": _film, "pruned": _levels, "both": _both, "nodes": _nodes, "weights": _weights}
+    kinds |= {"deep": _deep, "bundles": _bundles}
     panels, extra = kinds[spec["kind"]](spec)
     return _columns(panels) | extra
 
@@ -513,7 +515,7 @@ def _both(spec: dict) -> tuple[list[dict], dict]:
         budget = sum(int(a.ne(0).sum() - b.ne(0).sum()) for (a, _), (b, _) in zip(dense, nodes, strict=True))
         single = without_weights(dense, budget, "magnitude", generator(spec["seed"], "weights"))
         for name, small in (("nodes", nodes), ("weights", single)):
-            panels.append(_panel(f"{ratio:.0%} of {name}: {100 * accuracy(small, *test)[0]:.0f} %", small, 5.0))
+            panels.append(_panel(f"{100 * ratio:.0f} % of {name}: {100 * accuracy(small, *test)[0]:.0f} %", small, 5.0))
     return panels, {"ratio": list(np.repeat(spec["ratios"], 2))}
 
 
