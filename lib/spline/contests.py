@@ -28,13 +28,6 @@ def macs(widths: list[int]) -> int:
     return sum(a * b for a, b in pairwise(widths))
 
 
-def compact(batch: toy.Batch) -> toy.Batch:
-    """One network without the nodes that have no incoming weights; all others stay in order."""
-    kept = [weight[0].ne(0).any(1) for weight, _ in batch[:-1]]
-    ends = [torch.ones(2, dtype=torch.bool), *kept, torch.ones(2, dtype=torch.bool)]
-    return [(W[:, out][:, :, into], b[:, out]) for (W, b), (into, out) in zip(batch, pairwise(ends), strict=True)]
-
-
 def through_data(batch: toy.Batch, points: Tensor, stream: torch.Generator) -> toy.Batch:
     """One network of these weights whose every line goes through a training point of its own, drawn at random."""
     value, moved = points, []
@@ -89,7 +82,7 @@ def routes(spec: dict, device: str, weights: Path) -> dict:
         trained = max(1, round(LARGE * epochs * macs(small) / macs(large)))
         toy.fit(batch, points, labels, trained, generator(seeds[0], "large", str(factor)))
         pruned = [
-            compact(toy.without(toy.one(batch, k), width, method, seed, points[k]))
+            toy.compact(toy.without(toy.one(batch, k), width, method, seed, points[k]))
             for method in METHODS
             for k, seed in enumerate(seeds)
         ]
@@ -120,7 +113,7 @@ def optimum(spec: dict, device: str, weights: Path) -> dict:
     count = len(subsets), -1
     everything = [(weight[0][index], bias[0][index]), (reader[0][:, index].transpose(0, 1), last.expand(*count))]
     methods = [method for method in toy.METHODS]
-    own = [compact(toy.without(dense, spec["kept"], method, spec["seed"], points)) for method in methods]
+    own = [toy.compact(toy.without(dense, spec["kept"], method, spec["seed"], points)) for method in methods]
     batch = toy.stacked([[(W.clone(), b.clone()) for W, b in everything], *own])
     row = {"subsets": len(subsets), "method": methods}
 

@@ -170,6 +170,13 @@ def without_nodes(batch: Batch, nodes: list[int], layer: int = 0) -> Batch:
     return copy
 
 
+def compact(batch: Batch) -> Batch:
+    """One network without the nodes that have no incoming weights; all others stay in order."""
+    kept = [weight[0].ne(0).any(1) for weight, _ in batch[:-1]]
+    ends = [torch.ones(2, dtype=torch.bool), *kept, torch.ones(2, dtype=torch.bool)]
+    return [(W[:, out][:, :, into], b[:, out]) for (W, b), (into, out) in zip(batch, pairwise(ends), strict=True)]
+
+
 def without_weights(batch: Batch, count: int, method: str, stream: torch.Generator) -> Batch:
     """A network without `count` single weights over all layers, the lowest ("magnitude") or random ones."""
     flat = torch.cat([W.flatten() for W, _ in batch])
@@ -337,7 +344,7 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
         gone = small["signed", level][0][0][0].eq(0).all(1).nonzero().flatten().tolist()
         small["rewound", level] = without_nodes(start, gone)
         tuned.append(("rewound", level))
-    together = stacked([small[case] for case in tuned])
+    together = stacked([compact(small[case]) for case in tuned])
     row["tuned_method"], row["tuned_level"] = map(list, zip(*tuned, strict=True))
     row["after"] = checkpoints(together, points, labels, test, spec["tuning"], generator(spec["seed"], "tuning"))
     row["arms_after"] = [branches(together, k) for k in range(len(tuned))]

@@ -20,7 +20,7 @@ def test_a_compact_network_computes_what_the_pruned_one_does(depth):
     points = toy.draw(0)[0]
     batch = toy.initial([2, *[8] * depth, 2], 1, generator(0, "i"))
     pruned = toy.without(batch, 3, "merged", 0, points)
-    small = contests.compact(pruned)
+    small = toy.compact(pruned)
     assert [len(bias[0]) for _, bias in small] == [3] * depth + [2]
     assert (toy.outputs(small, points) - toy.outputs(pruned, points)).abs().max() < 1e-6
 
