@@ -82,7 +82,7 @@ RANGES = (
         "1 or more",
         lambda value: value >= 1,
         "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
-        "*_count *_counts bits",
+        "*_count *_counts bits *_widths",
     ),
     (
         "above 0 and at most 1",
@@ -401,6 +401,13 @@ def _spline(values: dict) -> Iterator[Check]:
         yield fits, f"full holds {entry!r}, which cannot be trained layer by layer: take {', '.join(PLAIN)}"
     yield values["side"] ** 2 <= values["test_images"], "side * side probes must not exceed test_images"
     yield from _enough(values, 2, "seeds", "exact_seeds", "toy_seeds", "change_seeds")
+    yield from _enough(values, 2, "route_seeds", "optimum_seeds", "migration_seeds")
+    yield 4 in values["route_widths"], "route_widths must hold 4, at which P4.E1 is read"
+    larger = 2 in values["factors"] and min(values["factors"]) > 1
+    yield larger, "factors must be above 1 and hold 2, where P4.E1 is read"
+    long = values["migration_epochs"]
+    fits = long == sorted({*long}) and long[-1] / 16 in long
+    yield fits, "migration_epochs must rise, and hold a sixteenth of the last one, where P4.E5 begins"
     yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"
     yield 4 in values["tuned_levels"], "tuned_levels must hold 4, at which P4.9 and P4.10 are read"
     yield max(values["levels"], default=0) >= 8, "levels must hold one of 8 or more, where P4.7 is read"

@@ -27,7 +27,7 @@ from lib import baselines, models, provenance, run, summary
 from lib.latent import trials as latent_trials
 from lib.provenance import PREFIX, root
 from lib.spaces import trials as spaces_trials
-from lib.spline import toy
+from lib.spline import contests, migration, toy
 from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
@@ -67,6 +67,7 @@ def studies(folder: Path) -> dict[str, Study]:
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
     made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
     made += [toy.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling", "pictures")]
+    made += [contests.study(name, folder) for name in ("routes", "optima")] + [migration.study(folder)]
     return {study.name: study for study in made}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from lib import stats
 from lib.spline import measures
 
 PLATEAU_EPOCHS, FLATTER = 10, 0.1  # a plateau: over 10 epochs less than a tenth of the first 10 epochs' slope
@@ -77,3 +78,56 @@ def size_correlation(share: Sequence[float], *sizes: Sequence[float]) -> float:
     if np.ptp(share) == 0:
         return 0.0
     return max(abs(float(scipy_stats.spearmanr(share, size).statistic)) for size in sizes if np.ptp(size) > 0)
+
+
+def gap_closed(rows: pd.DataFrame, method: str, when: str = "") -> np.ndarray:
+    """Share of the accuracy between the mean and the best subset that a method's choice reaches, for each network.
+
+    `when` is "", "_test" or "_tuned"; NaN where all subsets are equally good.
+    """
+    pairs = zip(rows["chosen" + when], rows["method"], strict=True)
+    chosen = np.array([list(own)[list(names).index(method)] for own, names in pairs])
+    room = (rows["best" + when] - rows["mean" + when]).to_numpy()
+    return np.divide(chosen - rows["mean" + when], room, out=np.full(len(room), np.nan), where=room > 0)
+
+
+def swept(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `toy.scratch` with one checkpoint as `width`, `seed`, `accuracy` and `arms`, one row a network."""
+    last = rows.assign(accuracy=rows["accuracy"].map(lambda values: values[-1]))
+    long = one_row_per_entry(last, ["seeds", "accuracy", "arms"], ["level"])
+    return long.rename(columns={"seeds": "seed", "level": "width"})
+
+
+def by_route(rows: pd.DataFrame) -> pd.Series:
+    """Accuracies (%) over seeds, from rows of `contests.routes`, by depth, width, epochs, route, factor and method."""
+    names = ["depth", "width", "epochs", "route", "factor", "method"]
+    return one_row_per_entry(rows, [*names[3:], "accuracy"], names[:3]).set_index(names)["accuracy"].map(np.array)
+
+
+def gains_of_routes(routes: pd.Series, method: str) -> pd.DataFrame:
+    """What pruning by a method gains over training from scratch (points): `stats.mean_gain` by case and factor."""
+    table = []
+    for (depth, width, epochs, _, factor, own), accuracy in routes.items():
+        if own == method:
+            gain = stats.mean_gain(accuracy - routes[depth, width, epochs, "scratch", 1, ""])
+            table.append({"depth": depth, "width": width, "epochs": epochs, "factor": factor} | gain)
+    return pd.DataFrame(table)
+
+
+def curves(networks: pd.DataFrame, measure: str, radius: float) -> np.ndarray:
+    """A measure of `migration.migrating` by network and checkpoint, at one of its radii; rows have one network each."""
+    place, count = list(networks["radii"].iloc[0]).index(radius), len(networks["radii"].iloc[0])
+    return np.stack([np.reshape(np.asarray(own, dtype=float), (-1, count))[:, place] for own in networks[measure]])
+
+
+def late_change(networks: pd.DataFrame, measure: str, radius: float) -> np.ndarray:
+    """log2 of a measure at the end over that at a sixteenth of the training, by network; NaN where it did not exist."""
+    epochs, found = list(networks["epochs"].iloc[0]), curves(networks, measure, radius)
+    first = found[:, epochs.index(epochs[-1] / 16)]
+    return np.log2(found[:, -1] / np.where(first > 0, first, np.nan))
+
+
+def unsettled(networks: pd.DataFrame, rule: str, checkpoint: int = -1) -> np.ndarray:
+    """Code distance from the early bird of a rule to a checkpoint, over that from the untrained network, by network."""
+    bird, start = (np.stack(list(networks[name]))[:, checkpoint] for name in (f"from_{rule}", "from_start"))
+    return np.asarray(bird, dtype=float) / np.where(start > 0, start, np.nan)

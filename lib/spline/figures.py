@@ -218,6 +218,111 @@ def layers(shots: pd.DataFrame) -> Drawn:
     return figure, pd.concat(table)
 
 
+def subsets(rows: pd.DataFrame, methods: Sequence[str]) -> Drawn:
+    """Share of the accuracy between a random and the best subset that each method reaches, before and after tuning."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.4))
+    table = []
+    for when, fill, shift in (("", "full", -0.12), ("_tuned", "none", 0.12)):
+        for place, method in enumerate(methods):
+            found = stats.mean_gain(analysis.gap_closed(rows, method, when))
+            style = {"color": METHODS[method]["color"], "marker": "o", "fillstyle": fill, "capsize": 2}
+            half = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+            axis.errorbar([found["value"]], [place + shift], xerr=half, **style)
+            table.append({"method": method, "when": when.strip("_") or "before"} | found)
+    axis.axvline(0, **NULL)
+    axis.axvline(1, color="k", linewidth=0.9)
+    axis.set(xlim=(-1, 1.6), xlabel="share of the way from a random subset to the best")
+    axis.set_yticks(range(len(methods)), methods)
+    mark = {"marker": "o", "ls": ""}
+    entries = {"before tuning": mark, "after tuning": mark | {"fillstyle": "none"}, "random": NULL, "best": {"lw": 0.9}}
+    legend(figure, entries, f"n = {len(rows)} networks,\n{rows['subsets'].iloc[0]} subsets each")
+    return figure, pd.DataFrame(table)
+
+
+def both(row: pd.Series, ratios: Sequence[float]) -> Figure:
+    """One network without a share of its nodes (above), and without as many parameters, weight by weight (below)."""
+    figure, axes = plt.subplots(2, len(ratios), figsize=(0.4 + 2.15 * len(ratios), 5), squeeze=False)
+    for column, ratio in zip(axes.T, ratios, strict=True):
+        first = list(row["ratio"]).index(ratio)
+        for axis, place in zip(column, (first, first + 1), strict=True):
+            panel(axis, row, place)
+            axis.set_title(row["title"][place].replace(": ", "\n"), fontsize=9)
+    return figure
+
+
+def routes(sweep: pd.DataFrame, gains: pd.DataFrame) -> Drawn:
+    """Accuracy from scratch by width; gain of pruning over scratch, at equal operations, by width of the start.
+
+    Args:
+        sweep: `width`, `seed`, `accuracy` (%) and `arms` of the boundary.
+        gains: `depth`, `width`, `epochs`, `factor`, and `value`, `low`, `high` of the gain (points), `n`.
+    """
+    depths, widths = sorted(gains["depth"].unique()), sorted(gains["width"].unique())
+    figure, axes = plt.subplots(1, 1 + len(depths), figsize=(4.2 + 3.6 * len(depths), 3.9))
+    for axis in axes[2:]:
+        axis.sharey(axes[1])
+    own = sweep.groupby("width")["accuracy"]
+    share = 100 * sweep.assign(good=sweep["arms"] >= 4).groupby("width")["good"].mean()
+    half = stats.quantile() * own.sem()
+    axes[0].errorbar(share.index, own.mean(), half, color="k", marker="o", capsize=2, label="test accuracy")
+    axes[0].plot(share.index, share, color=BOUNDARY, marker="s", linestyle="--", label="networks with an X")
+    _ticks(axes[0], share.index)
+    axes[0].set(xlabel="hidden nodes, from scratch", ylabel="%")
+    axes[0].set_title(f"From scratch, n = {sweep['seed'].nunique()}")
+    axes[0].legend()
+    for axis, depth in zip(axes[1:], depths, strict=True):
+        groups = gains[gains["depth"] == depth].groupby(["width", "epochs"])
+        for place, ((width, epochs), part) in enumerate(groups):
+            half = [part["value"] - part["low"], part["high"] - part["value"]]
+            style = {"color": PALETTE[widths.index(width)], "marker": "o", "capsize": 2}
+            line = "-" if epochs == gains["epochs"].max() else ":"
+            x = part["factor"] * 1.02 ** (place - len(groups) / 2)
+            axis.errorbar(x, part["value"], half, linestyle=line, label=f"{width} nodes, {epochs} epochs", **style)
+        axis.axhline(0, **NULL)
+        _ticks(axis, sorted(gains["factor"].unique()))
+        axis.set(xlabel="width of the start (small one = 1)", title=f"Hidden layers: {depth}")
+    axes[1].set_ylabel("pruned over scratch (points)")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right", title=f"n = {gains['n'].min()} seeds")
+    return figure, pd.concat([sweep.assign(part="sweep"), gains.assign(part="gains")])
+
+
+def _ticks(axis: Axes, places: Sequence[float]) -> None:
+    """A logarithmic axis with ticks at these places only."""
+    axis.set_xscale("log")
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.minorticks_off()
+
+
+def migration(networks: pd.DataFrame, radius: float) -> Drawn:
+    """Density of lines around kinds of places over a long training, by `kind` of training, mean and interval."""
+    kinds = networks["kind"].unique()
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 + 2.9 * len(kinds), 3.7), sharey=True, squeeze=False)
+    places = {"training points": ("data", PALETTE[0]), "decision boundary": ("boundary", BOUNDARY)}
+    places |= {"anywhere": ("elsewhere", PALETTE[8])}
+    table = []
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        own = networks[networks["kind"] == kind]
+        epochs = np.asarray(own["epochs"].iloc[0], dtype=float)
+        for label, (name, colour) in places.items():
+            values = pd.DataFrame(analysis.curves(own, f"density_{name}", radius))
+            half = stats.quantile() * values.sem()
+            x = np.maximum(epochs, epochs[1] / 2)
+            axis.plot(x, values.mean(), color=colour, marker=".")
+            axis.fill_between(x, values.mean() - half, values.mean() + half, color=colour, alpha=0.2, linewidth=0)
+            numbers = {"epoch": epochs, "density": values.mean(), "half": half, "place": label, "kind": kind}
+            table.append(pd.DataFrame(numbers))
+        birds = pd.to_numeric(own["relative"]).dropna()
+        if len(birds):
+            axis.axvline(birds.median(), color="k", linestyle="--", linewidth=0.9)
+        _ticks(axis, epochs[1::2])
+        axis.set_xlabel("epoch (leftmost: untrained)")
+        axis.set_title(f"{kind}, n = {len(own)}", fontsize=10)
+    axes[0, 0].set_ylabel(f"lines within {radius:g} (1 / length)")
+    entries = {label: {"color": colour} for label, (_, colour) in places.items()}
+    legend(figure, entries | {"early bird": {"color": "k", "ls": "--", "lw": 0.9}})
+    return figure, pd.concat(table)
+
+
 def cross(row: pd.Series) -> Figure:
     """The X: the dense network and the pruned ones, above as pruned, below after fine-tuning."""
     levels = len(row["title"]) // 2

@@ -50,3 +50,40 @@ def test_a_detector_that_never_fires_leaves_three_quarters_of_the_training():
     moving = np.ones((8, 8)) - np.eye(8)
     assert analysis.epochs_at_early_bird(moving) == 6
     assert analysis.epochs_at_early_bird(moving / 100) == 4
+
+
+def test_the_share_of_the_gap_is_zero_for_the_mean_and_one_for_the_best():
+    row = {"method": ["a", "b", "c"], "chosen": [60.0, 90.0, 75.0], "best": 90.0, "mean": 60.0}
+    flat = row | {"best": 60.0}
+    rows = pd.DataFrame([row, flat])
+    assert [analysis.gap_closed(rows, name)[0] for name in "abc"] == [0, 1, 0.5]
+    assert np.isnan(analysis.gap_closed(rows, "a")[1])
+
+
+def test_late_changes_compare_the_end_with_a_sixteenth_of_the_training():
+    epochs, radii = [0, 4, 8, 64], [0.1, 0.2]
+    values = [9.0, 1, 9, 2, 9, 9, 9, 8]
+    networks = pd.DataFrame({"epochs": [epochs], "radii": [radii], "density_data": [values]})
+    assert analysis.curves(networks, "density_data", 0.2).tolist() == [[1, 2, 9, 8]]
+    assert analysis.late_change(networks, "density_data", 0.2).tolist() == [2]
+
+
+def test_what_is_left_after_the_early_bird_is_a_share_of_the_whole_way():
+    networks = pd.DataFrame({"from_start": [[0.0, 0.1, 0.2]], "from_relative": [[np.nan, 0.0, 0.05]]})
+    assert analysis.unsettled(networks, "relative").tolist() == [0.25]
+    assert analysis.unsettled(networks, "relative", -2).tolist() == [0]
+
+
+def test_routes_gain_over_scratch_by_seed():
+    row = {"depth": 1, "width": 4, "epochs": 9, "route": ["scratch", "pruned", "pruned"], "factor": [1, 2.0, 2.0]}
+    row |= {"method": ["", "magnitude", "random"], "accuracy": [[1.0, 2, 3], [2.0, 4, 6], [0.0, 0, 0]]}
+    routes = analysis.by_route(pd.DataFrame([row]))
+    (gain,) = analysis.gains_of_routes(routes, "magnitude").to_dict("records")
+    assert (gain["value"], gain["n"], gain["factor"], gain["width"]) == (2, 3, 2, 4)
+
+
+def test_a_sweep_has_one_row_a_network():
+    rows = pd.DataFrame({"level": [3, 5], "seeds": [[7, 8]] * 2, "accuracy": [[[1.0, 2.0]]] * 2, "arms": [[4, 2]] * 2})
+    swept = analysis.swept(rows)
+    assert swept["width"].tolist() == [3, 3, 5, 5] and swept["seed"].tolist() == [7, 8] * 2
+    assert swept["accuracy"].tolist() == [1, 2, 1, 2] and swept["arms"].tolist() == [4, 2, 4, 2]

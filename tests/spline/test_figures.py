@@ -47,3 +47,37 @@ def test_the_numbers_behind_curves_are_those_of_the_rows():
     assert numbers["step"].tolist() == [0.1] * 3
     assert numbers["to_last"].tolist() == [0.2, 0.1, 0.0]
     plt.close(figure)
+
+
+def test_both_kinds_of_pruning_are_drawn_one_above_the_other():
+    row = {"lines": [LINES] * 4, "boundary": [[0.0, 1, 1, 0]] * 4, "half": [1.0] * 4, "ratio": [0, 0, 0.5, 0.5]}
+    row["title"] = ["a: 1 %", "b: 2 %", "c: 3 %", "d: 4 %"]
+    figure = figures.both(pd.Series(row), [0.5])
+    assert [axis.get_title() for axis in figure.axes] == ["c\n3 %", "d\n4 %"]
+    plt.close(figure)
+
+
+def test_the_figure_of_a_long_training_holds_means_over_networks():
+    row = {"kind": "a", "epochs": [0, 1, 16], "radii": [0.1], "relative": 4.0}
+    values = [{f"density_{name}": [k, 2.0 * k, 3.0] for name in ("data", "boundary", "elsewhere")} for k in (1.0, 3.0)]
+    figure, numbers = figures.migration(pd.DataFrame([row | own for own in values]), 0.1)
+    assert numbers[numbers["place"] == "training points"]["density"].tolist() == [2, 4, 3]
+    plt.close(figure)
+
+
+def test_the_figure_of_routes_has_a_panel_for_the_sweep_and_each_depth():
+    sweep = pd.DataFrame({"width": [1, 1, 2, 2], "seed": [0, 1] * 2, "accuracy": [1.0, 2, 3, 4], "arms": [4, 2, 4, 4]})
+    gain = {"width": 4, "epochs": 9, "factor": 2.0, "value": 1.0, "low": 0.0, "high": 2.0, "n": 3}
+    figure, numbers = figures.routes(sweep, pd.DataFrame([gain | {"depth": depth} for depth in (1, 2)]))
+    assert len(figure.axes) == 3 and len(numbers) == 6
+    assert figure.axes[0].lines[-1].get_ydata().tolist() == [50, 100]
+    plt.close(figure)
+
+
+def test_the_figure_of_subsets_has_every_method_before_and_after_tuning():
+    row = {"method": ["raw", "merged"], "subsets": 15}
+    row |= {f"{name}{when}": value for when in ("", "_tuned") for name, value in (("best", 9.0), ("mean", 5.0))}
+    rows = pd.DataFrame([row | {"chosen": [7.0, 8.0], "chosen_tuned": [5.0, 9.0]}] * 2)
+    figure, numbers = figures.subsets(rows, ["raw", "merged"])
+    assert numbers["value"].tolist() == [0.5, 0.75, 0, 1]
+    plt.close(figure)
