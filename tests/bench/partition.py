@@ -135,6 +135,21 @@ def exact_partition() -> Iterator[Line]:
         yield Line("  regions that they have more", theirs - regions, "", peer="relucent 1.0.0: bfs")
     else:
         yield absent("relucent", "pip install relucent==1.0.0 elsewhere, name that Python in BENCH_RELUCENT")
+    yield from surroundings()
+
+
+def surroundings() -> Iterator[Line]:
+    model, radius, random = network(2, 16), 0.05, torch.Generator().manual_seed(0)
+    centres = 2 * torch.rand(200, 2, generator=random, dtype=torch.float64) - 1
+    windows = [tuple((place - radius, place + radius) for place in centre) for centre in centres.tolist()]
+    together = partition.local_complexity(model, centres, radius)["regions"]
+    alone = [len(partition.split(model, window)) for window in windows]
+    yield Line("squares around 200 inputs: counts that differ from single splits", float((together != alone).sum()), "")
+    seconds = best(lambda: partition.local_complexity(model, centres, radius))
+    yield Line("  all together", 1e3 * seconds, "ms")
+    yield Line(
+        "  one by one against it", best(lambda: [partition.split(model, w) for w in windows], 2) / seconds, "x", ">", 5
+    )
 
 
 def largest_memory() -> int:
@@ -238,19 +253,4 @@ def redundancy() -> Iterator[Line]:
     yield Line("  against it", looped / ours, "x", ">", 100)
 
 
-def local_complexity() -> Iterator[Line]:
-    torch.set_num_threads(1)
-    model, radius, random = network(2, 16), 0.05, torch.Generator().manual_seed(0)
-    centres = 2 * torch.rand(200, 2, generator=random, dtype=torch.float64) - 1
-    windows = [tuple((place - radius, place + radius) for place in centre) for centre in centres.tolist()]
-    together = partition.local_complexity(model, centres, radius)["regions"]
-    alone = [len(partition.split(model, window)) for window in windows]
-    yield Line("squares around 200 inputs: counts that differ from single splits", float((together != alone).sum()), "")
-    seconds = best(lambda: partition.local_complexity(model, centres, radius))
-    yield Line("  all together", 1e3 * seconds, "ms")
-    yield Line(
-        "  one by one against it", best(lambda: [partition.split(model, w) for w in windows], 2) / seconds, "x", ">", 5
-    )
-
-
-BENCHMARKS = (exact_partition, partition_growth, local_complexity, dense_grid, code_history, redundancy)
+BENCHMARKS = (exact_partition, partition_growth, dense_grid, code_history, redundancy)
