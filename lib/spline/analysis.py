@@ -58,28 +58,6 @@ def early_bird_epochs(row: pd.Series) -> dict[str, float]:
     return {name: np.nan if epoch is None else epoch for name, epoch in found.items()}
 
 
-def paired(rows: pd.DataFrame, column: str, first: dict, second: dict, units: Sequence[str]) -> pd.Series:
-    """Difference of a column between two sets of rows, by unit; a set with several rows a unit is averaged first."""
-
-    def by_unit(wanted: dict) -> pd.Series:
-        chosen = (rows[list(wanted)] == pd.Series(wanted)).all(axis=1)
-        return rows[chosen].groupby(list(units), sort=False)[column].mean()
-
-    return (by_unit(first) - by_unit(second)).dropna()
-
-
-def one_row_per_entry(rows: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
-    """Rows whose cells hold lists, one row per list entry; keys are repeated."""
-    return rows[[*columns, *keys]].explode(list(columns), ignore_index=True).infer_objects()
-
-
-def size_correlation(share: Sequence[float], *sizes: Sequence[float]) -> float:
-    """The largest |Spearman's correlation| of the share pruned per layer with one of several sizes of the layers."""
-    if np.ptp(share) == 0:
-        return 0.0
-    return max(abs(float(scipy_stats.spearmanr(share, size).statistic)) for size in sizes if np.ptp(size) > 0)
-
-
 def gap_closed(rows: pd.DataFrame, method: str, when: str = "") -> np.ndarray:
     """Share of the accuracy between the mean and the best subset that a method's choice reaches, for each network.
 
@@ -131,3 +109,25 @@ def unsettled(networks: pd.DataFrame, rule: str, checkpoint: int = -1) -> np.nda
     """Code distance from the early bird of a rule to a checkpoint, over that from the untrained network, by network."""
     bird, start = (np.stack(list(networks[name]))[:, checkpoint] for name in (f"from_{rule}", "from_start"))
     return np.asarray(bird, dtype=float) / np.where(start > 0, start, np.nan)
+
+
+def paired(rows: pd.DataFrame, column: str, first: dict, second: dict, units: Sequence[str]) -> pd.Series:
+    """Difference of a column between two sets of rows, by unit; a set with several rows a unit is averaged first."""
+
+    def by_unit(wanted: dict) -> pd.Series:
+        chosen = (rows[list(wanted)] == pd.Series(wanted)).all(axis=1)
+        return rows[chosen].groupby(list(units), sort=False)[column].mean()
+
+    return (by_unit(first) - by_unit(second)).dropna()
+
+
+def one_row_per_entry(rows: pd.DataFrame, columns: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
+    """Rows whose cells hold lists, one row per list entry; keys are repeated."""
+    return rows[[*columns, *keys]].explode(list(columns), ignore_index=True).infer_objects()
+
+
+def size_correlation(share: Sequence[float], *sizes: Sequence[float]) -> float:
+    """The largest |Spearman's correlation| of the share pruned per layer with one of several sizes of the layers."""
+    if np.ptp(share) == 0:
+        return 0.0
+    return max(abs(float(scipy_stats.spearmanr(share, size).statistic)) for size in sizes if np.ptp(size) > 0)

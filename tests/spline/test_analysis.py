@@ -23,35 +23,6 @@ def test_distances_read_a_row():
     assert analysis.settled(np.arange(30.0), 20) == pytest.approx(np.mean([14, 15, 16, 17, 18]))
 
 
-def test_paired_differences_stay_within_their_unit():
-    rows = pd.DataFrame({"seed": [0, 1, 0, 1, 0], "m": list("aabbb"), "x": [1.0, 2, 5, 7, 7]})
-    assert analysis.paired(rows, "x", {"m": "b"}, {"m": "a"}, ["seed"]).tolist() == [5, 5]
-
-
-def test_long_rows_repeat_their_keys():
-    rows = pd.DataFrame({"seed": [0, 1], "v": [[1, 2], [3]], "w": [["a", "b"], ["c"]]})
-    found = analysis.one_row_per_entry(rows, ["v", "w"], ["seed"])
-    assert found.to_dict("list") == {"v": [1, 2, 3], "w": ["a", "b", "c"], "seed": [0, 0, 1]}
-
-
-def test_shares_follow_sizes_in_either_direction():
-    assert analysis.size_correlation([0.1, 0.2, 0.3], [9, 5, 1], [1, 1, 1]) == pytest.approx(1)
-    assert analysis.size_correlation([0.2, 0.2, 0.2], [9, 5, 1]) == 0
-
-
-def test_variants_of_the_detector_that_never_fire_are_nan():
-    row = pd.Series(
-        {f"distance_{p}": (np.ones((8, 8)) - np.eye(8)).ravel() for p in ("canvas", "images", "noise", "units")}
-    )
-    assert all(np.isnan(value) for value in analysis.early_bird_epochs(row).values())
-
-
-def test_a_detector_that_never_fires_leaves_three_quarters_of_the_training():
-    moving = np.ones((8, 8)) - np.eye(8)
-    assert analysis.epochs_at_early_bird(moving) == 6
-    assert analysis.epochs_at_early_bird(moving / 100) == 4
-
-
 def test_the_share_of_the_gap_is_zero_for_the_mean_and_one_for_the_best():
     row = {"method": ["a", "b", "c"], "chosen": [60.0, 90.0, 75.0], "best": 90.0, "mean": 60.0}
     flat = row | {"best": 60.0}
@@ -87,3 +58,32 @@ def test_a_sweep_has_one_row_a_network():
     swept = analysis.swept(rows)
     assert swept["width"].tolist() == [3, 3, 5, 5] and swept["seed"].tolist() == [7, 8] * 2
     assert swept["accuracy"].tolist() == [1, 2, 1, 2] and swept["arms"].tolist() == [4, 2, 4, 2]
+
+
+def test_paired_differences_stay_within_their_unit():
+    rows = pd.DataFrame({"seed": [0, 1, 0, 1, 0], "m": list("aabbb"), "x": [1.0, 2, 5, 7, 7]})
+    assert analysis.paired(rows, "x", {"m": "b"}, {"m": "a"}, ["seed"]).tolist() == [5, 5]
+
+
+def test_long_rows_repeat_their_keys():
+    rows = pd.DataFrame({"seed": [0, 1], "v": [[1, 2], [3]], "w": [["a", "b"], ["c"]]})
+    found = analysis.one_row_per_entry(rows, ["v", "w"], ["seed"])
+    assert found.to_dict("list") == {"v": [1, 2, 3], "w": ["a", "b", "c"], "seed": [0, 0, 1]}
+
+
+def test_shares_follow_sizes_in_either_direction():
+    assert analysis.size_correlation([0.1, 0.2, 0.3], [9, 5, 1], [1, 1, 1]) == pytest.approx(1)
+    assert analysis.size_correlation([0.2, 0.2, 0.2], [9, 5, 1]) == 0
+
+
+def test_variants_of_the_detector_that_never_fire_are_nan():
+    row = pd.Series(
+        {f"distance_{p}": (np.ones((8, 8)) - np.eye(8)).ravel() for p in ("canvas", "images", "noise", "units")}
+    )
+    assert all(np.isnan(value) for value in analysis.early_bird_epochs(row).values())
+
+
+def test_a_detector_that_never_fires_leaves_three_quarters_of_the_training():
+    moving = np.ones((8, 8)) - np.eye(8)
+    assert analysis.epochs_at_early_bird(moving) == 6
+    assert analysis.epochs_at_early_bird(moving / 100) == 4

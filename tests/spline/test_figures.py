@@ -25,30 +25,6 @@ def test_slices_draw_one_polygon_a_region():
     plt.close(figure)
 
 
-def test_tickets_have_the_colour_of_their_method():
-    assert figures.arm_colour("early random") == figures.METHODS["random"]["color"]
-    assert figures.arm_colour("dense") == "k"
-    assert figures.arm_colour("slimming") == figures.arm_colour("end") != figures.arm_colour("scratch")
-
-
-def test_a_frame_of_the_film_shows_the_loss_until_its_epoch():
-    row = {"lines": [LINES], "boundary": [[0.0, 1, 1, 0]], "half": [1.0], "title": ["epoch 2"]}
-    (figure,) = figures.film_frames(pd.Series(row | {"loss": [3.0, 2.0, 1.0]}))
-    above, below = figure.axes
-    assert above.get_title() == "epoch 2"
-    assert below.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
-    plt.close(figure)
-
-
-def test_the_numbers_behind_curves_are_those_of_the_rows():
-    matrix = np.abs(np.subtract.outer(range(4), range(4))) / 10
-    row = {"case": "a", "kind": "true labels", "seed": 0, "distance_canvas": matrix.ravel()}
-    figure, numbers = figures.settling(pd.DataFrame([row]), 2)
-    assert numbers["step"].tolist() == [0.1] * 3
-    assert numbers["to_last"].tolist() == [0.2, 0.1, 0.0]
-    plt.close(figure)
-
-
 def test_both_kinds_of_pruning_are_drawn_one_above_the_other():
     row = {"lines": [LINES] * 4, "boundary": [[0.0, 1, 1, 0]] * 4, "half": [1.0] * 4, "ratio": [0, 0, 0.5, 0.5]}
     row["title"] = ["a: 1 %", "b: 2 %", "c: 3 %", "d: 4 %"]
@@ -80,4 +56,28 @@ def test_the_figure_of_subsets_has_every_method_before_and_after_tuning():
     rows = pd.DataFrame([row | {"chosen": [7.0, 8.0], "chosen_tuned": [5.0, 9.0]}] * 2)
     figure, numbers = figures.subsets(rows, ["raw", "merged"])
     assert numbers["value"].tolist() == [0.5, 0.75, 0, 1]
+    plt.close(figure)
+
+
+def test_tickets_have_the_colour_of_their_method():
+    assert figures.arm_colour("early random") == figures.METHODS["random"]["color"]
+    assert figures.arm_colour("dense") == "k"
+    assert figures.arm_colour("slimming") == figures.arm_colour("end") != figures.arm_colour("scratch")
+
+
+def test_a_frame_of_the_film_shows_the_loss_until_its_epoch():
+    row = {"lines": [LINES], "boundary": [[0.0, 1, 1, 0]], "half": [1.0], "title": ["epoch 2"]}
+    (figure,) = figures.film_frames(pd.Series(row | {"loss": [3.0, 2.0, 1.0]}))
+    above, below = figure.axes
+    assert above.get_title() == "epoch 2"
+    assert below.lines[0].get_xydata().tolist() == [[1, 3], [2, 2]]
+    plt.close(figure)
+
+
+def test_the_numbers_behind_curves_are_those_of_the_rows():
+    matrix = np.abs(np.subtract.outer(range(4), range(4))) / 10
+    row = {"case": "a", "kind": "true labels", "seed": 0, "distance_canvas": matrix.ravel()}
+    figure, numbers = figures.settling(pd.DataFrame([row]), 2)
+    assert numbers["step"].tolist() == [0.1] * 3
+    assert numbers["to_last"].tolist() == [0.2, 0.1, 0.0]
     plt.close(figure)
