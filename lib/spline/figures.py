@@ -139,7 +139,7 @@ def settling(searches: pd.DataFrame, drop: int) -> Drawn:
     figure, axes = plt.subplots(len(cases), 2, figsize=(10, 0.9 + 2.7 * len(cases)), squeeze=False, sharex=True)
     curves = []
     for pair, name in zip(axes, cases, strict=True):
-        for _, row in searches[searches["case"] == name].iterrows():
+        for _, row in searches[searches["case"] == name].iloc[::-1].iterrows():
             matrix = analysis.distances(row)
             x, step, to_last = np.arange(1, len(matrix) + 1), np.diagonal(matrix, 1), matrix[:, -1]
             style = {"color": PALETTE[TRAININGS[row["kind"]]], "linewidth": 1.2}
@@ -279,9 +279,11 @@ def operations(rows: pd.DataFrame) -> Drawn:
                 ]
                 table = pd.DataFrame(found).sort_values("relative")
                 bars = np.abs(table[["low", "high"]].T.to_numpy() - table["value"].to_numpy())
-                axis.errorbar(table["relative"], table["value"], bars, capsize=2, markersize=5, linewidth=1.2, **style)
+                beside = 0.008 * (list(WAYS).index((label, method)) - len(WAYS) / 2)  # so that no bar hides another
+                style = style | {"capsize": 2, "markersize": 5, "linewidth": 1.2}
+                axis.errorbar(table["relative"] + beside, table["value"], bars, **style)
                 points.append(table.assign(case=case, way=name))
-                legends[name] = {"linestyle": "-", "markersize": 5} | style
+                legends[name] = {"linestyle": "-"} | {k: v for k, v in style.items() if k != "capsize"}
         axis.set(title=f"{case}, n = {own['seed'].nunique()}", xlabel="training operations (dense = 1)")
     axes[0, 0].set_ylabel("test accuracy (%)")
     legend(figure, {name: legends[name] for name, _ in WAYS.values() if name in legends})
