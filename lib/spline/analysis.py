@@ -9,8 +9,6 @@ from scipy import stats as scipy_stats
 from lib import stats
 from lib.spline import measures
 
-PLATEAU_EPOCHS, FLATTER = 10, 0.1  # a plateau: over 10 epochs less than a tenth of the first 10 epochs' slope
-
 
 def distances(row: pd.Series, probes: str = "canvas") -> np.ndarray:
     """Code distances (T, T) between all epochs of a search; probes may also be "units", the other weighting."""
@@ -18,24 +16,19 @@ def distances(row: pd.Series, probes: str = "canvas") -> np.ndarray:
     return flat.reshape(int(len(flat) ** 0.5), -1)
 
 
-def plateau(step: Sequence[float], drop: int) -> int | None:
-    """The first of ten epochs over which log d(t, t - 1) is nearly flat, all before the first drop of the rate.
+def slope(step: Sequence[float], drop: int, share: float = 0.5) -> float:
+    """Slope of log2 d(t, t - 1) over the last part of the epochs before the rate first falls, in doublings per ten.
 
     Args:
         step: d(t, t - 1) from epoch 2 on.
         drop: epochs trained when the rate first falls.
-
-    Returns:
-        An epoch, counted from 1; None if there is no plateau, or if the distance did not fall at first.
+        share: part of the epochs before the fall that is read, at least three of them.
 
     Source: P4.5 names no rule; this companion's.
     """
-    log, x = np.log(np.maximum(np.asarray(step, dtype=float), 1e-12)), np.arange(PLATEAU_EPOCHS)
-    slopes = [np.polyfit(x, log[s : s + PLATEAU_EPOCHS], 1)[0] for s in range(drop - PLATEAU_EPOCHS)]
-    if not slopes or slopes[0] >= 0:
-        return None
-    flat = [s for s in range(1, len(slopes)) if abs(slopes[s]) < FLATTER * abs(slopes[0])]
-    return flat[0] + 2 if flat else None
+    part = np.asarray(step, dtype=float)[: drop - 1]
+    part = np.log2(np.maximum(part[-max(3, round(share * drop)) :], 1e-12))
+    return float(10 * np.polyfit(np.arange(len(part)), part, 1)[0])
 
 
 def epochs_at_early_bird(matrix: np.ndarray) -> int:
@@ -47,6 +40,12 @@ def epochs_at_early_bird(matrix: np.ndarray) -> int:
 def settled(step: Sequence[float], drop: int) -> float:
     """Mean of d(t, t - 1) over the five epochs before the rate first falls."""
     return float(np.mean(step[drop - 6 : drop - 1]))
+
+
+def last_steps(step: Sequence[float], share: float = 0.1) -> float:
+    """Mean of log2 d(t, t - 1) over the last part of a training."""
+    part = np.asarray(step, dtype=float)[-max(2, round(share * len(step))) :]
+    return float(np.log2(np.maximum(part, 1e-12)).mean())
 
 
 def early_bird_epochs(row: pd.Series) -> dict[str, float]:

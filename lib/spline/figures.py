@@ -29,7 +29,21 @@ METHODS = {  # ways to choose nodes
     "random": {"color": COLOURS["random"], "marker": "x"},
     "slimming": {"color": PALETTE[3], "marker": "s"},
 }
-TRAININGS = {"true labels": 0, "random labels": 1, "rate / 100": 4, "rate 0": 8}  # and their places in the palette
+# Kinds of training and their places in the palette.
+TRAININGS = {"true labels": 0, "random labels": 1, "constant rate": 2, "rate / 100": 4, "rate 0": 8}
+# Ways to a small network, by label and method of an arm: the name that a reader sees, and the style.
+WAYS = {
+    ("ticket", "merged"): ("ticket, merged nodes", METHODS["merged"]),
+    ("ticket", "random"): ("ticket, random nodes", METHODS["random"]),
+    ("ticket", "magnitude"): ("ticket, by magnitude", METHODS["magnitude"]),
+    ("scratch", "magnitude"): ("small, from scratch", {"color": PALETTE[4], "marker": "^"}),
+    ("layerwise", "magnitude"): ("small, layer by layer", {"color": PALETTE[5], "marker": "v"}),
+    ("short", "magnitude"): ("dense, fewer epochs", {"color": "k", "marker": "s"}),
+    ("end", "magnitude"): ("pruned at the end, trained again", {"color": PALETTE[6], "marker": "P"}),
+    ("slimming", "slimming"): ("the same, by slimming", {"color": PALETTE[3], "marker": "P"}),
+    ("rewound", "merged"): ("nodes of the end, first weights", {"color": PALETTE[7], "marker": "D"}),
+    ("snip", "magnitude"): ("single weights (SNIP)", {"color": PALETTE[9], "marker": "X"}),
+}
 
 
 def panel(axis: Axes, row: pd.Series, place: int, boundary: bool = True) -> None:
@@ -125,7 +139,7 @@ def settling(searches: pd.DataFrame, drop: int) -> Drawn:
     figure, axes = plt.subplots(len(cases), 2, figsize=(10, 0.9 + 2.7 * len(cases)), squeeze=False, sharex=True)
     curves = []
     for pair, name in zip(axes, cases, strict=True):
-        for _, row in searches[searches["case"] == name].iterrows():
+        for _, row in searches[searches["case"] == name].iloc[::-1].iterrows():
             matrix = analysis.distances(row)
             x, step, to_last = np.arange(1, len(matrix) + 1), np.diagonal(matrix, 1), matrix[:, -1]
             style = {"color": PALETTE[TRAININGS[row["kind"]]], "linewidth": 1.2}
@@ -349,36 +363,36 @@ def changes(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def arms(rows: pd.DataFrame) -> Figure:
-    """Test accuracy of every seed and its mean, and training operations, of tickets and their rivals, by network."""
-    order = list(dict.fromkeys(rows.sort_values("relative")["name"]))[::-1]
-    heights = [2 + own["name"].nunique() for _, own in rows.groupby("case", sort=False)]
-    shape = {"figsize": (9, 0.25 * sum(heights)), "height_ratios": heights, "squeeze": False}
-    figure, axes = plt.subplots(len(heights), 2, sharex="col", sharey="row", **shape)
-    for pair, (case, part) in zip(axes, rows.groupby("case", sort=False), strict=True):
-        groups = dict(list(part.groupby("name", sort=False)))
-        names = [name for name in order if name in groups]
-        for place, name in enumerate(names):
-            own, style = groups[name], {"color": arm_colour(name)}
-            pair[0].plot(own["accuracy"], [place] * len(own), "o", alpha=0.5, markersize=4, **style)
-            pair[0].plot(own["accuracy"].mean(), place, "|", markersize=13, markeredgewidth=2.2, **style)
-            pair[1].barh(place, own["relative"].mean(), height=0.6, **style)
-        pair[0].axvline(groups["dense"]["accuracy"].mean(), **NULL)
-        pair[1].axvline(1, **NULL)
-        pair[0].set_yticks(range(len(names)), names)
-        pair[0].set_title(f"{case}, n = {part['seed'].nunique()}")
-    axes[-1, 0].set(xlabel="test accuracy (%)")
-    axes[-1, 1].set(xlabel="operations (dense = 1)")
-    return figure
+def operations(rows: pd.DataFrame) -> Drawn:
+    """Test accuracy against training operations of the ways to a small network, one panel for each network.
 
-
-def arm_colour(name: str) -> str:
-    """Colour of an arm: of its method for tickets, black for the dense network, one for each kind of rival."""
-    if name == "dense":
-        return "k"
-    if (method := name.split()[-1]) in METHODS and name != "slimming":
-        return METHODS[method]["color"]
-    return PALETTE[6 if name in ("end", "slimming", "rewound", "snip") else 4]
+    Args:
+        rows: `case`, `seed`, `label`, `drawn`, `method`, `accuracy` (%), and `relative`, operations with dense = 1.
+    """
+    cases = [case for case, own in rows.groupby("case", sort=False) if own["label"].nunique() > 2]
+    figure, axes = plt.subplots(1, len(cases), figsize=(2.4 + 5 * len(cases), 4.4), squeeze=False, sharex=True)
+    points, legends = [], {}
+    for axis, case in zip(axes.flat, cases, strict=True):
+        own = rows[rows["case"] == case]
+        dense = own[own["label"] == "dense"].assign(label="short", method="magnitude")
+        for (label, method), part in pd.concat([own, dense]).groupby(["label", "method"], sort=False):
+            if (label, method) in WAYS:
+                name, style = WAYS[label, method]
+                found = [
+                    stats.mean_estimate(at["accuracy"].to_numpy()) | {"relative": at["relative"].mean()}
+                    for _, at in part.groupby("drawn", sort=False)
+                ]
+                table = pd.DataFrame(found).sort_values("relative")
+                bars = np.abs(table[["low", "high"]].T.to_numpy() - table["value"].to_numpy())
+                beside = 0.008 * (list(WAYS).index((label, method)) - len(WAYS) / 2)  # so that no bar hides another
+                style = style | {"capsize": 2, "markersize": 5, "linewidth": 1.2}
+                axis.errorbar(table["relative"] + beside, table["value"], bars, **style)
+                points.append(table.assign(case=case, way=name))
+                legends[name] = {"linestyle": "-"} | {k: v for k, v in style.items() if k != "capsize"}
+        axis.set(title=f"{case}, n = {own['seed'].nunique()}", xlabel="training operations (dense = 1)")
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    legend(figure, {name: legends[name] for name, _ in WAYS.values() if name in legends})
+    return figure, pd.concat(points)
 
 
 def slices(rows: pd.DataFrame) -> Figure:

@@ -2,8 +2,10 @@
 
 A *search* is a training whose codes and weights are kept after every epoch. Its spec holds `dataset`, `network`,
 `width`, `limit` (training images), `test_images`, `epochs`, `lr`, `batch_size`, `weight_decay`, `precision`, `side`
-(side² probes) and `seed`; `labels` "shuffled", `rate` (a constant learning rate, as a factor on lr) and `penalty` (L1
-on the scales of BatchNorm) are optional. The other trials start from a search: their specs hold its fields and their
+(side² probes) and `seed`. Optional are `epoch_images` (images of an epoch, drawn anew for each; all without it),
+`falls` (shares of the epochs after which the learning rate falls; a half and three quarters without it), `labels`
+"shuffled", `rate` (a constant learning rate, as a factor on lr), `stop` (epochs after which it ends) and `penalty` (L1
+on the scales of BatchNorm). The other trials start from a search: their specs hold its fields and their
 own.
 """
 
@@ -28,8 +30,10 @@ from lib.spline.measures import training_flops
 from lib.study import Study, generator, seed_from
 
 SEARCH = (
-    "dataset network width limit test_images epochs lr batch_size weight_decay precision side labels rate penalty"
+    "dataset network width limit test_images epochs lr batch_size weight_decay precision side epoch_images falls "
+    "labels rate stop penalty"
 ).split()
+FALLS = (0.5, 0.75)  # shares of the epochs after which the released code lowers the learning rate by 10
 MASK_RATIOS = (0.3, 0.5, 0.7)  # one mask-distance detector for each
 WATCHED = 100  # images on which losses are watched during training; no decision rests on them
 ARMS = ("ticket", "late", "reinit", "end", "rewound", "scratch", "layerwise", "short", "snip")
@@ -73,12 +77,13 @@ def normalised(dataset: Data, index: slice | list[int]) -> Tensor:
 
 
 def train(model: nn.Module, dataset: Data, spec: dict, phase: range, total: int, name: str, after=None) -> None:
-    """The epochs of a phase of a training of `total`: SGD, learning rate x 0.1 at a half and at three quarters.
+    """The epochs of a phase of a training of `total`: SGD, learning rate x 0.1 after each share `falls` of the epochs.
 
     With `rate` in the spec the learning rate is constant. The name is that of the random streams; `after` is called
     with the number of epochs done and the model.
     """
-    edges = [0, total] if "rate" in spec else [0, total // 2, total * 3 // 4, total]
+    falls = () if "rate" in spec else spec.get("falls", FALLS)
+    edges = [0, *(int(total * share + 1e-9) for share in falls), total]
     for drop, (begin, end) in enumerate(pairwise(edges)):
         first, last = max(begin, phase.start), min(end, phase.stop)
         if first < last:
@@ -86,9 +91,15 @@ def train(model: nn.Module, dataset: Data, spec: dict, phase: range, total: int,
                 model, dataset, epochs=last - first, seed=seed_from(spec["seed"], name, first),
                 lr=spec["lr"] * spec.get("rate", 1.0) * 0.1**drop, batch_size=spec["batch_size"],
                 weight_decay=spec["weight_decay"], schedule="constant",
-                precision=spec.get("precision", "float32"), device=str(dataset.train.labels.device),
+                precision=spec.get("precision", "float32"), epoch_images=spec.get("epoch_images", 0),
+                device=str(dataset.train.labels.device),
                 after_epoch=after and (lambda done, model, first=first: after(first + done, model)),
             )  # fmt: skip
+
+
+def images_of(spec: dict, dataset: Data) -> int:
+    """Images of one epoch of a search."""
+    return min(spec.get("epoch_images") or len(dataset.train), len(dataset.train))
 
 
 def accuracy(model: nn.Module, dataset: Data) -> float:
@@ -119,7 +130,7 @@ def search(spec: dict, device: str, weights: Path) -> dict:
             codes[name].append(measures.activation_codes(model, inputs))
         losses.append(training.evaluate(model, dataset.train.first(WATCHED), dataset, device=device)["loss"])
 
-    train(model, dataset, spec, range(spec["epochs"]), spec["epochs"], "search", after)
+    train(model, dataset, spec, range(spec.get("stop", spec["epochs"])), spec["epochs"], "search", after)
     row, units = {"loss": losses}, codes["canvas"][0].units
     for name, history in codes.items():
         by_layer = measures.distance_matrix(history)
@@ -319,7 +330,7 @@ def ticket(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     if spec["arm"] not in ARMS:
         raise unknown("arm", spec["arm"], ARMS)
     dataset = loaded(spec, device)
-    arm, epochs, draw, images = spec["arm"], spec["epochs"], spec["draw"], len(dataset.train)
+    arm, epochs, draw, images = spec["arm"], spec["epochs"], spec["draw"], images_of(spec, dataset)
     at = partial(snapshot, spec, dataset=dataset, folder=folder, device=device)
     seen = at(epochs if arm in ("late", "end", "rewound") else draw)
     source, stream = (
@@ -401,7 +412,7 @@ def pretrain(model: nn.Module, dataset: Data, spec: dict, budget: float) -> floa
     ends = [0, *(place + 1 for place, layer in enumerate(model.features) if isinstance(layer, nn.ReLU))]
     shape = tuple(dataset.train.images.shape[1:])
     whole = [measures.forward_flops(model.features[:end], shape) if end else 0 for end in ends]
-    price = len(dataset.train) * sum(after + 2 * (after - before) for before, after in pairwise(whole))
+    price = images_of(spec, dataset) * sum(after + 2 * (after - before) for before, after in pairwise(whole))
     epochs = max(1, int(budget / price))
     for start, end in pairwise(ends):
         width = next(layer for layer in model.features[start:end] if isinstance(layer, nn.Conv2d)).out_channels

@@ -7,13 +7,16 @@ import pytest
 from lib.spline import analysis
 
 
-def test_a_plateau_is_found_where_a_fall_ends_and_nowhere_else():
-    fall = np.exp(-0.5 * np.arange(12))
-    flat = np.concatenate([fall, np.full(18, fall[-1])])
-    assert analysis.plateau(flat, 30) in range(10, 15)
-    assert analysis.plateau(np.exp(-0.5 * np.arange(30)), 30) is None
-    assert analysis.plateau(np.ones(30), 30) is None  # it did not fall at first
-    assert analysis.plateau(flat, 12) is None  # the plateau would begin after the rate falls
+def test_the_slope_before_the_fall_of_the_rate_is_that_of_the_logarithm():
+    halving = 0.5 ** (np.arange(39) / 10)  # by half in ten epochs
+    assert analysis.slope(halving, 30) == pytest.approx(-1)
+    kinked = np.concatenate([halving[:14], np.full(15, halving[14]), halving[14:24] / 8])
+    assert analysis.slope(kinked, 30) == pytest.approx(0, abs=1e-9)  # neither the first epochs nor the fall count
+    assert analysis.slope(kinked, 30, share=0.9) < -0.3
+
+
+def test_the_last_steps_ignore_the_beginning():
+    assert analysis.last_steps([8.0] * 36 + [0.25] * 4) == pytest.approx(-2)
 
 
 def test_distances_read_a_row():

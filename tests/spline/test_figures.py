@@ -59,10 +59,20 @@ def test_the_figure_of_subsets_has_every_method_before_and_after_tuning():
     plt.close(figure)
 
 
-def test_tickets_have_the_colour_of_their_method():
-    assert figures.arm_colour("early random") == figures.METHODS["random"]["color"]
-    assert figures.arm_colour("dense") == "k"
-    assert figures.arm_colour("slimming") == figures.arm_colour("end") != figures.arm_colour("scratch")
+def test_ways_to_a_small_network_are_points_of_accuracy_and_operations():
+    rows = [
+        ("ticket", at, "merged", x, 60 + 30 * x + seed)
+        for at, x in (("prompt", 0.3), ("early", 0.5))
+        for seed in (0, 2)
+    ]
+    rows += [("dense", "", "", 1.0, 90.0 + seed) for seed in (0, 2)] + [("end", "early", "magnitude", 1.3, 88.0)] * 2
+    table = pd.DataFrame(rows, columns=["label", "drawn", "method", "relative", "accuracy"])
+    figure, numbers = figures.operations(table.assign(case="a", seed=[0, 2] * 4))
+    ticket = numbers[numbers["way"] == "ticket, merged nodes"]
+    assert ticket["relative"].tolist() == [0.3, 0.5]
+    assert ticket["value"].tolist() == [70.0, 76.0]
+    assert numbers.loc[numbers["way"] == "dense, fewer epochs", "value"].tolist() == [91.0]
+    plt.close(figure)
 
 
 def test_a_frame_of_the_film_shows_the_loss_until_its_epoch():
