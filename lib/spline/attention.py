@@ -83,7 +83,9 @@ class State:
         return torch.cat([value.flatten(1) > 0 for value in self.inputs], 1)
 
 
-def walk(model: nn.Module, images: Tensor, held: State | None = None, hold: Collection[str] = ()) -> tuple[Tensor, State]:
+def walk(
+    model: nn.Module, images: Tensor, held: State | None = None, hold: Collection[str] = ()
+) -> tuple[Tensor, State]:
     """Logits (n, classes) of a network in evaluation mode, and its state.
 
     Args:
@@ -183,7 +185,9 @@ def bends(model: nn.Module, images: Tensor, others: Tensor) -> dict:
         end = reach(model, image, way, at) * INSIDE
 
         def along(start: float, stop: float, way=way, image=image) -> Tensor:
-            return image + torch.linspace(start, stop, STEPS, dtype=way.dtype, device=way.device).view(-1, 1, 1, 1) * way
+            return (
+                image + torch.linspace(start, stop, STEPS, dtype=way.dtype, device=way.device).view(-1, 1, 1, 1) * way
+            )
 
         def slopes(points: Tensor, hold: Collection[str], way=way, at=at) -> Tensor:
             return jvp(lambda x: walk(model, x, at, hold)[0], (points,), (way.expand_as(points),))[1]
