@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from math import prod
+from math import ceil, log, prod
 from pathlib import Path
 
 import numpy as np
@@ -209,17 +209,16 @@ def toy_skipped(spec: dict, device: str, weights: Path) -> dict:
     return row | {"accuracy": accuracy, "error": skipping_error(model, test[:CHECKED])}
 
 
-def johnson_lindenstrauss(rows: int, dim: int, failure: float = 0.05) -> float:
-    """The error that no inner product of unit rows exceeds in `dim` Gaussian directions, but with this probability.
+def directions_needed(rows: int, error: float, failure: float = 0.05) -> int:
+    """Gaussian directions in which no inner product of unit rows is wrong by more than an error in (0, 1).
 
-    Source: with u, v of length 1, 4 u·v = |u + v|² - |u - v|²; the squared length of each of the rows (rows - 1) sums
-    and differences is wrong by a share e with probability 2 exp(-dim (e² / 4 - e³ / 6)) at most (Johnson and
-    Lindenstrauss; e <= 1). The bound is infinite where e would exceed 1.
+    It holds but for a probability `failure`, for any rows.
+
+    Source: Johnson and Lindenstrauss. With u, v of length 1, 4 u·v = |u + v|² - |u - v|². The squared length of each of
+    the rows (rows - 1) sums and differences is wrong by a share `error` with probability at most
+    2 exp(-d (error² / 4 - error³ / 6)) in d directions.
     """
-    needed = np.log(2 * rows * (rows - 1) / failure) / dim
-    if needed > 1 / 4 - 1 / 6:
-        return float("inf")
-    return float(min(root.real for root in np.roots([-1 / 6, 1 / 4, 0, -needed]) if root.real > 0))
+    return ceil(log(2 * rows * (rows - 1) / failure) / (error**2 / 4 - error**3 / 6))
 
 
 @torch.inference_mode()
@@ -263,7 +262,8 @@ def reduction(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
         where the layer has so many directions: `rank`, the rank correlation of the scores of all pairs with those of
         full rows; `data`, that with the `disagreement` of the network's nodes; `overlap` of the filters that
         `measures.twins` chooses, 0 at chance and 1 if they are the same; the largest `error` of an inner product of
-        unit rows; its `bound`, 2 where there is none; `excess`, the largest difference of error and bound of a pair.
+        unit rows; and `excess`, for "pca" the largest difference of an error and its bound, the product of the lengths
+        of the two rows' parts outside the directions (Cauchy and Schwarz), else 0.
     """
     dataset = trials.loaded(spec, device)
     model, rows = trials.snapshot(spec, spec["epoch"], dataset, folder, device), []
@@ -285,19 +285,15 @@ def _kept(
     layer: measures.Layer, full: Tensor, apart: Tensor, kind: str, dim: int, ratio: float, **options: object
 ) -> dict[str, float]:
     """One entry of `reduction`."""
-    unit, score, pairs = F.normalize(layer.weights, dim=1), full, torch.triu_indices(len(layer), len(layer), 1)
-    small, bound = unit, torch.zeros_like(full)
+    unit, pairs = F.normalize(layer.weights, dim=1), torch.triu_indices(len(layer), len(layer), 1)
+    small, score = unit, full
     if kind != "none":
-        small = measures.coordinates(layer.weights, dim, kind, **options)
-        score = measures.redundancy(measures.lengthened(small, layer.weights), layer.biases)
-        small = small / layer.weights.norm(dim=1, keepdim=True)
-        bound = torch.full_like(full, 2.0)
-    if kind == "pca":
-        tails = (1 - small.square().sum(1)).clamp_min(0).sqrt()
-        bound = tails[:, None] * tails
-    elif kind == "random":
-        bound = bound.fill_(johnson_lindenstrauss(len(layer), dim))
+        rows = measures.coordinates(layer.weights, dim, kind, **options)
+        score = measures.redundancy(measures.lengthened(rows, layer.weights), layer.biases)
+        small = rows / layer.weights.norm(dim=1, keepdim=True)
     error, quota = (small @ small.T - unit @ unit.T).abs(), int(ratio * len(layer))
+    tails = (1 - small.square().sum(1)).clamp_min(0).sqrt()
+    excess = error - tails[:, None] * tails if kind == "pca" else torch.zeros_like(error)
     chosen = [{node for _, node, _ in measures.twins([layer], [one], [quota], quota)} for one in (full, score)]
     chance = quota / len(layer)
     return {
@@ -305,8 +301,7 @@ def _kept(
         "data": stats.rank_correlation(score[*pairs], apart[*pairs]),
         "overlap": (len(chosen[0] & chosen[1]) / quota - chance) / (1 - chance),
         "error": float(error[*pairs].max()),
-        "bound": float(bound[*pairs].max()),
-        "excess": float((error - bound)[*pairs].max()),
+        "excess": float(excess[*pairs].max()),
     }
 
 
