@@ -67,6 +67,10 @@ PUBLIC = (  # keys of `models.PUBLIC`
 PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolved before a spec is made
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
+SHAPES = (  # architectures whose shapes random filters can have at full width
+    *("vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet32", "resnet44", "resnet56"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet", "mobilenet_v2"),
+)
 MODES = {"OUT", "IN", "KH", "KW"}
 # Networks that have one width only.
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
@@ -82,7 +86,7 @@ RANGES = (
         "1 or more",
         lambda value: value >= 1,
         "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
-        "*_count *_counts bits",
+        "*_count *_counts bits *_depth *_dims segments token_width",
     ),
     (
         "above 0 and at most 1",
@@ -400,7 +404,15 @@ def _spline(values: dict) -> Iterator[Check]:
         fits = entry.partition("/")[0] in PLAIN
         yield fits, f"full holds {entry!r}, which cannot be trained layer by layer: take {', '.join(PLAIN)}"
     yield values["side"] ** 2 <= values["test_images"], "side * side probes must not exceed test_images"
-    yield from _enough(values, 2, "seeds", "exact_seeds", "toy_seeds", "change_seeds")
+    yield from _enough(values, 2, "seeds", "exact_seeds", "toy_seeds", "change_seeds", "transformer_seeds")
+    yield values["transformer_epochs"] >= 12, "transformer_epochs must be 12 or more: half of them hold five distances"
+    yield values["token_width"] % 4 == 0, "token_width must be a multiple of 4, the number of heads"
+    yield values["skipped_images"] <= values["test_images"], "skipped_images must not exceed test_images"
+    data = [name.partition("/")[2] or values["dataset"] for name in values["networks"]]
+    classes = min(DATASETS[name]["classes"] for name in data)
+    yield max(values["reduced_dims"], default=0) <= classes, f"reduced_dims must not exceed the {classes} classes"
+    yield from _among(values, "random_shapes", SHAPES)
+    yield from _among(values, "public", PUBLIC)
     yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"
     yield 4 in values["tuned_levels"], "tuned_levels must hold 4, at which P4.9 and P4.10 are read"
     yield max(values["levels"], default=0) >= 8, "levels must hold one of 8 or more, where P4.7 is read"
