@@ -137,6 +137,7 @@ def codes(model: nn.Module, probes: Tensor) -> measures.Codes:
     return measures.Codes(names, tuple(bits.shape[1] for bits in inputs), words)
 
 
+@torch.no_grad()
 def reach(model: nn.Module, image: Tensor, way: Tensor, held: State) -> float:
     """The t at which image + t * way (each (1, channels, size, size)) leaves the region of the image's code.
 

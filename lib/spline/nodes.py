@@ -163,6 +163,7 @@ def skipping_error(model: nn.Module, images: Tensor) -> float:
 
     def skip(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         kept = (inputs[0][0] != 0).flatten(1).any(1) if inputs[0].dim() > 2 else inputs[0][0] != 0
+        kept[0] |= not kept.any()
         x, weight = inputs[0][:, kept], layer.weight[:, kept]
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, layer.bias)
