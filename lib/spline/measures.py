@@ -242,7 +242,7 @@ def coordinates(
         raise ValueError(f"Reduction is {kind!r}; it must be one of {', '.join(REDUCTIONS)}.")
     weights = weights.double()
     spanned = means.double() if kind == "means" else weights
-    if not 1 <= dim <= min(spanned.shape):
+    if dim < 1 or (kind != "random" and dim > min(spanned.shape)):
         raise ValueError(f"Rows of shape {tuple(spanned.shape)} cannot be reduced to {dim} dimensions.")
     if kind == "random":
         return weights @ torch.randn(weights.shape[1], dim, generator=generator, dtype=torch.float64) / dim**0.5
