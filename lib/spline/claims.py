@@ -209,7 +209,7 @@ RULES = (
         statistic="largest relative change of the slope inside a region, both held",
         relation="<",
         threshold=1e-9,
-        null="what the same segments show with nothing held: about a thousandth",
+        null="what the same segments show with nothing held: some thousandths",
         n_unit="segments",
         mathematical=True,
     ),
