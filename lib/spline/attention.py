@@ -176,8 +176,8 @@ def bends(model: nn.Module, images: Tensor, others: Tensor) -> dict:
         `reach` of the region (median, in ways to the other image); inside it the turn with attention and norms held
         (`inside`, largest) and with nothing held (`inside_free`, median); `same_code`, the share of segments on which
         no sign changes when nothing is held; `border`: log10 of the turn inside over that on an equally long segment
-        centred on the border, attention and norms held (mean); `log_bend`, flat: mean log10 of the deviation for each
-        of HELD and LENGTHS.
+        centred on the border, attention and norms held (mean); `log_bend`, flat: median log10 of the deviation for
+        each of HELD and LENGTHS.
     """
     model, images, others = deepcopy(model).double().eval(), images.double(), others.double()
     reached, inside, free, same, border, logs = [], [], [], [], [], []
@@ -207,7 +207,7 @@ def bends(model: nn.Module, images: Tensor, others: Tensor) -> dict:
     return {
         "reach": float(np.median(reached)), "inside": max(inside), "inside_free": float(np.median(free)),
         "same_code": float(np.mean(same)), "border": float(np.log10(np.maximum(border, 1e-16)).mean()),
-        "log_bend": np.log10(logs).reshape(len(images), len(LENGTHS), -1).mean(0).T.ravel().tolist(),
+        "log_bend": np.median(np.log10(np.maximum(logs, 1e-16)).reshape(len(images), len(LENGTHS), -1), 0).T.ravel().tolist(),
     }  # fmt: skip
 
 

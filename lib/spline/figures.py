@@ -364,6 +364,7 @@ def skipped(rows: pd.DataFrame) -> Drawn:
         pair[0].set_xticks(range(own["label"].nunique()), own["label"].unique())
         pair[0].set(ylabel="operations saved (%)", title=f"{case}, whole network")
         pair[1].set(xlabel="convolutions and linear layers, in order", title="by layer, at the end")
+        pair[1].xaxis.get_major_locator().set_params(integer=True)
     legend(figure, WAYS, f"n = {rows['seed'].nunique()} trainings")
     return figure, pd.concat(table)
 
