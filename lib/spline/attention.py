@@ -204,10 +204,11 @@ def bends(model: nn.Module, images: Tensor, others: Tensor) -> dict:
             outputs = [walk(model, along(0, length), at, hold)[0] for hold in HELD]
             size = (outputs[0][-1] - outputs[0][0]).norm()
             logs.append([deviation(own, size) for own in outputs])
+    table = np.log10(np.maximum(logs, 1e-16)).reshape(len(images), len(LENGTHS), -1)
     return {
         "reach": float(np.median(reached)), "inside": max(inside), "inside_free": float(np.median(free)),
         "same_code": float(np.mean(same)), "border": float(np.log10(np.maximum(border, 1e-16)).mean()),
-        "log_bend": np.median(np.log10(np.maximum(logs, 1e-16)).reshape(len(images), len(LENGTHS), -1), 0).T.ravel().tolist(),
+        "log_bend": np.median(table, 0).T.ravel().tolist(),
     }  # fmt: skip
 
 
