@@ -68,6 +68,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolve
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
 RIVALS = ("end", "rewound", "slimming", "snip")  # prior ways to a pruned network
+SHAPES = (  # architectures whose shapes random filters can have at full width
+    *("vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet32", "resnet44", "resnet56"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet", "mobilenet_v2"),
+)
 MODES = {"OUT", "IN", "KH", "KW"}
 # Networks that have one width only.
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
@@ -84,7 +88,7 @@ RANGES = (
         "1 or more",
         lambda value: value >= 1,
         "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
-        "*_count *_counts bits *_widths",
+        "*_count *_counts bits *_widths *_depth *_dims segments token_width",
     ),
     (
         "above 0 and at most 1",
@@ -414,7 +418,17 @@ def _spline(values: dict) -> Iterator[Check]:
     long = values["migration_epochs"]
     fits = long == sorted({*long}) and long[-1] / 16 in long
     yield fits, "migration_epochs must rise, and hold a sixteenth of the last one, where P4.E5 begins"
-    yield from _enough(values, 2, "seeds", "other_seeds", "exact_seeds", "toy_seeds", "change_seeds")
+    yield from _enough(
+        values, 2, "seeds", "other_seeds", "exact_seeds", "toy_seeds", "change_seeds", "transformer_seeds"
+    )
+    yield values["transformer_epochs"] >= 12, "transformer_epochs must be 12 or more: half of them hold five distances"
+    yield values["token_width"] % 4 == 0, "token_width must be a multiple of 4, the number of heads"
+    yield values["skipped_images"] <= values["test_images"], "skipped_images must not exceed test_images"
+    data = [name.partition("/")[2] or values["dataset"] for name in values["networks"]]
+    classes = min(DATASETS[name]["classes"] for name in data)
+    yield max(values["reduced_dims"], default=0) <= classes, f"reduced_dims must not exceed the {classes} classes"
+    yield from _among(values, "random_shapes", SHAPES)
+    yield from _among(values, "public", PUBLIC)
     yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"
     yield 4 in values["tuned_levels"], "tuned_levels must hold 4, at which P4.9 and P4.10 are read"
     yield max(values["levels"], default=0) >= 8, "levels must hold one of 8 or more, where P4.7 is read"

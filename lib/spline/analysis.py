@@ -1,13 +1,14 @@
 """The statistics of paper 4, on rows of its trials."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
 from lib import stats
-from lib.spline import measures
+from lib.spline import attention, measures
 
 
 def distances(row: pd.Series, probes: str = "canvas") -> np.ndarray:
@@ -37,9 +38,9 @@ def epochs_at_early_bird(matrix: np.ndarray) -> int:
     return len(matrix) * 3 // 4 if found is None else found + 1
 
 
-def settled(step: Sequence[float], drop: int) -> float:
-    """Mean of d(t, t - 1) over the five epochs before the rate first falls."""
-    return float(np.mean(step[drop - 6 : drop - 1]))
+def settled(step: Sequence[float], drop: int, epochs: int = 5) -> float:
+    """Mean of d(t, t - 1) over the last epochs before the rate first falls."""
+    return float(np.mean(step[drop - 1 - epochs : drop - 1]))
 
 
 def last_steps(step: Sequence[float], share: float = 0.1) -> float:
@@ -130,3 +131,63 @@ def size_correlation(share: Sequence[float], *sizes: Sequence[float]) -> float:
     if np.ptp(share) == 0:
         return 0.0
     return max(abs(float(scipy_stats.spearmanr(share, size).statistic)) for size in sizes if np.ptp(size) > 0)
+
+
+def signed_correlations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Signed rank correlations of the share pruned per layer with `fan_in` and `width_of`; 0 if either does not vary.
+
+    There is a row for each of the rows' `case`, filters ("own" or "random") and rows ("full" or "reduced").
+    """
+    found = []
+    for _, row in rows.iterrows():
+        for filters, label in product(("trained", "random"), ("full", "reduced")):
+            share = row[f"share_{filters}_{label}"]
+            entry = {"case": row["case"], "filters": "own" if filters == "trained" else filters, "rows": label}
+            for size in ("fan_in", "width_of"):
+                varies = np.ptp(share) > 0 and np.ptp(row[size]) > 0
+                entry[size] = float(scipy_stats.spearmanr(share, row[size]).statistic) if varies else 0.0
+            found.append(entry)
+    return pd.DataFrame(found)
+
+
+def size_excess(rows: pd.DataFrame, *sizes: str) -> np.ndarray:
+    """How much the reduction frees filters from the sizes of their layers, beyond random filters; one value a row.
+
+    It is the largest |rank correlation| of the share pruned with one of the columns `sizes`, filters minus random ones
+    of the same shapes, of full rows minus that of reduced ones.
+    """
+
+    def follows(row: pd.Series, filters: str, label: str) -> float:
+        return size_correlation(row[f"share_{filters}_{label}"], *(row[size] for size in sizes))
+
+    def beyond(row: pd.Series, label: str) -> float:
+        return follows(row, "trained", label) - follows(row, "random", label)
+
+    return np.array([beyond(row, "full") - beyond(row, "reduced") for _, row in rows.iterrows()])
+
+
+def saved(row: pd.Series, way: str) -> float:
+    """Share (%) of the operations of a network that a way to skip idle nodes saves."""
+    return float(100 * (1 - np.sum(row[way]) / np.sum(row["dense"])))
+
+
+def log_bend(row: pd.Series, hold: Sequence[str], length: float, when: str = "") -> float:
+    """log10 of a transformer's deviation from the chord with some parts held, trained or `when` "_untrained"."""
+    table = np.reshape(row[f"log_bend{when}"], (len(attention.HELD), len(attention.LENGTHS)))
+    return float(table[attention.HELD.index(tuple(hold)), attention.LENGTHS.index(length)])
+
+
+def smooth_over_code(row: pd.Series, length: float = 0.1, when: str = "") -> float:
+    """log10 of the bend by attention and LayerNorm over the bend by the code, along a segment of some length."""
+    return log_bend(row, ("gates",), length, when) - log_bend(row, attention.SMOOTH, length, when)
+
+
+def kept_ranking(kept: pd.DataFrame, column: str = "rank") -> pd.DataFrame:
+    """Mean of a column of reductions over layers and dimensions that all kinds have, by filters, unit and kind.
+
+    The rows hold `case`, `seed`, `layer`, `filters`, `kind` and `dim`.
+    """
+    several = kept[kept["kind"] != "none"]
+    keys = ["case", "seed", "layer", "filters", "dim"]
+    common = several.groupby(keys)["kind"].transform("nunique") == several["kind"].nunique()
+    return several[common].groupby(["filters", "case", "seed", "kind"], sort=False)[column].mean().unstack()

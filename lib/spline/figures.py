@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lib import stats
 from lib.figures import COLOURS, NULL, PALETTE, legend
-from lib.spline import analysis
+from lib.spline import analysis, attention
 from lib.spline.measures import THRESHOLD
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -409,3 +409,124 @@ def slices(rows: pd.DataFrame) -> Figure:
         low, high = corners.min(0), corners.max(0)
         _plain(axis, [low[0], high[0]], f"{row['title']}\n{row['regions']:,} regions", [low[1], high[1]])
     return figure
+
+
+HELD = {  # parts of a transformer that are free while the others are held
+    "everything": {"color": "k", "marker": "o"},
+    "the code": {"color": PALETTE[0], "marker": "s"},
+    "attention and norms": {"color": PALETTE[2], "marker": "D"},
+    "attention": {"color": PALETTE[4], "marker": "^"},
+    "norms": {"color": PALETTE[6], "marker": "v"},
+}
+
+
+def transformers(rows: pd.DataFrame, drop: int) -> Drawn:
+    """Bends of trained transformers along segments, by what is free; code distances of consecutive epochs."""
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.9))
+    true, table = rows[rows["kind"] == "true labels"], []
+    for axis, activation in zip(axes, ("relu", "gelu"), strict=False):
+        own = true[true["activation"] == activation]
+        for (free, style), hold in zip(HELD.items(), attention.HELD, strict=True):
+            for when, line in (("", "-"), ("_untrained", ":")):
+                values = [
+                    [analysis.log_bend(row, hold, x, when) for x in attention.LENGTHS] for _, row in own.iterrows()
+                ]
+                mean, half = np.mean(values, 0), stats.quantile() * np.std(values, 0, ddof=1) / len(own) ** 0.5
+                spread = [10**mean - 10 ** (mean - half), 10 ** (mean + half) - 10**mean]
+                axis.errorbar(attention.LENGTHS, 10**mean, None if when else spread, ls=line, capsize=2, **style)
+                numbers = {"length": attention.LENGTHS, "log10 of the deviation": mean}
+                table.append(pd.DataFrame(numbers).assign(activation=activation, free=free, trained=not when))
+        axis.set(xscale="log", yscale="log", xlabel="length (1: the other image)")
+        axis.set_title({"relu": "ReLU", "gelu": "GELU"}[activation])
+    axes[0].set_ylabel("deviation from the chord")
+    for _, row in rows[rows["activation"] == "relu"].iterrows():
+        step = np.diagonal(analysis.distances(row), 1)
+        axes[2].plot(np.arange(2, len(step) + 2), step, color=PALETTE[TRAININGS[row["kind"]]], linewidth=1.2)
+        numbers = {"epoch": np.arange(2, len(step) + 2), "step": step, "seed": row["seed"], "kind": row["kind"]}
+        table.append(pd.DataFrame(numbers))
+    axes[2].axvline(drop + 0.5, **NULL)
+    axes[2].axhline(THRESHOLD, color="k", linestyle="--", linewidth=0.9)
+    axes[2].set(yscale="log", xlabel="epoch", ylabel="code distance (share of bits)")
+    axes[2].set_title("ReLU, from the epoch before")
+    entries = HELD | {"untrained": {"ls": ":"}} | {kind: {"color": PALETTE[TRAININGS[kind]]} for kind in rows["kind"]}
+    legend(figure, entries, f"free, n = {true['seed'].nunique()} seeds")
+    return figure, pd.concat(table)
+
+
+WAYS = {  # ways to skip idle nodes
+    "position": {"color": PALETTE[0], "marker": "o"},
+    "known": {"color": PALETTE[4], "marker": "^"},
+    "whole": {"color": PALETTE[2], "marker": "s"},
+    "static": {"color": PALETTE[6], "marker": "D"},
+    "shuffled": NULL | {"marker": "x"},
+}
+
+
+def skipped(rows: pd.DataFrame) -> Drawn:
+    """Operations saved by ways to skip idle nodes: by epoch, every seed and its mean; by layer of the last epoch."""
+    cases = rows["case"].unique()
+    figure, axes = plt.subplots(len(cases), 2, figsize=(10, 0.7 + 3 * len(cases)), squeeze=False)
+    table = []
+    for pair, case in zip(axes, cases, strict=True):
+        own = rows[rows["case"] == case]
+        last = own[own["label"] == "end"]
+        for shift, (way, style) in zip(np.linspace(-0.16, 0.16, len(WAYS)), WAYS.items(), strict=True):
+            total = own.assign(saved=[analysis.saved(row, way) for _, row in own.iterrows()])
+            x = pd.factorize(total["label"])[0]
+            pair[0].plot(x + shift, total["saved"], ls="", alpha=0.5, marker=style["marker"], color=style["color"])
+            means = total.groupby("label", sort=False)["saved"].mean()
+            pair[0].plot(np.arange(len(means)) + shift, means, **(style | {"marker": "_", "markersize": 12}))
+            shares = 100 * (1 - np.array([np.divide(row[way], row["dense"]) for _, row in last.iterrows()])).mean(0)
+            pair[1].plot(range(len(shares)), shares, **style)
+            table.append(total[["case", "label", "seed", "saved"]].assign(way=way))
+            table.append(pd.DataFrame({"case": case, "layer": last.iloc[0]["layer"], "saved": shares, "way": way}))
+        pair[0].set_xticks(range(own["label"].nunique()), own["label"].unique())
+        pair[0].set(ylabel="operations saved (%)", title=f"{case}, whole network")
+        pair[1].set(xlabel="convolutions and linear layers, in order", title="by layer, at the end")
+        pair[1].xaxis.get_major_locator().set_params(integer=True)
+    legend(figure, WAYS, f"n = {rows['seed'].nunique()} trainings")
+    return figure, pd.concat(table)
+
+
+KINDS = {
+    "pca": {"color": PALETTE[2], "marker": "o"},
+    "means": {"color": PALETTE[0], "marker": "s"},
+    "random": {"color": COLOURS["random"], "marker": "x"},
+}
+
+
+def reductions(kept: pd.DataFrame, signed: pd.DataFrame) -> Drawn:
+    """What directions keep of the ranking of redundant pairs; how shares pruned follow the fan-in of layers.
+
+    `kept` has one row an entry of the trial; `signed` is of `analysis.signed_correlations`, whose cases are averaged.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.9), width_ratios=[1, 1, 1.1])
+    titles = {"rank": "full scores of pairs", "data": "disagreement on images"}
+    for axis, (column, title) in zip(axes, titles.items(), strict=False):
+        for filters, line in (("trained", "-"), ("random", ":")):
+            for kind, style in KINDS.items():
+                own = kept[(kept["filters"] == filters) & (kept["kind"] == kind)]
+                means = own.groupby(["dim", "case", "seed"])[column].mean().groupby("dim")
+                half = stats.quantile() * means.sem().fillna(0)
+                axis.errorbar(means.mean().index, means.mean(), half, capsize=2, ls=line, **style)
+        axis.set(xscale="log", xlabel="directions", title=title)
+        axis.set_xticks(dims := sorted(set(kept["dim"]) - {0}), dims)
+        axis.minorticks_off()
+    full = kept[(kept["kind"] == "none") & (kept["filters"] == "trained")]
+    axes[1].axhline(full["data"].mean(), color="k", linestyle="--", linewidth=0.9)
+    axes[0].set_ylabel("rank correlation")
+    names = list(dict.fromkeys(signed["case"]))
+    for (filters, label), own in signed.groupby(["filters", "rows"], sort=False):
+        means = own.groupby("case", sort=False)["fan_in"].mean()
+        style = {"color": PALETTE[0] if label == "full" else PALETTE[2], "marker": "o" if filters == "own" else "x"}
+        axes[2].plot(means, [names.index(name) for name in means.index], ls="", **style)
+    axes[2].axvline(0, **NULL)
+    axes[2].set_yticks(range(len(names)), names, fontsize=7)
+    axes[2].set(xlabel="rank correlation with fan-in", xlim=(-1.05, 1.05), title="share pruned")
+    entries = {{"pca": "PCA", "means": "class means", "random": "random"}[kind]: s for kind, s in KINDS.items()}
+    entries |= {"random filters": {"ls": ":"}, "full rows": {"ls": "--", "lw": 0.9}}
+    entries |= {"share, full": {"ls": "", "marker": "o", "color": PALETTE[0]}}
+    entries |= {"share, reduced": {"ls": "", "marker": "o", "color": PALETTE[2]}}
+    legend(figure, entries | {"share, random": {"ls": "", "marker": "x"}}, f"n = {kept['seed'].nunique()} seeds")
+    columns = ["case", "seed", "layer", "filters", "kind", "dim", "rank", "data", "overlap"]
+    return figure, pd.concat([kept[columns], signed])

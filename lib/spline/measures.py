@@ -21,6 +21,7 @@ from lib.provenance import CompanionError, unknown
 from lib.spline.walk import AFFINE, MAXIMA, POOLS, RELU
 
 FORMS = ("raw", "normalised", "signed")
+REDUCTIONS = ("pca", "random", "means")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 THRESHOLD, LOOKBACK = 0.16, 3  # defaults of the released code; the paper's printed values are unknown
 MASK_KEPT, MASK_LIMIT = 5, 0.1  # of the mask-distance detector (You et al. 2020)
@@ -220,6 +221,42 @@ def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float
     return score.masked_fill_(~(has_line[:, None] & has_line), torch.inf)
 
 
+def coordinates(
+    weights: Tensor,
+    dim: int,
+    kind: str = "pca",
+    *,
+    means: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Coordinates (K, dim) of the rows (K, inputs) of a layer in fewer directions, float64.
+
+    The kind is "pca": the leading right singular vectors of the rows, uncentred; "random": Gaussian directions from the
+    generator, scaled so that inner products are right on average; or "means": the leading right singular vectors of
+    `means` (classes, inputs), of what the layer reads for each class.
+
+    Raises:
+        ValueError: for another kind, or if there are fewer directions.
+
+    Source: paper 4 names a PCA-like reduction; uncentred, and compared with the others, by this companion.
+    """
+    if kind not in REDUCTIONS:
+        raise ValueError(f"Reduction is {kind!r}; it must be one of {', '.join(REDUCTIONS)}.")
+    weights = weights.double()
+    spanned = means.double() if kind == "means" else weights
+    if dim < 1 or (kind != "random" and dim > min(spanned.shape)):
+        raise ValueError(f"Rows of shape {tuple(spanned.shape)} cannot be reduced to {dim} dimensions.")
+    if kind == "random":
+        return weights @ torch.randn(weights.shape[1], dim, generator=generator, dtype=torch.float64) / dim**0.5
+    left, values, right = torch.linalg.svd(spanned, full_matrices=False)
+    return left[:, :dim] * values[:dim] if kind == "pca" else weights @ right[:dim].T
+
+
+def lengthened(small: Tensor, weights: Tensor) -> Tensor:
+    """Reduced rows (K, dim), each at the full length of its row of the weights (K, inputs)."""
+    return small * (weights.double().norm(dim=1) / small.norm(dim=1).clamp_min(1e-300))[:, None]
+
+
 def reduced(weights: Tensor, dim: int) -> Tensor:
     """Rows in the `dim` leading directions of their layer, each at its full length.
 
@@ -227,14 +264,8 @@ def reduced(weights: Tensor, dim: int) -> Tensor:
 
     Raises:
         ValueError: if the rows have fewer directions.
-
-    Source: paper 4 names a PCA-like reduction; uncentred and at full length by this companion.
     """
-    if not 1 <= dim <= min(weights.shape):
-        raise ValueError(f"Rows of shape {tuple(weights.shape)} cannot be reduced to {dim} dimensions.")
-    left, values, _ = torch.linalg.svd(weights.double(), full_matrices=False)
-    small = left[:, :dim] * values[:dim]
-    return small * (weights.double().norm(dim=1) / small.norm(dim=1).clamp_min(1e-300))[:, None]
+    return lengthened(coordinates(weights, dim), weights)
 
 
 def merge(outgoing: Tensor, kept: int, removed: int, norms: Tensor) -> Tensor:

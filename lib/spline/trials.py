@@ -9,6 +9,7 @@ on the scales of BatchNorm). The other trials start from a search: their specs h
 own.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -177,11 +178,21 @@ def oneshot(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     row = dict(zip(("method", "scope", "ratio", "accuracy"), map(list, zip(*rows, strict=True)), strict=True))
     row |= {"dense": accuracy(model, dataset), "width_of": [len(own) for own in found]}
     row["fan_in"] = [own.weights.shape[1] for own in found]
+    return row | shares(found, spec["share_ratio"], spec["seed"])
+
+
+def shares(found: Sequence[measures.Layer], ratio: float, seed: int) -> dict[str, list[float]]:
+    """The share of each layer that goes, by the signed score over all layers, of these and of random filters.
+
+    The keys are "share_trained_full", "share_trained_reduced", to the number of directions that all layers have, and
+    the same of random filters.
+    """
     dim = min(min(own.weights.shape) for own in found)
-    random = [_random_like(own, generator(spec["seed"], "filters", own.name)) for own in found]
+    random = [random_like(own, generator(seed, "filters", own.name)) for own in found]
+    row = {}
     for name, layers in (("trained", found), ("random", random)):
         for label, size in (("full", None), ("reduced", dim)):
-            dropped = measures.choose(layers, spec["share_ratio"], "signed", "global", dim=size)
+            dropped = measures.choose(layers, ratio, "signed", "global", dim=size)
             gone = [sum(k == place for k, _, _ in dropped) / len(own) for place, own in enumerate(layers)]
             row[f"share_{name}_{label}"] = gone
     return row
@@ -303,7 +314,7 @@ def _scales(model: nn.Module) -> Tensor:
     return torch.cat([torch.zeros(0), *(norm.weight.detach().cpu() for norm in _norms(model))])
 
 
-def _random_like(own: measures.Layer, stream: torch.Generator) -> measures.Layer:
+def random_like(own: measures.Layer, stream: torch.Generator) -> measures.Layer:
     """Gaussian rows of the same shape and lengths, with the same offsets and outgoing weights."""
     rows = torch.randn(own.weights.shape, generator=stream, dtype=torch.float64)
     return replace(own, weights=rows / rows.norm(dim=1, keepdim=True) * own.weights.norm(dim=1, keepdim=True))
