@@ -32,7 +32,7 @@ METHODS = {  # ways to choose nodes
 # Kinds of training and their places in the palette.
 TRAININGS = {"true labels": 0, "random labels": 1, "constant rate": 2, "rate / 100": 4, "rate 0": 8}
 # Ways to a small network, by label and method of an arm: the name that a reader sees, and the style.
-WAYS = {
+ARMS = {
     ("ticket", "merged"): ("ticket, merged nodes", METHODS["merged"]),
     ("ticket", "random"): ("ticket, random nodes", METHODS["random"]),
     ("ticket", "magnitude"): ("ticket, by magnitude", METHODS["magnitude"]),
@@ -376,22 +376,22 @@ def operations(rows: pd.DataFrame) -> Drawn:
         own = rows[rows["case"] == case]
         dense = own[own["label"] == "dense"].assign(label="short", method="magnitude")
         for (label, method), part in pd.concat([own, dense]).groupby(["label", "method"], sort=False):
-            if (label, method) in WAYS:
-                name, style = WAYS[label, method]
+            if (label, method) in ARMS:
+                name, style = ARMS[label, method]
                 found = [
                     stats.mean_estimate(at["accuracy"].to_numpy()) | {"relative": at["relative"].mean()}
                     for _, at in part.groupby("drawn", sort=False)
                 ]
                 table = pd.DataFrame(found).sort_values("relative")
                 bars = np.abs(table[["low", "high"]].T.to_numpy() - table["value"].to_numpy())
-                beside = 0.008 * (list(WAYS).index((label, method)) - len(WAYS) / 2)  # so that no bar hides another
+                beside = 0.008 * (list(ARMS).index((label, method)) - len(ARMS) / 2)  # so that no bar hides another
                 style = style | {"capsize": 2, "markersize": 5, "linewidth": 1.2}
                 axis.errorbar(table["relative"] + beside, table["value"], bars, **style)
                 points.append(table.assign(case=case, way=name))
                 legends[name] = {"linestyle": "-"} | {k: v for k, v in style.items() if k != "capsize"}
         axis.set(title=f"{case}, n = {own['seed'].nunique()}", xlabel="training operations (dense = 1)")
     axes[0, 0].set_ylabel("test accuracy (%)")
-    legend(figure, {name: legends[name] for name, _ in WAYS.values() if name in legends})
+    legend(figure, {name: legends[name] for name, _ in ARMS.values() if name in legends})
     return figure, pd.concat(points)
 
 
