@@ -27,7 +27,7 @@ from lib import baselines, models, provenance, run, summary
 from lib.latent import trials as latent_trials
 from lib.provenance import PREFIX, root
 from lib.spaces import trials as spaces_trials
-from lib.spline import toy
+from lib.spline import attention, contests, migration, nodes, toy
 from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
@@ -66,7 +66,10 @@ def studies(folder: Path) -> dict[str, Study]:
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
     made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
+    made += [attention.study(folder)]
+    made += [nodes.study(name, folder) for name in ("skipped", "toy_skipped", "reductions", "filters")]
     made += [toy.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling", "pictures")]
+    made += [contests.study(name, folder) for name in ("routes", "optima")] + [migration.study(folder)]
     return {study.name: study for study in made}
 
 
@@ -75,7 +78,8 @@ def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
     if name in ("01_latent_kl.heads", "01_latent_kl.projections", "01_latent_kl.tasks"):
         features = latent_trials.feature_spec(spec)
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
-    if name in ("04_spline_early_bird.tickets", "04_spline_early_bird.oneshots", "04_spline_early_bird.slices"):
+    searched = "tickets oneshots slices skipped reductions".split()
+    if name in [f"04_spline_early_bird.{one}" for one in searched]:
         return [("04_spline_early_bird.searches", spline_trials.search_spec(spec))]
     if spec.get("source") == "trained" and not name.startswith(("00_", "04_")):
         return [("00_baselines.networks", baselines.dense_spec(spec))]
