@@ -10,7 +10,7 @@ from torch import nn
 
 from lib import data, models, training
 from lib.data import Data
-from lib.parameters import DATASETS, profile_parameters
+from lib.parameters import profile_parameters
 from lib.provenance import CompanionError
 from lib.store import canonical
 from lib.study import Study, generator, seed_from
@@ -69,7 +69,7 @@ def measure_costs(spec: dict, device: str, weights: Path) -> dict:
     Returns:
         Parameters, MACs of one image, and the median milliseconds of a forward pass of 1 and of 128 images.
     """
-    entry, model = DATASETS[spec["dataset"]], untrained(spec)
+    entry, model = data.entry(spec["dataset"]), untrained(spec)
     shape = (entry["channels"], entry["size"], entry["size"])
     row = {"parameters": models.count_parameters(model), "macs": models.count_macs(model, (1, *shape))}
     return row | {f"made_latency_{n}_ms": training.latency_ms(model, (n, *shape), device) for n in (1, 128)}
@@ -109,7 +109,7 @@ def baseline_specs(parameters: dict) -> list[dict]:
     linear, specs = {"augment": False, "lr": parameters["linear_lr"]}, []
     for network in parameters["networks"]:
         specs += trained(network, parameters["seeds"], **(linear if network == "linear" else {}))
-    for network, dataset in (name.split("/") for name in parameters["elsewhere"]):
+    for network, dataset in (name.split("/", 1) for name in parameters["elsewhere"]):
         specs += trained(network, parameters["seeds"], dataset=dataset)
     specs += trained(parameters["null_network"], parameters["null_seeds"], labels="shuffled")
     for network, dataset in (name.split("/") for name in parameters["public"]):
@@ -173,7 +173,7 @@ def dense_spec(spec: dict) -> dict:
 
 def untrained(spec: dict) -> nn.Module:
     """The architecture of a baseline's spec with arbitrary weights; needs neither its data nor its checkpoint."""
-    shape = {name: DATASETS[spec["dataset"]][name] for name in SHAPE}
+    shape = {name: data.entry(spec["dataset"])[name] for name in SHAPE}
     return models.build(models.architecture(spec["network"]), **_options(spec), **shape)
 
 
@@ -193,6 +193,44 @@ def baseline(spec: dict, folder: Path, device: str = "cpu") -> tuple[nn.Module, 
     if spec["source"] == "trained":
         models.load(model, baselines(folder).weights(spec, device))
     return model.to(device).eval(), dataset
+
+
+def starting(
+    network: str,
+    dataset: str,
+    *,
+    weights: str = "",
+    epochs: int = 0,
+    lr: float = 0.1,
+    precision: str = "float32",
+    device: str = "cpu",
+) -> tuple[nn.Module, Data]:
+    """A network of a reader's own choice, in evaluation mode, and its data set; nothing of it is stored.
+
+    Args:
+        network: as `models.build` takes it.
+        dataset: as `data.load` takes it.
+        weights: a file with the network's parameters and buffers: safetensors, or what `torch.save` wrote of them.
+        epochs: of training, by `training.fit`; 0 takes the weights, or else the public checkpoint of the two names.
+        lr: peak learning rate of that training, a cosine.
+        precision: of that training.
+        device: torch device.
+
+    Raises:
+        CompanionError: for an unknown name, and for weights that are missing, damaged or of another network.
+    """
+    if not epochs and not weights:
+        model, found = _initial({"source": "public", "network": network, "dataset": dataset}, network, device)
+        return model.to(device).eval(), found
+    model, found = _initial({"source": "trained", "network": network, "dataset": dataset, "seed": 0}, network, device)
+    if epochs:
+        options = {"epochs": epochs, "seed": 0, "lr": lr, "precision": precision, "augment": found.flip}
+        training.fit(model, found, device=device, **options)
+    elif weights.endswith(".safetensors"):
+        models.load(model, weights)
+    else:
+        models.load_state(model, weights)
+    return model.to(device).eval(), found
 
 
 def _recipe(parameters: dict) -> dict:

@@ -193,7 +193,8 @@ def scores(
 def keep(model: nn.Module, kept: Mapping[str, Sequence[int]], *, size: int = 32) -> nn.Module:
     """A copy of a network that keeps exactly these channels of each named group; the others stay dense.
 
-    The order of the indices does not matter; `size` is the side of the square images (pixels).
+    The order of the indices does not matter; `size` is the side of the square images (pixels). The attribute
+    `surviving` of the copy says which channels of the network each of its layers still has, see `surviving`.
 
     Raises:
         ValueError: for an unknown name, indices that are none, repeated or out of range, a pruned network that does not
@@ -201,6 +202,17 @@ def keep(model: nn.Module, kept: Mapping[str, Sequence[int]], *, size: int = 32)
     """
     traced = _trace(model, size)
     return _without(model, traced, _offered(traced), kept)
+
+
+def surviving(model: nn.Module, layer: str, dense: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """The outputs and inputs of a layer of the dense network that a pruned network still has, as `keep` recorded them.
+
+    `dense` are the numbers of both in the dense layer. Without a record all of them are taken to be there.
+    """
+    record = getattr(model, "surviving", {})
+    both = ((f"{layer} {side}", number) for side, number in zip(("outputs", "inputs"), dense, strict=True))
+    outputs, inputs = (record.get(key, list(range(number))) for key, number in both)
+    return outputs, inputs
 
 
 def _without(model: nn.Module, traced: "_Traced", groups: Groups, kept: Mapping[str, Sequence[int]]) -> nn.Module:
@@ -435,16 +447,25 @@ def _norms(traced: _Traced, writers: Sequence[str]) -> tuple[str, ...]:
 
 
 def _remove(model: nn.Module, traced: _Traced, groups: Iterable[tp.Group]) -> None:
-    """Remove everything that goes with these channels from a copy of the traced network, in place."""
-    gone = defaultdict(set)
+    """Remove everything that goes with these channels from a copy of the traced network, in place, and record it."""
+    gone, recorded, graph = defaultdict(set), defaultdict(set), traced.graph
     for dependency, indices in chain.from_iterable(groups):
         node = dependency.target
         if node.module in traced.names:
             gone[traced.names[node.module], dependency.handler, node.pruning_dim] |= set(indices)
+            outputs = graph.is_out_channel_pruning_fn(dependency.handler)
+            before = graph.get_out_channels(node) if outputs else graph.get_in_channels(node)
+            recorded[traced.names[node.module], outputs, before] |= set(indices)
     for (name, cut, dimension), indices in gone.items():
         cut.__self__.pruning_dim = dimension
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, cut(attrgetter(name)(model), sorted(indices)))
+    record = dict(getattr(model, "surviving", {}))
+    for (name, outputs, before), indices in recorded.items():
+        key = f"{name} {'outputs' if outputs else 'inputs'}"
+        earlier = record.get(key, range(before or 0))
+        record[key] = [channel for place, channel in enumerate(earlier) if place not in indices]
+    model.surviving = record
 
 
 class _ShortcutPruner(tp.BasePruningFunc):

@@ -157,12 +157,26 @@ BASELINE_RULES = (  # of the dense networks, which belong to no paper
         n_unit="pairs of trainings with one seed, on one test set",
     ),
 )
+NETWORK_RULES = (  # of a reader's own network
+    Rule(
+        id="N0.1",
+        section="Take it elsewhere",
+        claim="A network, compressed or masked, computes the same after export, in every format.",
+        statistic="largest difference of the outputs after loading, over the largest output",
+        relation="=",
+        tolerance=1e-5,
+        null="a file that lost a channel, a mask or a statistic differs by as much as the outputs themselves",
+        n_unit="files, each on the same images",
+    ),
+)
 
 
 def rules_of(notebook: str) -> tuple[Rule, ...]:
     """The rules that a notebook tests, in order; none for a notebook that has no claims."""
     if notebook == "00_baselines":
         return BASELINE_RULES
+    if notebook == "06_your_network":
+        return NETWORK_RULES
     return import_module(f"lib.{PACKAGES[notebook]}.claims").RULES if notebook in PACKAGES else ()
 
 

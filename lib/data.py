@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lib.parameters import DATASETS
-from lib.provenance import CompanionError, data_dir, unknown
+from lib.parameters import DATASETS, check_dataset
+from lib.provenance import CompanionError, data_dir, imported, own_folder, own_name, unknown
 
 torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
 # Mean and standard deviation by channel of the training images in [0, 1] (digits: of all but the test images).
@@ -73,8 +73,35 @@ class Data:
     flip: bool
 
 
+def entry(name: str) -> dict:
+    """The shape of a data set as in `parameters.DATASETS`: classes, channels, size; padding and flip of augmentation.
+
+    A data set of one's own is read for it. Nobody says whether its labels bear mirroring, so it is not mirrored.
+
+    Raises:
+        CompanionError: as `load`.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    images, labels, *_ = _arrays(name, data_dir())
+    shape = {"classes": int(labels.max()) + 1, "channels": images.shape[1], "size": images.shape[2]}
+    return shape | {"padding": images.shape[2] // 8, "flip": False}
+
+
+def statistics(name: str) -> Statistics:
+    """Mean and standard deviation by channel; those of a data set of one's own are of all its training images."""
+    if name in STATISTICS:
+        return STATISTICS[name]
+    pixels = _arrays(name, data_dir())[0].transpose(0, 1).flatten(1).double() / 255
+    return tuple(pixels.mean(1).tolist()), tuple(pixels.std(1, correction=0).clamp(min=1e-6).tolist())
+
+
 def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int = 0, limit: int | None = None) -> Data:
     """Read a data set and divide its training part, stratified by class, into train and validation.
+
+    The name is one of `parameters.DATASETS`. A data set of one's own is "package.module:function", which returns
+    training images, their labels, test images, their labels: uint8 (n, channels, side, side) and int64 (n,). Or it is
+    the path of a folder with train/<class>/ and test/<class>/, with a slash in it; "path@side" resizes its images.
 
     `validation` is a share in [0, 1). `seed` decides the division, and which images a `limit` on the number of training
     images leaves (a stratified subset); the test split depends on neither.
@@ -82,8 +109,7 @@ def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int =
     Raises:
         CompanionError: for an unknown name, and for files that are missing, damaged or too many for memory.
     """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+    check_dataset(name)
     if name == "imagenet":
         raise CompanionError("The data set imagenet does not fit in memory: read it with data.stream.")
     if not 0 <= validation < 1 or (limit is not None and limit < 1):
@@ -98,9 +124,9 @@ def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int =
         train=Split(images[kept].to(device), labels[kept].to(device)),
         validation=Split(images[held_out].to(device), labels[held_out].to(device)),
         test=Split(test_images.to(device, copy=True), test_labels.to(device, copy=True)),  # the cache stays untouched
-        mean=STATISTICS[name][0],
-        std=STATISTICS[name][1],
-        **DATASETS[name],
+        mean=statistics(name)[0],
+        std=statistics(name)[1],
+        **entry(name),
     )
 
 
@@ -193,6 +219,8 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
     """Images and labels of the training part, then of the test part, read once in each process."""
     if name in ("digits", "digits16"):
         return _digits(DATASETS[name]["size"] // 8)
+    if name not in DATASETS:
+        return _own(name)
     if name in ("cifar10", "cifar100"):
         known = torchvision.datasets
         return _cifar(known.CIFAR10 if name == "cifar10" else known.CIFAR100, folder)
@@ -200,6 +228,47 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
     for files in image_files(name, folder):
         parts.append(torch.from_numpy(np.stack([np.asarray(decode(path)) for path, _ in files]).transpose(0, 3, 1, 2)))
         parts.append(torch.tensor([label for _, label in files]))
+    return tuple(parts)
+
+
+def _own(name: str) -> tuple[Tensor, ...]:
+    """The tensors of a data set of one's own; CompanionError, in one sentence, for what they are not."""
+    parts = imported(name)() if own_name(name) else _folder(name)
+    if not (isinstance(parts, tuple | list) and len(parts) == 4 and all(isinstance(part, Tensor) for part in parts)):
+        raise CompanionError(f"{name} must return four tensors: training images, their labels, test images, labels.")
+    for images, labels in (parts[:2], parts[2:]):
+        square = images.dim() == 4 and images.shape[2] == images.shape[3] and images.dtype == torch.uint8
+        if not square or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
+            shapes = f"{images.dtype} {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
+            raise CompanionError(
+                f"{name} needs images uint8 (n, channels, side, side), labels int64 (n,); not {shapes}."
+            )
+    classes = parts[1].unique()
+    if classes.tolist() != list(range(len(classes))) or not torch.isin(parts[3], classes).all():
+        raise CompanionError(f"{name} must label its training images 0, 1, 2 and so on, its test images with some.")
+    return tuple(parts)
+
+
+def _folder(name: str) -> tuple[Tensor, ...]:
+    """The images of a folder with train/<class>/ and test/<class>/; classes are numbered by their sorted names."""
+    (folder, side), transforms, parts = own_folder(name), torchvision.transforms, []
+    try:
+        train, test = (torchvision.datasets.ImageFolder(folder / part) for part in ("train", "test"))
+    except FileNotFoundError as error:
+        raise CompanionError(f"{folder}: {str(error).splitlines()[0].rstrip('.')}: add images or remove it.") from None
+    if not {*test.classes} <= {*train.classes}:
+        raise CompanionError(f"{folder}/test has classes that train lacks: give both the same folders.")
+    fit = (
+        transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side)]) if side else lambda picture: picture
+    )
+    for files in (train, test):
+        pictures = [np.asarray(fit(decode(path))) for path, _ in files.samples]
+        if len({picture.shape for picture in pictures}) > 1 or pictures[0].shape[0] != pictures[0].shape[1]:
+            raise CompanionError(
+                f"{folder} has images of several shapes, or not square: write {name}@64 to resize them."
+            )
+        labels = [train.class_to_idx[files.classes[label]] for _, label in files.samples]
+        parts += [torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy()), torch.tensor(labels)]
     return tuple(parts)
 
 

@@ -8,8 +8,11 @@ and numbers outside their range raise ValueError.
 Source: paper 1, section 5 (one-shot pruning) and its claim about structured pruning (P1.14).
 """
 
+from copy import deepcopy
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 METHODS = ("lowest", "highest", "random")
 MATCHED = 1e-3  # relative error of the squared norm that a matched mask removes
@@ -121,6 +124,27 @@ def matched_mask(
         kept[removed[one]], kept[left[nearest[side, one]]] = True, False
         excess = (squares[~kept].sum() - wanted).item()
     return kept.view(weight.shape), gamma
+
+
+def permanent(model: nn.Module) -> nn.Module:
+    """A copy of a network whose masks (`torch.nn.utils.prune`) and parametrizations have become plain weights.
+
+    The network itself keeps them. A copy of a network without any is a plain copy.
+    """
+    leaves = {}  # what a mask or an old weight norm computes is no leaf, so that deepcopy refuses it
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                leaves[id(value)] = value.detach().clone()
+    copy = deepcopy(model, leaves)
+    for module in copy.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
+    return copy
 
 
 def _log_chances(weight: Tensor, rms: Tensor, delta: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

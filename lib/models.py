@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.data import STATISTICS, Statistics, damaged, fetching
-from lib.parameters import DATASETS, FIXED_WIDTH, NETWORKS, split_name
-from lib.provenance import CompanionError, data_dir, unknown, write_atomically
+from lib.data import STATISTICS, Statistics, damaged, entry, fetching
+from lib.parameters import FIXED_WIDTH, NETWORKS, split_name
+from lib.provenance import CompanionError, data_dir, imported, own_name, unknown, write_atomically
 
 torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
 # Authors of public ResNets: the shortcut of their networks, and their folder on GitHub.
@@ -92,6 +92,26 @@ def load(model: nn.Module, path: Path | str) -> nn.Module:
     return model
 
 
+def load_state(model: nn.Module, path: Path | str) -> nn.Module:
+    """Fill a network with what `torch.save` wrote of its parameters and buffers, and return it; nothing is unpickled.
+
+    A dictionary with the entry "state_dict" or "model" is opened, and the prefix "module." of parallel training goes.
+
+    Raises:
+        CompanionError: for a file that is missing, damaged or of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = next((state[key] for key in ("state_dict", "model") if key in state), state)
+        model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CompanionError(
+            f"{path} does not hold the weights of this network ({reason}): save its state_dict."
+        ) from None
+    return model
+
+
 def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
     """A public network in evaluation mode, and the mean and standard deviation that its images need.
 
@@ -102,7 +122,7 @@ def public(name: str, dataset: str) -> tuple[nn.Module, Statistics]:
         CompanionError: if there is no such checkpoint, or if it is damaged or cannot be fetched.
     """
     if name.endswith("-pretrained"):
-        shape = {side: DATASETS[dataset][side] for side in ("classes", "channels", "size")}
+        shape = {side: entry(dataset)[side] for side in ("classes", "channels", "size")}
         return build(name, **shape).eval(), PRETRAINED_STATISTICS.get(split_name(name)[0], STATISTICS["imagenet"])
     if (name, dataset) not in PUBLIC:
         raise unknown("public checkpoint", f"{name} on {dataset}", [" on ".join(key) for key in PUBLIC])
@@ -264,7 +284,8 @@ def build(
 
     Args:
         name: of `parameters.NETWORKS`, or with one of `parameters.VARIANTS` or a factor on its width behind it, such
-            as "resnet50-imagenet" or "vgg16-x0.25".
+            as "resnet50-imagenet" or "vgg16-x0.25"; or "package.module:function", which is called with `classes`,
+            `channels` and `size` alone.
         classes: number of outputs.
         channels: of the input images.
         size: side of the square images (pixels).
@@ -279,12 +300,18 @@ def build(
     Raises:
         CompanionError: for an unknown name, or a combination that cannot be built or fetched.
     """
+    made_by = {"name": name, "classes": classes, "channels": channels, "size": size, "form": form}
+    made_by |= {"shortcut": shortcut, "width": width}
     name, variant = split_name(name)
+    if own_name(name):
+        return _own(name, classes, channels, size, seed)
     if variant in ("224", "pretrained"):
         options = {"classes": classes, "channels": channels, "size": max(size, 224), "form": "imagenet"}
         network = build(name, **options, width=width, pretrained=pretrained or variant == "pretrained", seed=seed)
         upsample = nn.Upsample(size=224, mode="bilinear")
-        return network if size >= 224 else nn.Sequential(OrderedDict(upsample=upsample, network=network))
+        network = network if size >= 224 else nn.Sequential(OrderedDict(upsample=upsample, network=network))
+        network.made_by = {"builder": "lib.models:build", "arguments": made_by | {"name": f"{name}-224"}}
+        return network
     if variant == "B":
         shortcut, variant = "B", ""
     elif variant.startswith("x"):
@@ -318,6 +345,22 @@ def build(
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # a hook that keeps a layer's output must not see it overwritten by the next
+    model.made_by = {"builder": "lib.models:build", "arguments": made_by}
+    return model
+
+
+def _own(name: str, classes: int, channels: int, size: int, seed: int) -> nn.Module:
+    """A network of one's own, its weights initialised from a seed by its own code."""
+    arguments = {"classes": classes, "channels": channels, "size": size}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = imported(name)(**arguments)
+        except TypeError as error:
+            raise CompanionError(f"{name} must take classes, channels and size ({error}): add them.") from error
+    if not isinstance(model, nn.Module):
+        raise CompanionError(f"{name} returned a {type(model).__name__}: return an nn.Module.")
+    model.made_by = {"builder": name, "arguments": arguments}
     return model
 
 

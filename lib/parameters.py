@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 import yaml
 
 from lib.claims import rules_of
-from lib.provenance import CompanionError, root, unknown
+from lib.provenance import CompanionError, own_file, own_folder, own_name, root, unknown
 
 DEPTHS = (8, 20, 32, 44, 56, 110)  # of ResNets for small images
 # The forms of each network and the smallest image side (pixels) that each takes. Smaller images would leave no
@@ -93,7 +93,7 @@ RANGES = (
     (
         "above 0 and at most 1",
         lambda value: 0 < value <= 1,
-        "*share *shares *fractions *ratio *ratios *budgets *errors grid structured ranks falls",
+        "*share *shares *fraction *fractions *ratio *ratios *budgets *errors grid structured ranks falls",
     ),
     ("above 0", lambda value: value > 0, "lr *_lr *_lrs stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
@@ -101,18 +101,21 @@ RANGES = (
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a map"}
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
-    "networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main ruled "
-    "controlled formed whole full wide zeroed tensorised"
+    "network networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main "
+    "ruled controlled formed whole full wide zeroed tensorised"
 )
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A network's name and its variant, or "".
+    """A network's name and its variant, or ""; the name "package.module:function" has none.
 
     Raises:
         CompanionError: if the network or the variant does not exist, or the network lacks that form.
     """
+    if own_name(name):
+        own_file(name)
+        return name, ""
     network, _, variant = name.partition("-")
     if network not in NETWORKS:
         raise unknown("network", name, NETWORKS)
@@ -127,6 +130,26 @@ def split_name(name: str) -> tuple[str, str]:
     if variant and VARIANTS[variant] not in NETWORKS[network]:
         raise unknown(f"form of {network}", VARIANTS[variant], NETWORKS[network])
     return network, variant
+
+
+def check_dataset(name: str) -> None:
+    """Refuse a data set that is neither known, nor "package.module:function", nor a folder "path" or "path@side".
+
+    Raises:
+        CompanionError: with what there is, or what the folder lacks.
+    """
+    if name in DATASETS:
+        return
+    if own_name(name):
+        own_file(name)
+    elif "/" in name:
+        folder, _ = own_folder(name)
+        missing = [part for part in ("train", "test") if not (folder / part).is_dir()]
+        if missing:
+            raise CompanionError(f"{folder} has no folder {missing[0]}: put images there, a folder for each class.")
+    else:
+        known = [*DATASETS, "package.module:function", "the path of a folder, with a slash"]
+        raise unknown("data set", name, known)
 
 
 def notebook_names() -> list[str]:
@@ -282,8 +305,8 @@ def _unknown_names(parameter: str, value: object) -> Iterator[str]:
         try:
             if network:
                 split_name(network)
-            if slash and dataset not in DATASETS:
-                raise unknown("data set", dataset, DATASETS)
+            if slash:
+                check_dataset(dataset)
         except CompanionError as error:
             yield f"{parameter}: {error}"
 
@@ -338,8 +361,8 @@ def _dense(values: dict) -> Iterator[Check]:
 
 
 def _latent(values: dict) -> Iterator[Check]:
-    several = values["seeds"] * len(values["trained"]) + sum(len(values[name]) for name in LATENT_CASES) > 1
-    yield several, "trained, public and the other lists must make two cases or more, over which intervals are taken"
+    some = values["trained"] or any(values[name] for name in LATENT_CASES)
+    yield bool(some), "trained, public and the other lists are all empty: name a network"
     yield {0.3, 0.5} <= set(values["grid"]), "grid must hold 0.3 and 0.5, which P1.12b compares"
     yield len(values["fractions"]) > 1, "fractions must hold two or more, whose order is compared"
     yield values["tuning_epochs"] % values["pruning_steps"] == 0, "pruning_steps must divide tuning_epochs"
@@ -438,10 +461,23 @@ def _spline(values: dict) -> Iterator[Check]:
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"
 
 
+def _own(values: dict) -> Iterator[Check]:
+    yield values["dataset"] != "imagenet", "dataset is imagenet, which does not fit in memory: take a folder of images"
+    public = f"{values['network']}/{values['dataset']}" in PUBLIC
+    somehow = values["epochs"] > 0 or values["weights"] or public or values["network"].endswith("-pretrained")
+    yield somehow, "epochs is 0 and weights is empty: name a file of weights, or train for an epoch or more"
+    yield not (values["weights"] and values["epochs"]), "weights are read as they are: set epochs to 0"
+    yield values["images"] >= 3, "images must be 3 or more, which span the plane where maps are compared"
+    yield values["removed_fraction"] < 1, "removed_fraction must be below 1: a layer keeps a weight or more"
+    yield values["merged_ratio"] < 1, "merged_ratio must be below 1: each layer keeps a node"
+    yield values["factor_share"] < 1, "factor_share must be below 1: factors of the size of the kernel save nothing"
+
+
 CHECKS = {
     "00_baselines": _dense,
     "01_latent_kl": _latent,
     "02_tensor_truncation": _truncation,
     "03_pruning_spaces": _spaces,
     "04_spline_early_bird": _spline,
+    "06_your_network": _own,
 }

@@ -6,9 +6,12 @@ import difflib
 import errno
 import fcntl
 import hashlib
+import importlib
+import importlib.util
 import logging
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -30,6 +33,88 @@ PREFIX = "made_"  # of the columns that say how a row was made; they are measure
 
 class CompanionError(RuntimeError):
     """An error that only the user can fix; its message is one sentence that names the remedy."""
+
+
+def own_name(name: object) -> bool:
+    """Whether a name stands for code outside this library: "package.module:function"."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+
+
+def own_file(name: str) -> Path:
+    """The file of a "package.module:function", without importing the module itself.
+
+    Raises:
+        CompanionError: if no such module can be found.
+    """
+    module = name.partition(":")[0]
+    if str(root()) not in sys.path:  # where the user's module is most likely to be; workers get the same path
+        sys.path.append(str(root()))
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if not found or not found.origin or not Path(found.origin).is_file():
+        remedy = "put its file into the root of the project, or its folder on PYTHONPATH"
+        raise CompanionError(f"{name}: there is no module {module}; {remedy}.")
+    return Path(found.origin)
+
+
+def imported(name: str) -> Callable:
+    """The function of "package.module:function".
+
+    Raises:
+        CompanionError: if the module cannot be found or imported, or has no such function.
+    """
+    path, (module, _, function) = own_file(name), name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # a user's module may raise anything
+        raise CompanionError(f"{path} cannot be imported ({type(error).__name__}: {error}): correct it.") from error
+    if not callable(found):
+        raise CompanionError(f"{path} has no function {function}: define it there, or name another one.")
+    return found
+
+
+def own_code(values: dict) -> str:
+    """The functions and folders of a reader's own that a spec names, each with 12 digits of its SHA-256; "" for none.
+
+    That of a function is of its file, that of a folder of the names and sizes of all files in it.
+    """
+    found = []
+    for value in values.values():
+        if own_name(value):
+            digest = hashlib.sha256(own_file(value).read_bytes())
+        elif isinstance(value, str) and "/" in value and (folder := own_folder(value)[0]).is_dir():
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            sizes = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]
+            digest = hashlib.sha256("\n".join(sizes).encode())
+        else:
+            continue
+        found.append(f"{value} {digest.hexdigest()[:12]}")
+    return ", ".join(dict.fromkeys(found))
+
+
+def stale(rows: pd.DataFrame) -> str:
+    """What to do if rows were made by other code than that which is here; "" if they were not."""
+    code = rows.get(f"{PREFIX}code")
+    other = 0 if code is None else int((code != code_hash()).sum())
+    own = [text for text in rows.get(f"{PREFIX}own", []) if isinstance(text, str)]
+    changed = [
+        text
+        for text in dict.fromkeys(own)
+        if text != own_code({part: part.rpartition(" ")[0] for part in text.split(", ")})
+    ]
+    if changed:
+        return f"stored rows were made by another version of {changed[0]}: delete them, so that they are computed anew."
+    if other:
+        return f"{other} of {len(rows)} stored rows were made by other code; raise the version to compute them anew."
+    return ""
+
+
+def own_folder(name: str) -> tuple[Path, int | None]:
+    """The folder of a name "path" or "path@side", relative to the root, and the side of its images (pixels) or none."""
+    path, side = re.fullmatch(r"(.*?)(?:@(\d+))?", name, re.S).groups()
+    return root() / Path(path).expanduser(), int(side) if side else None
 
 
 def command(main: Callable[[list[str]], None]) -> None:

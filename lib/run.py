@@ -75,6 +75,7 @@ class Run:
         self._results = Path(stage) / "runs" if stage else self.folder
         self._figures = Path(stage) / "figures" if stage else figures_dir() / self.profile
         self._computed: dict[str, tuple[Study, list[dict]]] = {}
+        self._warned = False
         if self._workers() > 1 and not (self.folder / f"{name}.claims.json").exists():
             prepare_workers("lib.baselines", "torch._dynamo")  # heavy imports: of all trials, of an optimizer
         figures.use_style()
@@ -90,12 +91,17 @@ class Run:
     def compute(self, study: "Study", specs: "list[dict] | pd.DataFrame", workers: int | None = None) -> "pd.DataFrame":
         """The rows of trials as `Study.run` returns them, computed where they are missing, and published by `finish`.
 
-        The number of `workers` is by default COMPANION_WORKERS, or else the notebook's parameter.
+        The number of `workers` is by default COMPANION_WORKERS, or else the notebook's parameter. The first study
+        whose stored rows were made by other code says so on stderr: they lack what a trial measures since then.
         """
         specs = specs if isinstance(specs, list) else specs.to_dict("records")
         print(f"{study.name}: {len(specs)} trials, profile {self.profile}")
         self._computed.setdefault(study.name, (study, []))[1].extend(specs)
-        return study.run(specs, workers=workers or self._workers(), device=self.device)
+        rows = study.run(specs, workers=workers or self._workers(), device=self.device)
+        if not self._warned and (stale := provenance.stale(rows)):
+            print(f"{study.name}: {stale}", file=sys.stderr)
+            self._warned = True
+        return rows
 
     def save(self, figure: "Figure", slug: str, numbers: "pd.DataFrame", alt: str) -> "Image":
         """Save a figure with the numbers behind it; arguments and result as `figures.save`."""

@@ -55,8 +55,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_estimate(values: Sequence[float]) -> dict[str, float]:
-    """A mean with its `mean_interval`: `value`, `low`, `high`, `n`, as `Ledger.enter` takes them."""
-    low, high = mean_interval(values)
+    """A mean with its `mean_interval`, NaN for one value: `value`, `low`, `high`, `n`, as `Ledger.enter` takes them."""
+    low, high = mean_interval(values) if len(values) != 1 else (float("nan"),) * 2
     return {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 
 

@@ -1,8 +1,8 @@
 """A study is many trials; a trial is a pure function spec -> row. Also its random streams, worker processes, progress.
 
 A trial is `trial(spec, device, weights) -> row`: a function of an importable module (workers import it) that takes the
-canonical spec, a torch device and the `.safetensors` path that it alone may write, and returns plain values: numbers,
-strings, lists. Result names that begin with `made_` are measurements (seconds, memory), not results.
+canonical spec, a torch device and the `.safetensors` path that it alone may write, if any, and returns plain values:
+numbers, strings, lists. Result names that begin with `made_` are measurements (seconds, memory), not results.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from lib.provenance import CompanionError
 from lib.store import LOOSE, Store, canonical, places_of
 
 START = "spawn" if sys.platform == "darwin" else "forkserver"  # how worker processes start
-Trial = Callable[[dict, str, Path], dict]
+Trial = Callable[[dict, str, Path | None], dict]
 
 
 def seed_from(seed: int, *names: object) -> int:
@@ -150,12 +150,14 @@ class Study:
         trial: the function that computes one row.
         version: raised when what a trial means changes; then everything is computed again.
         folder: `runs/<profile>`, which holds the store.
+        keeps: whether every trial writes its weights; otherwise only one whose `weights` are asked for does.
     """
 
     name: str
     trial: Trial
     version: int
     folder: Path
+    keeps: bool = True
 
     @cached_property
     def store(self) -> Store:
@@ -249,7 +251,7 @@ class Study:
             if again:
                 print(f"{self.name}: no weights of {spec} here; training them.", file=sys.stderr)
             if again or not stored:
-                row = self._execute(spec, device)
+                row = self._execute(spec, device, self._weights_file(spec) if weights or self.keeps else None)
                 if not stored:
                     self.store.put(key, spec, row)
         return True
@@ -280,11 +282,11 @@ class Study:
     def _weights_file(self, spec: dict) -> Path:
         return self.store.trials / f"{self.store.key(spec)}.safetensors"
 
-    def _execute(self, spec: dict, device: str) -> dict:
+    def _execute(self, spec: dict, device: str, weights: Path | None) -> dict:
         outcome: dict = {"status": "done", "reason": ""}
         with provenance.made(device) as how, _one_thread(device):
             try:
-                row = self.trial(spec, device, self._weights_file(spec))
+                row = self.trial(spec, device, weights)
             except CompanionError:
                 raise
             except Exception as error:
@@ -295,6 +297,8 @@ class Study:
             raise ValueError(f"{self.name}: a trial returns a dictionary of results, not {type(row).__name__}.")
         if twice := sorted(row.keys() & spec.keys()):
             raise ValueError(f"{self.name}: a trial returns {twice}, which its spec holds already.")
+        if own := provenance.own_code(spec):
+            how[f"{provenance.PREFIX}own"] = own
         return outcome | how | row
 
     def _run_all(self, todo: list[dict], workers: int, device: str) -> Iterator[None]:

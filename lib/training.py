@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from lib.data import Data, Split
 from lib.parameters import PRECISIONS, SCHEDULES
 from lib.provenance import CompanionError, default_device, unknown
 from lib.study import generator, quiet, seed_from
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WARM_UP = 3  # steps before a CUDA graph is recorded, and passes before latency is measured
 PASSES = 20  # whose median is the latency
@@ -219,6 +223,39 @@ def evaluate(model: nn.Module, split: Split, dataset: Data, device: str = "cpu")
     accuracy = 1 - len(wrong) / len(split)
     loss = F.cross_entropy(outputs, split.labels).item()
     return {"accuracy": accuracy, "loss": loss, "n": len(split), "wrong": wrong.tolist()}
+
+
+@torch.inference_mode()
+def scores(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 100) -> dict[str, float]:
+    """Accuracy (%) and mean cross-entropy (`loss`, nats) on normalised images (n, ...), in evaluation mode, and `n`.
+
+    Every module gets its own mode back.
+    """
+    modes = {module: module.training for module in model.modules()}
+    place = next(model.parameters())
+    try:
+        model.eval()
+        parts = [model(part.to(place)).float() for part in images.split(batch_size)]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    outputs, labels = torch.cat(parts), labels.to(place.device)
+    accuracy = 100 * (outputs.argmax(1) == labels).double().mean().item()
+    return {"accuracy": accuracy, "loss": F.cross_entropy(outputs, labels).item(), "n": len(labels)}
+
+
+def tolerated(table: "pd.DataFrame", dense: float, allowed: float) -> "pd.DataFrame":
+    """Adds the `drop` from a dense accuracy (points), and whether no drop up to a row exceeds what is `allowed`."""
+    drop = dense - table["accuracy"]
+    return table.assign(drop=drop, tolerated=(drop <= allowed).cummin())
+
+
+def layer_of(model: nn.Module, name: str, kinds: tuple[type, ...]) -> nn.Module:
+    """The layer of this name; ValueError, which names those of these kinds, if there is none."""
+    known = {path: module for path, module in model.named_modules() if isinstance(module, kinds)}
+    if name not in known:
+        raise ValueError(str(unknown("layer", name, known)))
+    return known[name]
 
 
 @torch.no_grad()

@@ -103,7 +103,15 @@ def test_an_added_network_data_set_measure_figure_interval_and_claim_work(extend
 def test_the_measures_work_on_a_network_of_ones_own():
     names = {}
     exec("\n".join(block((root() / "README.md").read_text(), "How to use it")), names)
-    assert names["distance"] > 0
-    assert names["outputs"].shape == (2, 8, 10)
-    assert names["twins"].shape == (64, 64)
-    assert names["recipes"]["kept_macs"].is_monotonic_decreasing
+    assert (names["sparse"].conv1.weight == 0).double().mean() == 0.5
+    assert names["pruned"].layer1[0].conv1.out_channels == names["merged"].layer1[0].conv1.out_channels == 48
+    assert names["table"]["match"].eq("fewer channels").sum() == 21 and names["table"]["ap2"].gt(0).all()
+
+
+def test_the_page_on_own_networks_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(block((root() / "docs" / "own.md").read_text(), "In ten lines")), names)
+    assert names["files"]["difference"].max() < 1e-5 and names["table"].iloc[-1]["accuracy_before"] >= 0
+    exec("\n".join(block((root() / "docs" / "own.md").read_text(), "A network by its import path")), names)
+    assert names["small"](10, 1, 8)(names["torch"].zeros(2, 1, 8, 8)).shape == (2, 10)

@@ -236,7 +236,23 @@ CASES = [
     ("00_baselines", {"networks": ["linear", "mlp", "mlp"]}, "networks holds mlp more than once"),
     ("00_baselines", {"seeds": 1}, "seeds is 1: its intervals need 2 or more"),
     ("00_baselines", {"elsewhere": ["mlp"]}, "write network/dataset, such as mlp/cifar10"),
-    ("01_latent_kl", {"trained": ["resnet8"], "seeds": 1}, "the other lists must make two cases or more"),
+    (
+        "01_latent_kl",
+        {name: [] for name in ("trained", "also_trained", "public", "pretrained", "tasks_of")},
+        "are all empty: name a network",
+    ),
+    ("06_your_network", {"epochs": 0}, "epochs is 0 and weights is empty"),
+    ("06_your_network", {"weights": "my.safetensors"}, "weights are read as they are: set epochs to 0"),
+    ("06_your_network", {"dataset": "imagenet"}, "which does not fit in memory"),
+    ("06_your_network", {"images": 2}, "images must be 3 or more"),
+    *(
+        ("06_your_network", {n: 1.0}, f"{n} must be below 1")
+        for n in ("removed_fraction", "merged_ratio", "factor_share")
+    ),
+    ("06_your_network", {"kept_share": 1.5}, "kept_share is out of range with 1.5"),
+    ("06_your_network", {"network": "resnet9"}, "network: Unknown network 'resnet9'"),
+    ("06_your_network", {"network": "absent_module:net"}, "no module absent_module"),
+    ("06_your_network", {"dataset": "./no/such/folder"}, "has no folder train"),
     ("01_latent_kl", {"pruning_steps": 3}, "pruning_steps must divide tuning_epochs"),
     *(("01_latent_kl", {n: 1}, f"{n} is 1: its intervals need 2") for n in ("trials", "masks_per_sparsity", "matched")),
     *(("01_latent_kl", {n: ["mlp"]}, f"{n} holds 'mlp': write network/") for n in ("also_trained", "pretrained")),

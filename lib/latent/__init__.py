@@ -13,4 +13,6 @@ MEASURES = """
     wasserstein_gaussian
 """
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, ["trials"], {"measures": MEASURES.split()})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, ["trials"], {"measures": MEASURES.split(), "network": ["sparsify", "tolerance"]}
+)

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib import figures
+from lib import data, figures
 from lib.latent.analysis import KEY, over_cases
 from lib.masks import METHODS
 from lib.parameters import DATASETS
@@ -20,6 +20,7 @@ from lib.parameters import DATASETS
 LOWEST_PD, LOWEST, LOWEST_GAP = 1e-2, 1e-4, 1e-5  # points; nats; nats
 CONTROL = {"color": figures.NULL["color"], "lw": 1.2}  # the dense control: a head fine-tuned with nothing removed
 CLASSES = dict(zip(dict.fromkeys(entry["classes"] for entry in DATASETS.values()), cycle(figures.PALETTE[::2])))
+OTHER = figures.PALETTE[1]  # for other numbers of classes
 
 
 def method_styles(**style: object) -> dict[str, dict]:
@@ -192,7 +193,7 @@ def correlations(tables: dict[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]
         for place, measure in enumerate(table):
             known = table[measure].dropna()
             shift = np.linspace(-0.22, 0.22, len(known)) if len(known) > 1 else np.zeros(len(known))
-            colours = [CLASSES[_classes(case)] for case in known.index]
+            colours = [CLASSES.get(_classes(case), OTHER) for case in known.index]
             axis.scatter(known, place + shift, c=colours, s=16, alpha=0.75, lw=0)
             estimate = over_cases(known)
             axis.plot([estimate["low"], estimate["high"]], [place] * 2, "k", lw=7, alpha=0.25, solid_capstyle="butt")
@@ -240,14 +241,14 @@ def rates(control: pd.DataFrame, followed: pd.DataFrame) -> tuple[Figure, pd.Dat
     quantities = {"change": "change of its test loss (nats)", "ap2": "its AP2"}
     for axis, (column, label) in zip(axes, quantities.items(), strict=False):
         for case, one in control.groupby("case", sort=False):
-            axis.plot(one["tuning_lr"], one[column], "o-", ms=3, lw=1, color=CLASSES[_classes(case)])
+            axis.plot(one["tuning_lr"], one[column], "o-", ms=3, lw=1, color=CLASSES.get(_classes(case), OTHER))
         axis.set(ylabel=label)
     axes[0].axhline(0, **figures.NULL)
     axes[0].set_title("dense control")
     axes[1].set_title("dense control")
     _logarithmic(axes[1], "y")
     for case, one in followed.groupby("case", sort=False):
-        axes[2].plot(one["tuning_lr"], one["rho"], "o-", ms=3, lw=1, color=CLASSES[_classes(case)])
+        axes[2].plot(one["tuning_lr"], one["rho"], "o-", ms=3, lw=1, color=CLASSES.get(_classes(case), OTHER))
     axes[2].axhline(0, **figures.NULL)
     axes[2].set(ylabel="rank correlation within sparsity", title="AP2 and PD")
     tried = sorted(set(control["tuning_lr"]))
@@ -264,7 +265,7 @@ def predicted_sparsity(table: pd.DataFrame, predictors: dict[str, str]) -> Figur
     """s* of each case against what may predict it; one panel for each column of `predictors`, which maps to labels."""
     figure, axes = plt.subplots(1, len(predictors), figsize=(10, 3.5), sharey=True)
     for axis, (column, label) in zip(axes, predictors.items(), strict=True):
-        axis.scatter(table[column], table["s"], c=[CLASSES[_classes(case)] for case in table["case"]], s=30)
+        axis.scatter(table[column], table["s"], c=[CLASSES.get(_classes(case), OTHER) for case in table["case"]], s=30)
         axis.set(xlabel=label)
     axes[0].set_ylabel("s*: largest share removed\nat PD of at most 1 point")
     texts = _class_styles(table["case"], marker="o", ls="")
@@ -344,12 +345,14 @@ def _lines(case: str) -> str:
 
 
 def _classes(case: str) -> int:
-    return DATASETS[case.split(", ")[1].split(" to ")[-1]]["classes"]
+    return data.entry(case.split(", ")[1].split(" to ")[-1])["classes"]
 
 
 def _class_styles(cases: Iterable[str], **style: object) -> dict[str, dict]:
     """Legend entries of the numbers of classes that occur among cases."""
-    return {f"{count} classes": {"color": CLASSES[count]} | style for count in sorted(set(map(_classes, cases)))}
+    return {
+        f"{count} classes": {"color": CLASSES.get(count, OTHER)} | style for count in sorted(set(map(_classes, cases)))
+    }
 
 
 def _logarithmic(axis: Axes, which: str) -> None:

@@ -24,7 +24,6 @@ from lib.data import Data, Split
 from lib.latent import head, measures
 from lib.latent.head import evaluate_head, head_hessian_diagonal, head_probabilities, masked
 from lib.masks import magnitude_mask
-from lib.parameters import DATASETS
 from lib.provenance import write_atomically
 from lib.study import Study, generator
 
@@ -101,8 +100,8 @@ def cache_features(spec: dict, device: str, weights: Path, *, dense_folder: Path
     """
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     if "seen" in spec:
-        known = DATASETS.get(spec["seen"])  # looked up before anything is downloaded
-        if known and known["channels"] != dataset.channels:
+        known = data.entry(spec["seen"])  # looked up before anything is downloaded
+        if known["channels"] != dataset.channels:
             channels = f"{dataset.channels} channels, and {spec['seen']} has {known['channels']}"
             raise ValueError(f"{spec['network']} takes images of {channels}: let it see another data set.")
         seen = data.load(spec["seen"], device=device, seed=spec.get("seed", 0))

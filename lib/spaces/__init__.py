@@ -27,5 +27,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "uniform_ratio",
             "unique",
         ],
+        "network": ["prune", "tolerance"],
     },
 )

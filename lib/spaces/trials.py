@@ -19,10 +19,9 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
-from lib import baselines, channels, data, models, training
+from lib import baselines, channels, data, export, models, training
 from lib.channels import Groups
 from lib.data import Data, Split
-from lib.parameters import DATASETS
 from lib.provenance import CompanionError, unknown
 from lib.spaces import measures, samplers
 from lib.spaces.measures import Regime
@@ -36,7 +35,8 @@ BN_BATCH = 100  # images in a batch while BatchNorm is re-estimated
 
 def recipes(folder: Path, dense_folder: Path) -> Study:
     """The study of pruned and retrained recipes; both folders are `runs/<profile>`."""
-    return Study("03_pruning_spaces.recipes", partial(retrain, dense_folder=dense_folder), version=2, folder=folder)
+    trial = partial(retrain, dense_folder=dense_folder)
+    return Study("03_pruning_spaces.recipes", trial, version=2, folder=folder, keeps=False)
 
 
 def priors(folder: Path, dense_folder: Path) -> Study:
@@ -56,7 +56,7 @@ def streamed(folder: Path) -> Study:
 
 def dense_network(name: str, source: str, profile: str) -> dict:
     """The spec of a dense network "network/dataset"; a "trained" one has the settings of the profile's baselines."""
-    network, dataset = name.split("/")
+    network, dataset = name.split("/", 1)
     if source == "public":
         return {"source": source, "network": network, "dataset": dataset}
     return baselines.trained_like(network, dataset, baselines.profile_baselines(profile))
@@ -117,8 +117,10 @@ def length(images: int, available: int) -> dict:
     return {"train_images": min(images, available), "retraining_epochs": max(1, images // available)}
 
 
-def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
+def retrain(spec: dict, device: str, weights: Path | None, *, dense_folder: Path) -> dict:
     """The trial of `recipes`: prune in one shot, re-estimate BatchNorm, retrain to the last epoch, measure.
+
+    The network at the end is kept if there is a path for its `weights`: `export.rebuild` reads it.
 
     The spec holds a dense network and `widths`; `what` they count (of `prunable`); `criterion` (of `channels.prune`;
     single weights go by their magnitude); `mode`: "none" (BatchNorm
@@ -162,6 +164,8 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         test = training.evaluate(pruned, few.test, dataset, device=device)
         row |= _accuracy_and_loss("test", test)
         wrong = {"test_wrong": test["wrong"]} if by_image else {}
+    if weights:
+        export.write(pruned, weights)
     return {name: float(value) for name, value in row.items()} | wrong
 
 
@@ -200,7 +204,7 @@ def rank_filters(spec: dict, device: str, weights: Path, *, dense_folder: Path) 
 def measure_latency(spec: dict, device: str, weights: Path) -> dict:
     """The trial of `latencies`: median milliseconds of a forward pass of 1 and of 128 images of an untrained recipe."""
     dense = baselines.dense_spec(spec)
-    entry, groups = DATASETS[dense["dataset"]], prunable(dense, spec.get("what", "inner"))
+    entry, groups = data.entry(dense["dataset"]), prunable(dense, spec.get("what", "inner"))
     asked = dict(zip(groups.names, spec["widths"], strict=True))
     pruned = channels.prune(baselines.untrained(dense), asked, size=entry["size"])
     shape = (entry["channels"], entry["size"], entry["size"])
@@ -357,10 +361,10 @@ def _dense(text: str, dense_folder: Path, device: str) -> tuple[nn.Module, Data]
 @lru_cache(maxsize=32)
 def _prunable(text: str, what: str) -> Groups:
     spec = json.loads(text)
-    model, size = baselines.untrained(spec), DATASETS[spec["dataset"]]["size"]
+    model, entry = baselines.untrained(spec), data.entry(spec["dataset"])
     if what == "weights":
-        return _weights(model, DATASETS[spec["dataset"]]["channels"], size)
-    groups = channels.find(model, size)
+        return _weights(model, entry["channels"], entry["size"])
+    groups = channels.find(model, entry["size"])
     return groups if what == "all" else groups.internal()
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import baselines, data, masks, training
+from lib import baselines, data, export, masks, training
 from lib.data import Data
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown, write_atomically
@@ -46,7 +46,7 @@ def study(name: str, folder: Path) -> Study:
     """The study "searches", or one that starts from it, as "oneshots", "slices" or "surroundings"; see their trials."""
     trials = {"oneshots": oneshot, "slices": picture, "surroundings": surroundings, "tickets": ticket}
     trial = search if name == "searches" else partial(trials[name], folder=folder)
-    return Study(f"04_spline_early_bird.{name}", trial, version=1, folder=folder)
+    return Study(f"04_spline_early_bird.{name}", trial, version=1, folder=folder, keeps=name != "tickets")
 
 
 def search_spec(spec: dict) -> dict:
@@ -320,8 +320,8 @@ def random_like(own: measures.Layer, stream: torch.Generator) -> measures.Layer:
     return replace(own, weights=rows / rows.norm(dim=1, keepdim=True) * own.weights.norm(dim=1, keepdim=True))
 
 
-def ticket(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
-    """The trial of one way to a small network.
+def ticket(spec: dict, device: str, weights: Path | None, *, folder: Path) -> dict:
+    """The trial of one way to a small network, kept if there is a path for its `weights`: `export.rebuild` reads it.
 
     The spec holds a search, `ratio`, `method`, `draw` (trained epochs when the ticket is drawn), and `arm`:
     "ticket": prune at `draw`, train on to the end;
@@ -370,6 +370,8 @@ def ticket(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     if arm in ("scratch", "layerwise", "short"):
         stop = max(1, round((budget - spent) / price))
     train(small, dataset, spec, range(start, stop), stop, arm)
+    if weights:
+        export.write(small, weights)
     left = sum(int(parameter.count_nonzero()) for parameter in small.parameters())
     row = {"accuracy": accuracy(small, dataset), "parameters": left, "trained_epochs": stop - start}
     return row | {"flops": spent + (stop - start) * price, "ticket_flops": budget, "dense_flops": epochs * dense}

@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measures": MEASURES.split(),
         "forms": ["approximate", "best_ranks", "decompose", "factorise"],
         "sweep": ["LayerSweep"],
+        "network": ["compress", "plan", "tolerance"],
     },
 )

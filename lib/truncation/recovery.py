@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import baselines, data, training
+from lib import baselines, data, export, training
 from lib.data import Data, Split
 from lib.study import Study, generator
 from lib.truncation import forms, measures, sweep
@@ -195,7 +195,7 @@ def saved(shapes: Mapping[str, Sequence[int]], plan: dict) -> int:
     """
     return sum(
         max(0, math.prod(shapes[name]) - parameters(shapes[name], form, rank))
-        for name, form, rank in _factorised(plan)
+        for name, form, rank in named_forms(plan)
         if form in forms.RANKS
     )
 
@@ -207,7 +207,7 @@ def kept_share(spectra: pd.DataFrame, plan: dict) -> float:
     return (total - saved(shapes, plan)) / total
 
 
-def _factorised(plan: dict) -> Iterator[tuple[str, str, int | tuple[int, ...]]]:
+def named_forms(plan: dict) -> Iterator[tuple[str, str, int | tuple[int, ...]]]:
     """Name, form and rank of each layer of a plan, as `forms` takes them: OUT and IN together are Tucker-2."""
     for name, form, ranks in zip(plan["layers"], plan["forms"], plan["ranks"], strict=True):
         yield name, {"OUT+IN": "tucker2"}.get(form, form), ranks[0] if len(ranks) == 1 else tuple(ranks)
@@ -220,7 +220,8 @@ def plans(folder: Path, dense_folder: Path) -> Study:
 
 def recoveries(folder: Path, dense_folder: Path) -> Study:
     """The study of truncated networks retrained."""
-    return Study(f"{STUDY}.recoveries", partial(retrain, dense_folder=dense_folder), version=3, folder=folder)
+    trial = partial(retrain, dense_folder=dense_folder)
+    return Study(f"{STUDY}.recoveries", trial, version=3, folder=folder, keeps=False)
 
 
 def tensorised(folder: Path, dense_folder: Path) -> Study:
@@ -258,13 +259,22 @@ def plan_moments(model: nn.Module, plan: dict, dataset: Data) -> dict[str, Tenso
 
 def factorise_plan(model: nn.Module, plan: dict) -> None:
     """Replace the layers of a plan in place by small ones; a linear layer is a 1x1 kernel."""
-    for name, form, rank in _factorised(plan):
-        layer = model.get_submodule(name)
-        if isinstance(layer, nn.Linear):
-            small = nn.Sequential(*map(_as_linear, forms.factorise(_as_convolution(layer), form, rank)))
-        else:
-            small = forms.factorise(layer, form, rank)
-        model.set_submodule(name, small)
+    for name, form, rank in named_forms(plan):
+        model.set_submodule(name, small_layer(model.get_submodule(name), form, rank))
+
+
+def small_layer(layer: nn.Module, form: str, rank: forms.Ranks, **options) -> nn.Sequential:
+    """A layer in a form, as `forms.factorise`; the factors of a linear layer are linear layers.
+
+    Raises:
+        ValueError: as `forms.factorise`, and for a form whose factors a linear layer cannot be made of, such as CP.
+    """
+    if not isinstance(layer, nn.Linear):
+        return forms.factorise(layer, form, rank, **options)
+    steps = forms.factorise(_as_convolution(layer), form, rank, **options)
+    if any(step.groups > 1 for step in steps):
+        raise ValueError(f"A linear layer cannot take the form {form!r}: use OUT or tucker2.")
+    return nn.Sequential(*map(_as_linear, steps))
 
 
 def multiply_out(model: nn.Module, factorised: nn.Module, names: Sequence[str]) -> nn.Module:
@@ -324,8 +334,10 @@ def truncate_network(spec: dict, device: str, weights: Path, *, dense_folder: Pa
     }
 
 
-def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> dict:
+def retrain(spec: dict, device: str, weights: Path | None, *, dense_folder: Path) -> dict:
     """The trial of `recoveries`: a truncated network after each epoch of retraining.
+
+    The network at the end is kept if there is a path for its `weights`: `export.rebuild` reads it.
 
     The spec holds a dense network, a plan (none for "untruncated"), `part`, `images`; `retrain_epochs`,
     `retrain_images` (an epoch), `retrain_lr`, `retrain_batch`, `retrain_precision`, `retrain_seed`; and `arm`, one of
@@ -370,6 +382,8 @@ def retrain(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
         training.fit(other, seen, device=device, after_epoch=after_epoch, **options)
     row |= {"wrong": [len(one["wrong"]) for one in record], "loss": [one["loss"] for one in record], "n": len(images)}
     row["last_wrong"] = record[-1]["wrong"]
+    if weights:
+        export.write(other, weights)
     other = multiply_out(model, other, spec["layers"]) if spec["arm"] == "factorised" else other
     names = spec.get("layers") or sweep.layer_names(model)  # a plan may leave all layers dense
     row["distance"] = _distance(model, other, names)

@@ -92,7 +92,7 @@ def test_a_penalty_on_scales_makes_them_smaller(folder, row):
 
 def test_oneshot_rows_and_shares(folder, row):
     spec = SPEC | {"epoch": 6, "ratios": [0.5], "share_ratio": 0.5}
-    found = trials.oneshot(spec, "cpu", Path("unused"), folder=folder)
+    found = trials.oneshot(spec, "cpu", None, folder=folder)
     json.dumps({name: plain(value) for name, value in found.items()})
     assert len(found["accuracy"]) == 2 * 8
     assert found["dense"] == row["test_accuracy"]
@@ -104,8 +104,7 @@ def test_oneshot_rows_and_shares(folder, row):
 def test_a_slice_fills_its_window_and_pruning_coarsens_it(folder, row):
     spec = SPEC | {"epoch": 6, "half": 0.01}
     rows = [
-        trials.picture(spec | extra, "cpu", Path("unused"), folder=folder)
-        for extra in ({}, {"method": "random", "ratio": 0.5})
+        trials.picture(spec | extra, "cpu", None, folder=folder) for extra in ({}, {"method": "random", "ratio": 0.5})
     ]
     for found in rows:
         corners = np.split(np.reshape(found["corners"], (-1, 2)), np.cumsum(found["count"])[:-1])
@@ -182,7 +181,7 @@ def arm(tmp_path_factory):
     def run(name: str, **options) -> dict:
         key = (name, *options.items())
         if key not in rows:
-            rows[key] = trials.ticket(TICKET | {"arm": name} | options, "cpu", Path("unused"), folder=folder)
+            rows[key] = trials.ticket(TICKET | {"arm": name} | options, "cpu", None, folder=folder)
         return rows[key]
 
     return run

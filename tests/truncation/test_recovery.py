@@ -262,7 +262,7 @@ def test_a_plan_without_layers_is_retrained_like_the_untruncated_network(folder,
 
 def test_an_unknown_arm_is_refused_in_one_sentence(folder):
     with pytest.raises(Exception, match=r"^[^\n]+'frozen'[^\n]*\.$"):
-        recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", folder / "none", dense_folder=folder)
+        recovery.retrain(SPEC | {"arm": "frozen"}, "cpu", None, dense_folder=folder)
 
 
 def test_epochs_show_images_that_were_not_seen_before_until_all_were():
@@ -294,7 +294,7 @@ def test_every_epoch_of_retraining_is_fitted_on_its_own_images(folder, monkeypat
             after_epoch(epoch, model)
 
     monkeypatch.setattr(recovery.training, "fit", fit)
-    recovery.retrain(SPEC | {"arm": "dense"}, "cpu", folder / "none", dense_folder=folder)
+    recovery.retrain(SPEC | {"arm": "dense"}, "cpu", None, dense_folder=folder)
     dataset = baselines.baseline(DENSE, folder)[1]
     expected = [recovery.epoch_images(dataset, SPEC, epoch).images for epoch in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(shown, expected, strict=True))
@@ -480,14 +480,14 @@ def test_tensorised_networks_keep_within_their_budget_and_are_read_on_both_parts
         fitting = [0.4 * size for size in convolutions]
         assert row["parameters"] <= whole - sum(convolutions) + sum(fitting) + convolutions[0]  # the first may not fit
         assert row["n"] == 60 and row["selection_n"] == 60 and 0 <= row["wrong"] <= 60
-    dense = recovery.tensorise(DENSE | {"way": "dense", "images": 60}, "cpu", folder / "none", dense_folder=folder)
+    dense = recovery.tensorise(DENSE | {"way": "dense", "images": 60}, "cpu", None, dense_folder=folder)
     model, dataset = baselines.baseline(DENSE, folder)
     found = training.evaluate(model, part(dataset, SPEC | {"images": 60}), dataset)
     assert dense["wrong"] == len(found["wrong"]) and dense["parameters"] == dense["dense_parameters"] == whole
-    again = recovery.tensorise(specs[0], "cpu", folder / "none", dense_folder=folder)
+    again = recovery.tensorise(specs[0], "cpu", None, dense_folder=folder)
     assert again["wrong"] == frame["wrong"].iloc[0]
     with pytest.raises(ValueError, match=r"^[^\n]+'distilled'[^\n]*\.$"):
-        recovery.tensorise(specs[0] | {"way": "distilled"}, "cpu", folder / "none", dense_folder=folder)
+        recovery.tensorise(specs[0] | {"way": "distilled"}, "cpu", None, dense_folder=folder)
 
 
 def test_a_truncated_network_is_retrained_from_the_dense_one(folder, monkeypatch):
@@ -497,14 +497,14 @@ def test_a_truncated_network_is_retrained_from_the_dense_one(folder, monkeypatch
         seen["model"], seen["options"] = deepcopy(model), options
 
     monkeypatch.setattr(recovery.training, "fit", fit)
-    recovery.tensorise(TENSOR | AFTER | {"way": "truncated"}, "cpu", folder / "none", dense_folder=folder)
+    recovery.tensorise(TENSOR | AFTER | {"way": "truncated"}, "cpu", None, dense_folder=folder)
     model, _ = baselines.baseline(DENSE, folder)
     kernel = sweep.kernel(model.get_submodule(LAYERS[2]))
     ranks = forms.best_ranks(kernel, "tucker2", 0.4 * kernel.numel())
     expected = forms.approximate(kernel, "tucker2", ranks)
     assert torch.allclose(forms.dense_kernel(seen["model"].get_submodule(LAYERS[2])), expected, atol=1e-5)
     assert (seen["options"]["epochs"], seen["options"]["lr"]) == (1, 0.01)
-    recovery.tensorise(TENSOR | {"way": "scratch"}, "cpu", folder / "none", dense_folder=folder)
+    recovery.tensorise(TENSOR | {"way": "scratch"}, "cpu", None, dense_folder=folder)
     assert (seen["options"]["epochs"], seen["options"]["lr"]) == (1, 0.1)  # of the dense recipe
 
 
