@@ -3,7 +3,7 @@ PROFILE ?= smoke
 CONDA := $(if $(filter compression-companion,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
 ENV := $(or $(CONDA),.venv)
 BASE := $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 && echo $$p && break; done)
 HASH := $(shell cat requirements.txt pyproject.toml | $(BASE) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
 STAMP := $(ENV)/.companion-$(HASH)
 SITE := $(ENV)/.site-$(shell cat docs/requirements.txt | $(BASE) -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
@@ -17,7 +17,7 @@ export PATH := $(abspath $(ENV))/bin:$(PATH)
 .PHONY: figures status test lint notebooks readme compare lab site bench clean help
 .DEFAULT_GOAL := help
 
-figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures
+figures: $(STAMP)  ## run every notebook of PROFILE (smoke, laptop, …): rows, claims, figures; FIGURES=pdf adds PDFs
 	@$(PYTHON) -m lib.run figures "$$PROFILE" $(if $(SHARDS),shards=$(SHARDS)) $(SNAKEMAKE)
 
 status: $(STAMP)  ## the progress of PROFILE: trials done, failed and left, time spent and still needed
@@ -41,8 +41,8 @@ readme: $(STAMP)  ## write runs/<profile>/README.md, the tables of claims and co
 compare: $(STAMP)  ## which verdicts and statistics differ between two runs: A=runs/laptop B=...
 	@$(PYTHON) -m lib.summary compare "$(A)" "$(B)"
 
-lab: $(STAMP)  ## open JupyterLab
-	@$(PYTHON) -m jupyterlab notebooks
+lab: $(STAMP)  ## open JupyterLab; its options: LAB="--port 9000 --no-browser"
+	@$(PYTHON) -m lib.run lab $(LAB)
 
 site: $(STAMP) $(SITE)  ## build the site into docs/_build/html
 	@$(PYTHON) docs/build.py
@@ -60,7 +60,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 $(STAMP):
-	@test -n "$(BASE)" || { echo "Python 3.11 or newer is needed and was not found: install it and run make again."; exit 1; }
+	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed and was not found: install one and run make again."; exit 1; }
 	@test -n "$(CONDA)" || test -x $(PYTHON) || $(BASE) -m venv $(ENV)
 	@echo "Setting up $(ENV): about 2 minutes and 6 GB, once."
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .

@@ -6,7 +6,9 @@ import shlex
 import sys
 
 from lib import parameters
-from lib.provenance import figures_dir, root, runs_dir
+from lib.provenance import figures_dir, release_interrupts, root, runs_dir
+
+release_interrupts()
 
 PROFILE = config.get("profile", "smoke")
 SHARDS = int(config.get("shards", 1))

@@ -25,7 +25,7 @@ ENTRIES = [{"profile": profile} | entry for profile in PROFILES for entry in cla
 CLAIMS = {entry["id"]: entry["claim"] for entry in ENTRIES}
 DOWNLOADS = ("svg", "png", "gif", "csv", "timing.csv", "ipynb", "parquet", "claims.json", "yaml")
 FRONT = ("One figure", "What came out", "Two commands", "How to cite")  # sections of README on the front page
-USE = ("How to use it", "The notebooks", "The map", "Design in brief")  # and those on the page about use
+USE = ("How to use it", "The notebooks", "The map")  # and those on the page about use
 SHORT = {
     SUPPORTED: "supported",
     NOT_SUPPORTED: "not supported",

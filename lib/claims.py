@@ -28,8 +28,8 @@ PACKAGES = {
     "04_spline_early_bird": "spline",
 }
 FIELDS = (
-    "id section mathematical network dataset regime primary fork claim statistic unit relation threshold tolerance "
-    "open_if n_unit value low high n p p_holm null verdict why"
+    "id section mathematical network dataset regime scale primary fork claim statistic unit relation threshold "
+    "tolerance open_if n_unit value low high n p p_holm null verdict why"
 ).split()
 
 
@@ -185,6 +185,7 @@ class Ledger:
     """The claims of one notebook: rules first, evidence later, verdicts at the end."""
 
     rules: Sequence[Rule]
+    scale: str = ""  # of the experiments, such as "640 images"; verdicts carry it
     _entries: list[dict] = field(default_factory=list)
 
     def rule(self, claim: str) -> Rule:
@@ -192,20 +193,23 @@ class Ledger:
         return next(rule for rule in self.rules if rule.id == claim)
 
     def show(self) -> "HTML":
-        """All rules in tables that fold: of the statements that mathematics settles, and of the claims."""
+        """All rules in one table that unfolds: the statements that mathematics settles, then the claims."""
         from IPython.display import HTML
 
         names = ("id", "claim", "statistic", "condition", "null", "n_unit")
         heads = ("claim", "it says", "statistic", "holds if", "without any effect", "n counts")
-        head, shown = "".join(f"<th>{head}</th>" for head in heads), ""
-        for mathematical, what in ((True, "statements that mathematics settles"), (False, "claims")):
-            rules = [rule for rule in self.rules if rule.mathematical == mathematical]
-            cells = [[f"<td>{html.escape(str(getattr(rule, name)))}</td>" for name in names] for rule in rules]
-            table = "".join(f"<tr>{row}</tr>" for row in [head, *map("".join, cells)])
-            summary = f"{len(rules)} {what} and their rules, written before the run"
-            if rules:
-                shown += f"<details open><summary>{summary}</summary><table>{table}</table></details>"
-        return HTML(shown)
+        kinds = {"statements that mathematics settles": True, "claims": False}
+        kinds = {what: [rule for rule in self.rules if rule.mathematical == kind] for what, kind in kinds.items()}
+        kinds, lines = {what: rules for what, rules in kinds.items() if rules}, []
+        for what, rules in kinds.items():
+            lines += [f"<th colspan={len(heads)}>{what}</th>"] if len(kinds) > 1 else []
+            lines.append("".join(f"<th>{head}</th>" for head in heads))
+            for rule in rules:
+                lines.append("".join(f"<td>{html.escape(str(getattr(rule, name)))}</td>" for name in names))
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        counts = " and ".join(f"{len(rules)} {what}" for what, rules in kinds.items())
+        summary = f"{counts}, with their rules, written before the run: open to read"
+        return HTML(f"<details><summary>{summary}</summary><table>{table}</table></details>")
 
     def enter(
         self,
@@ -223,6 +227,7 @@ class Ledger:
         primary: bool = True,
         open: bool = False,
         n_unit: str = "",
+        scale: str = "",
         why: str = "",
     ) -> None:
         """Enter the evidence on a claim.
@@ -241,6 +246,7 @@ class Ledger:
             primary: whether this entry decides the claim; the others are shown beside it. An entry of a fork never is.
             open: whether the rule's `open_if` is the case.
             n_unit: the things that n counts, where they differ from the rule's.
+            scale: of the experiment, where it differs from the notebook's.
             why: one line on how to read it.
 
         Raises:
@@ -254,7 +260,7 @@ class Ledger:
         low, high = (value, value) if low is None else (low, high)
         self._entries.append(
             self._blank(rule)
-            | {"network": network, "dataset": dataset, "regime": regime}
+            | {"network": network, "dataset": dataset, "regime": regime, "scale": scale}
             | {"primary": primary and not fork, "fork": fork, "n_unit": n_unit or rule.n_unit}
             | {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
             | {"p": None if p is None else float(p), "why": why, "verdict": INCONCLUSIVE if open else None}
@@ -286,7 +292,8 @@ class Ledger:
         for entry in sorted(self._entries, key=lambda entry: order[entry["id"]]):
             p_holm = self._corrected(entry) if entry["primary"] or entry["fork"] else None
             verdict = entry["verdict"] or self.rule(entry["id"]).verdict(entry["low"], entry["high"], p_holm)
-            judged.append(entry | {"p_holm": p_holm, "verdict": verdict})
+            scale = "" if entry["mathematical"] else entry["scale"] or self.scale
+            judged.append(entry | {"p_holm": p_holm, "verdict": verdict, "scale": scale})
         return judged
 
     def table(self, mathematical: bool = False) -> "pd.DataFrame":
@@ -305,7 +312,7 @@ class Ledger:
                     "statistic": f"{entry['statistic']} ({entry['unit']})" if entry["unit"] else entry["statistic"],
                     "value": evidence(entry),
                     "n": f"{entry['n']:,} {entry['n_unit'] or ''}",
-                    "verdict": entry["verdict"],
+                    "verdict": verdict_text(entry),
                     "forks": forks_text(entry, entries),
                     "remark": entry["why"],
                 }
@@ -340,7 +347,8 @@ class Ledger:
 
     @staticmethod
     def _blank(rule: Rule) -> dict:
-        return dict.fromkeys(FIELDS) | {"network": "", "dataset": "", "regime": "", "fork": ""} | asdict(rule)
+        empty = dict.fromkeys(("network", "dataset", "regime", "scale", "fork"), "")
+        return dict.fromkeys(FIELDS) | empty | asdict(rule)
 
     def _corrected(self, entry: dict) -> float | None:
         """The p of an entry after Holm's correction among the primary entries of the other claims."""
@@ -358,6 +366,12 @@ def evidence(entry: dict) -> str:
         return "-"
     exact = entry["low"] == entry["value"] == entry["high"]
     return f"{entry['value']:.4g}" + ("" if exact else f" [{entry['low']:.4g}, {entry['high']:.4g}]")
+
+
+def verdict_text(entry: dict) -> str:
+    """The verdict of an entry with the scale of its experiment, such as "not supported on 640 images"."""
+    decided = entry["verdict"] in (SUPPORTED, NOT_SUPPORTED)
+    return f"{entry['verdict']} on {entry['scale']}" if decided and entry.get("scale") else entry["verdict"]
 
 
 def forks_text(primary: dict, entries: Sequence[dict]) -> str:

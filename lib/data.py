@@ -130,6 +130,20 @@ def load(name: str, *, device: str = "cpu", validation: float = 0.1, seed: int =
     )
 
 
+def fetch(name: str) -> None:
+    """Download a data set that may be downloaded and is missing, and check its files without reading the images.
+
+    Raises:
+        CompanionError: for an unknown name, and for files that are missing or damaged.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    if name in SOURCES:
+        image_files(name, data_dir())
+    elif name in ("cifar10", "cifar100"):
+        _fetch_cifar(_cifar_kind(name), data_dir())
+
+
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """float32 (images / 255 - mean) / std by channel, for uint8 images (n, channels, height, width).
 
@@ -222,8 +236,7 @@ def _arrays(name: str, folder: Path) -> tuple[Tensor, ...]:
     if name not in DATASETS:
         return _own(name)
     if name in ("cifar10", "cifar100"):
-        known = torchvision.datasets
-        return _cifar(known.CIFAR10 if name == "cifar10" else known.CIFAR100, folder)
+        return _cifar(_cifar_kind(name), folder)
     parts = []
     for files in image_files(name, folder):
         parts.append(torch.from_numpy(np.stack([np.asarray(decode(path)) for path, _ in files]).transpose(0, 3, 1, 2)))
@@ -283,7 +296,11 @@ def _digits(scale: int) -> tuple[Tensor, ...]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def _cifar(kind: type, folder: Path) -> tuple[Tensor, ...]:
+def _cifar_kind(name: str) -> type:
+    return torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
+
+
+def _fetch_cifar(kind: type, folder: Path) -> None:
     own = folder / kind.base_folder
     checksums = dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
     missing = [file for file in checksums if not (own / file).is_file()]
@@ -297,6 +314,10 @@ def _cifar(kind: type, folder: Path) -> tuple[Tensor, ...]:
                 kind(temporary, download=True)
                 for file in checksums:
                     (Path(temporary) / kind.base_folder / file).replace(own / file)
+
+
+def _cifar(kind: type, folder: Path) -> tuple[Tensor, ...]:
+    _fetch_cifar(kind, folder)
     parts = []
     for train in (True, False):
         raw = kind(folder, train=train)
@@ -315,8 +336,9 @@ def image_files(name: str, folder: Path) -> tuple[Files, Files]:
             labels = find.find_classes(own / "train")[1]
             test = find.make_dataset(own / "val", labels, **options)
         else:
-            labels = {wnid: label for label, wnid in enumerate(sorted((own / "wnids.txt").read_text().split()))}
-            rows = [row.split("\t") for row in (own / "val" / "val_annotations.txt").read_text().splitlines()]
+            wnids, annotations = own / "wnids.txt", own / "val" / "val_annotations.txt"
+            labels = {wnid: label for label, wnid in enumerate(sorted(wnids.read_text(encoding="utf-8").split()))}
+            rows = [row.split("\t") for row in annotations.read_text(encoding="utf-8").splitlines()]
             found = {path.name: str(path) for path in (own / "val" / "images").iterdir()}
             test = [(found[file], labels[wnid]) for file, wnid, *_ in rows if file in found]
         train = find.make_dataset(own / "train", labels, **options)

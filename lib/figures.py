@@ -1,5 +1,7 @@
 """The style of every figure, saving one with its numbers and alternative text; the figures of the dense networks."""
 
+import base64
+import html
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -9,12 +11,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Image
+from IPython.display import HTML, Image
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image as Raster
 from PIL.PngImagePlugin import PngInfo
 
+from lib.parameters import picture_formats
 from lib.provenance import PREFIX, write_atomically
 from lib.stats import mean_interval
 
@@ -46,6 +49,7 @@ STYLE = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and edited
+    "pdf.fonttype": 42,  # likewise
 }
 # One meaning, one colour, in every notebook: a line for each colour of the palette.
 MEANINGS = (
@@ -85,7 +89,7 @@ def use_style() -> None:
 
 
 def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: str) -> Image:
-    """Save a figure as SVG and PNG with the numbers behind it as CSV, and close it.
+    """Save a figure as SVG and PNG with the numbers behind it as CSV, and close it; FIGURES=pdf adds a PDF.
 
     Args:
         figure: to be saved.
@@ -93,7 +97,7 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
         slug: `NN_name`, the files' common name.
         numbers: one row a drawn point or bar. Columns that begin with `made_` (measured seconds, memory) go to
             `slug.timing.csv`, all others to `slug.csv`.
-        alt: one or two sentences for a reader who cannot see the figure; stored in both files.
+        alt: one or two sentences for a reader who cannot see the figure; stored in every picture.
 
     Returns:
         The PNG, to be the last expression of a cell.
@@ -105,23 +109,28 @@ def save(figure: Figure, folder: Path, slug: str, numbers: pd.DataFrame, alt: st
     measured = [column for column in numbers if column.startswith(PREFIX)]
     results = numbers.drop(columns=measured)
     common = {"Title": slug, "Description": alt}
-    # In an SVG only embedded images have pixels.
-    formats = {"svg": ({"Date": None} | common, 100), "png": ({"Software": None} | common, plt.rcParams["savefig.dpi"])}
+    formats = {  # in an SVG or PDF only embedded images have pixels
+        "svg": ({"Date": None} | common, 100),
+        "png": ({"Software": None} | common, plt.rcParams["savefig.dpi"]),
+        "pdf": ({"CreationDate": None, "Title": slug, "Subject": alt}, 100),
+    }
     if engine := figure.get_layout_engine():
         engine.execute(figure)
     # Without the salt the same figure has other ids each time. Laying it out for each file costs more than drawing.
     with plt.rc_context({"svg.hashsalt": "compression-companion", "figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
-        for kind, (metadata, dpi) in formats.items():
+        saved, shrink = {}, {"svg": _compact, "png": _smaller}
+        for kind in picture_formats():
+            metadata, dpi = formats[kind]
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
-            picture = _compact(buffer.getvalue()) if kind == "svg" else _smaller(buffer)
-            write_atomically(folder / f"{slug}.{kind}", picture)
+            saved[kind] = shrink.get(kind, bytes)(buffer.getvalue())
+            write_atomically(folder / f"{slug}.{kind}", saved[kind])
     write_atomically(folder / f"{slug}.csv", _csv(results))
     if measured:
         write_atomically(folder / f"{slug}.timing.csv", _csv(numbers))
     plt.close(figure)
-    return Image(picture, alt=alt, width=int(figure.get_figwidth() * 100))
+    return Image(saved["png"], alt=alt, width=int(figure.get_figwidth() * 100))
 
 
 def _check_alt(slug: str, alt: str) -> None:
@@ -145,20 +154,20 @@ def _compact(svg: bytes) -> bytes:
     return svg.replace(b"</style>", b"".join(b"\n.%s{%s}" % (n, s) for s, n in styles.items()) + b"</style>", 1)
 
 
-def _smaller(png: io.BytesIO) -> bytes:
+def _smaller(png: bytes) -> bytes:
     """A PNG with its texts in 256 colours: a third of the size, because notebooks hold figures once more."""
-    picture, texts, buffer = Raster.open(png), PngInfo(), io.BytesIO()
+    picture, texts, buffer = Raster.open(io.BytesIO(png)), PngInfo(), io.BytesIO()
     for key, text in picture.text.items():
         texts.add_itxt(key, text)
     picture.convert("RGB").quantize(256, dither=Raster.Dither.NONE).save(buffer, "png", pnginfo=texts, optimize=True)
     return buffer.getvalue()
 
 
-def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, milliseconds: int = 120) -> Image:
+def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, milliseconds: int = 120) -> HTML:
     """Save figures of one size as an animated GIF that repeats, and close each; the last one stays a second longer.
 
-    Each frame is shown for `milliseconds`. Folder, slug, alternative text and result are as in `save`; the numbers
-    are those of the still figure of the same rows.
+    Each frame is shown for `milliseconds`. Folder, slug and alternative text are as in `save`; the numbers are those of
+    the still figure of the same rows. The result is HTML, because exported notebooks leave out images of this format.
     """
     _check_alt(slug, alt)
     pictures = []
@@ -171,7 +180,8 @@ def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, millise
     first, *rest = pictures
     first.save(buffer, "gif", save_all=True, append_images=rest, duration=shown, loop=0, comment=alt.encode())
     write_atomically(folder / f"{slug}.gif", buffer.getvalue())
-    return Image(buffer.getvalue(), format="gif", alt=alt, width=first.width)
+    source = f"data:image/gif;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return HTML(f'<img src="{source}" alt="{html.escape(alt)}" width="{first.width}">')
 
 
 def augmentation(pictures: np.ndarray) -> tuple[Figure, pd.DataFrame]:

@@ -8,6 +8,7 @@ names of networks, data sets and methods are here and not beside their code, so 
 import ast
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
@@ -104,6 +105,7 @@ NAMING_NETWORKS = (
     "network networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main "
     "ruled controlled formed whole full wide zeroed tensorised"
 )
+PICTURES = ("pdf",)  # formats of figures on request, besides SVG and PNG
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
 
 
@@ -237,6 +239,31 @@ def checked(name: str, asked: dict, source: str) -> dict:
     for problem in _problems(name, asked, known):
         raise CompanionError(f"{source}: {problem}")
     return known | asked
+
+
+def inputs(values: dict) -> tuple[set[str], set[str]]:
+    """The data sets that a notebook's parameters name and that must lie in DATA_DIR, and the public checkpoints.
+
+    Checkpoints are "network/dataset". What is bundled or generated is left out.
+    """
+    public = [values.get(name, []) for name in ("public", "tasks_of", "zeroed")]
+    public += [values["main"]] if values.get("source") == "public" else []
+    named = {leaf.partition("/")[2] for leaf in _leaves(values) if isinstance(leaf, str)} | {values.get("dataset")}
+    named |= {values.get("seen")} if values.get("tasks_of") else set()
+    named |= {"imagenet"} if values.get("imagenet_recipes") else set()
+    return {name for name in named & DATASETS.keys() if not name.startswith("digits")}, {*_leaves(public)} & {*PUBLIC}
+
+
+def picture_formats() -> tuple[str, ...]:
+    """The formats in which figures are saved: SVG, PNG, and those in the environment variable FIGURES.
+
+    Raises:
+        CompanionError: for a format that does not exist.
+    """
+    asked = os.environ.get("FIGURES", "").lower().split()
+    if odd := [name for name in asked if name not in ("svg", "png", *PICTURES)]:
+        raise CompanionError(f"FIGURES asks for {', '.join(odd)}: say FIGURES=pdf, or leave it out for SVG and PNG.")
+    return ("svg", "png", *(name for name in PICTURES if name in asked))
 
 
 def _problems(name: str, asked: dict, known: dict) -> Iterator[str]:
@@ -397,7 +424,6 @@ def _truncation(values: dict) -> Iterator[Check]:
 
 
 def _spaces(values: dict) -> Iterator[Check]:
-    yield values["contest_share"] in values["shares"], "contest_share must be one of shares"
     falling = values["shares"] == sorted(set(values["shares"]), reverse=True)
     yield falling, "shares must fall, the mildest regime first"
     both = sorted({*values["shares"]} & {*values["levels"]})

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -28,11 +29,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTEXT = ("device", "python", "torch", "commit", "code")  # everything that a row's numbers may depend on
+STOPPED = "Stopped. Finished trials are kept: "  # and how to go on
+RESUMES = f"{STOPPED}the same command resumes from here."
 PREFIX = "made_"  # of the columns that say how a row was made; they are measurements, never results
 
 
 class CompanionError(RuntimeError):
     """An error that only the user can fix; its message is one sentence that names the remedy."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback through `lib`."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt of a study; a notebook shows how to go on, and no traceback of threads and processes."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{STOPPED}run this cell again to go on from here."]
 
 
 def own_name(name: object) -> bool:
@@ -125,12 +139,36 @@ def command(main: Callable[[list[str]], None]) -> None:
         sys.exit(str(error))
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # it would print the traceback of the interrupted cell
-        print("Stopped. Finished trials are kept: the same command resumes from here.", file=sys.stderr)
+        print(RESUMES, file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         if not disk_full(error):
             raise
         sys.exit(f"No room on the disk for {error.filename}: free some space and start again.")
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let an interrupt wait, also in a program that this process becomes, until that calls `release_interrupts`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_interrupts() -> None:
+    """Let interrupts through again, also one that came meanwhile; what nobody catches ends in a sentence."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], *others: object) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(RESUMES, file=sys.stderr)
+        else:
+            usual(kind, *others)
+
+    sys.excepthook = hook
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> CompanionError:
@@ -243,11 +281,28 @@ def locked(path: Path, blocking: bool = True) -> Iterator[bool]:
 
 @cache
 def code_hash() -> str:
-    """First 12 hex digits of the SHA-256 of every Python file below `lib`, the code that a trial runs."""
+    """First 12 hex digits of the SHA-256 of every Python file below `lib`, the code that a trial runs.
+
+    Line ends do not count: a copy of the repository made on another system is the same code.
+    """
     folder, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+        content = path.read_bytes().replace(b"\r\n", b"\n")
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return digest.hexdigest()[:12]
+
+
+def check_code() -> None:
+    """Refuse code that changed after the batch began, so that all rows of a batch are made by one code.
+
+    A batch leaves the hash of its code in COMPANION_CODE; outside a batch nothing is refused.
+
+    Raises:
+        CompanionError: if this process imported other code.
+    """
+    begun = os.environ.get("COMPANION_CODE")
+    if begun and begun != code_hash():
+        raise CompanionError("lib changed while this batch was running: start it again (finished trials are kept).")
 
 
 @cache
@@ -258,7 +313,7 @@ def git_commit() -> str:
     """
 
     def git(*arguments: str) -> str:
-        options = {"cwd": root(), "capture_output": True, "text": True, "check": True, "timeout": 20}
+        options = {"cwd": root(), "capture_output": True, "encoding": "utf-8", "check": True, "timeout": 20}
         return subprocess.run(("git", *arguments), **options).stdout.strip()
 
     try:

@@ -5,11 +5,13 @@ python -m lib.run execute PROFILE NOTEBOOK [shard=I/N]              one notebook
 python -m lib.run status PROFILE                                    the progress of a profile, for `make status`
 python -m lib.run check PROFILE                                     its notebooks, if all parameters can run
 python -m lib.run refresh [NOTEBOOK ...]                            the outputs in notebooks/, for `make notebooks`
+python -m lib.run lab [JupyterLab options]                          JupyterLab on the checkout, for `make lab`
 """
 
 import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
@@ -24,18 +26,28 @@ from typing import TYPE_CHECKING
 
 from lib import provenance
 from lib.claims import Ledger
-from lib.parameters import check_profile, checked, default_parameters, notebook_names, profile_parameters, profiles
+from lib.parameters import (
+    check_profile,
+    checked,
+    default_parameters,
+    inputs,
+    notebook_names,
+    picture_formats,
+    profile_parameters,
+    profiles,
+)
 from lib.provenance import CompanionError, build_dir, command, figures_dir, locked, root, runs_dir, write_atomically
 
 # Heavy packages are imported where they are used: checking a profile takes less time than importing them.
 if TYPE_CHECKING:
     import pandas as pd
-    from IPython.display import Image
+    from IPython.display import HTML, Image
     from matplotlib.figure import Figure
 
     from lib.study import Study
 
 LOCAL = "local"  # the profile of results from a reader's own parameters
+LONG = 15  # lines; longer code is folded in JupyterLab and on the site
 KEPT = "free some space and start again (finished trials are kept)"
 
 
@@ -109,22 +121,24 @@ class Run:
 
         return figures.save(figure, self._figures, slug, numbers, alt)
 
-    def animate(self, frames: "Iterable[Figure]", slug: str, alt: str) -> "Image":
+    def animate(self, frames: "Iterable[Figure]", slug: str, alt: str) -> "HTML":
         """Save an animation; arguments and result as `figures.animate`."""
         from lib import figures
 
         return figures.animate(frames, self._figures, slug, alt)
 
-    def finish(self, ledger: Ledger) -> "pd.DataFrame":
+    def finish(self, ledger: Ledger, scale: str = "") -> "pd.DataFrame":
         """Publish the rows of all computed studies and the claims; return the table of verdicts.
 
-        Statements that mathematics settles are shown above it, in a table of their own.
+        Verdicts carry the `scale` of the experiments, such as "640 images". Statements that mathematics settles are
+        shown above the table, in one of their own.
 
         Raises:
             ValueError: unless every claim has exactly one primary entry.
         """
         from IPython.display import display
 
+        ledger.scale = ledger.scale or scale
         ledger.save(self._results, self.name)
         for study, rows in self._rows():
             study.store.publish(rows, self._results)
@@ -150,9 +164,14 @@ def execute(profile: str, name: str, shard: str = "") -> Path:
     A `shard`, "i/n", publishes nothing and leaves its trials in the store; see `Study.run`.
 
     Raises:
-        CompanionError: naming notebook, cell, error and the partial notebook; nothing is published then.
+        CompanionError: if data are missing or `lib` changed since the batch began, before a kernel starts. Or naming
+            notebook, cell, error and the partial notebook; nothing is published then.
     """
     parameters, start = profile_parameters(profile, name), time.monotonic()
+    os.environ["COMPANION_CODE"] = os.environ.get("COMPANION_CODE") or provenance.code_hash()
+    provenance.check_code()
+    if not (runs_dir() / profile / f"{name}.claims.json").exists():  # published rows need no data
+        _fetch(parameters)
     with _stage(profile, name, shard) as stage:
         inside = _run_staged(stage, name, parameters)
         if shard:
@@ -164,6 +183,18 @@ def execute(profile: str, name: str, shard: str = "") -> Path:
     where = os.path.relpath(published, root())
     print(f"{where}: {time.monotonic() - start:.1f} s, of which its cells took {inside:.1f} s")
     return published
+
+
+def _fetch(parameters: dict) -> None:
+    """Download the data sets and public checkpoints of a notebook that may be downloaded; say what else is missing."""
+    datasets, checkpoints = inputs(parameters)
+    if datasets or checkpoints:
+        from lib import data, models
+
+        for dataset in sorted(datasets):
+            data.fetch(dataset)
+        for checkpoint in sorted(checkpoints):
+            models.public(*checkpoint.split("/"))
 
 
 def refresh(names: list[str]) -> None:
@@ -254,19 +285,35 @@ def _last_cell(partial: Path) -> int | str:
 
 
 def _cleaned(path: Path) -> str:
-    """A notebook without the parts that differ from run to run: times, and progress and warnings on stderr."""
+    """A notebook without the parts that differ from run to run: times, and progress and warnings on stderr.
+
+    Long code is folded, and where papermill injected parameters, the cell that they replace.
+    """
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
+    injected = any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
     for number, cell in enumerate(notebook.cells):
+        fold(cell, injected)
         cell["id"] = f"cell-{number:02d}"  # papermill's own cell has another random one each time
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = _joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return nbformat.writes(notebook) + "\n"
+
+
+def fold(cell: dict, injected: bool = False) -> None:
+    """Fold a cell of long code, or unfold it; the parameters stay in sight until `injected` ones replace them."""
+    tags = [tag for tag in cell["metadata"].get("tags", []) if tag != "hide-input"]
+    long = cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > LONG
+    hidden = injected if "parameters" in tags else long and "injected-parameters" not in tags
+    cell["metadata"]["tags"] = [*tags, *(["hide-input"] if hidden else [])]
+    cell["metadata"].pop("jupyter", None)
+    if hidden:
+        cell["metadata"]["jupyter"] = {"source_hidden": True}
 
 
 def _joined(outputs: list) -> list:
@@ -353,13 +400,14 @@ def figures(profile: str, options: list[str]) -> None:
         CompanionError: if a parameter cannot run, or another batch is running.
     """
     check_profile(profile)
+    picture_formats()
     shards, options = (options[0], options[1:]) if options and "=" in options[0].lstrip("-") else ("shards=1", options)
     name, _, count = shards.partition("=")
     if name != "shards" or not count.isdecimal() or not int(count):
         raise CompanionError(f"Invalid setting {shards}: use shards=N with N of 1 or more, such as shards=4.")
     build = build_dir()
     build.mkdir(parents=True, exist_ok=True)
-    handle = (build / "lock").open("a+")
+    handle = (build / "lock").open("ab")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -369,7 +417,7 @@ def figures(profile: str, options: list[str]) -> None:
     # Requests and failures of an earlier batch say nothing about this one.
     for path in (*(runs_dir() / profile / "trials").glob("*/requested"), *(build / profile).glob("*/failed")):
         path.unlink()
-    os.environ["COMPANION_BATCH"] = _batch_id()
+    os.environ |= {"COMPANION_BATCH": _batch_id(), "COMPANION_CODE": provenance.code_hash(), "PYTHONUTF8": "1"}
     os.environ.pop("SNAKEMAKE_PROFILE", None)  # settings of the user's other projects
     _prepend("PYTHONPATH", root())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -381,6 +429,28 @@ def figures(profile: str, options: list[str]) -> None:
     command += ["--nolock", "--rerun-incomplete", "--forceall", "--config", f"profile={profile}", shards]
     # One notebook at a time, unless the options describe the machine or the cluster.
     command += options or ["--executor", "local", "--cores", "all", "--resources", "checkout=1", "--quiet", "all"]
+    with provenance.interrupts_held():  # until the Snakefile is read: imports of snakemake take seconds
+        os.execv(sys.executable, command)
+
+
+def lab(options: list[str]) -> None:
+    """Become JupyterLab on the whole checkout, with this interpreter as its kernel.
+
+    Raises:
+        CompanionError: as root, unless the options allow it.
+    """
+    if os.geteuid() == 0 and "--allow-root" not in options:
+        remedy = 'become another user, or say make lab LAB="--allow-root"'
+        raise CompanionError(f"You are root, and so would be whoever opens this JupyterLab: {remedy}.")
+    if os.environ.get("SSH_CONNECTION"):
+        options = [*options, *({"--no-browser"} - {*options})]
+        print("Over SSH: run `ssh -N -L 8888:localhost:8888 <this machine>` on your own computer, with the port below,")
+        print("and open the address below there.")
+    print("Saving a notebook changes a file of the checkout: duplicate it in JupyterLab's list and work in the copy.")
+    sys.stdout.flush()
+    _prepend("PYTHONPATH", root())
+    _prepend("JUPYTER_PATH", _own_kernel())
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root()}", *options]
     os.execv(sys.executable, command)
 
 
@@ -394,7 +464,12 @@ def _end_with_batch() -> None:
 
     A job of a cluster outlives the batch that submitted it: its trials are stored, and the next batch finds them.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("This notebook was terminated; its finished trials are kept."))
+
+    def terminated(*_: object) -> None:
+        logging.disable()  # asyncio and nbclient would print the traceback of the cell
+        sys.exit("This notebook was terminated; its finished trials are kept.")
+
+    signal.signal(signal.SIGTERM, terminated)
     machine, _, pid = os.environ.get("COMPANION_BATCH", "").rpartition(":")
     if machine != _batch_id().rpartition(":")[0]:
         return
@@ -421,6 +496,8 @@ def main(arguments: list[str]) -> None:
             print(*check_profile(profile))
         case ["refresh", *names]:
             refresh(names)
+        case ["lab", *options]:
+            lab(options)
         case _:
             raise CompanionError(__doc__)
 

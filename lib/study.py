@@ -27,7 +27,7 @@ from tqdm import tqdm as text_bar
 from tqdm.auto import tqdm
 
 from lib import provenance
-from lib.provenance import CompanionError
+from lib.provenance import CompanionError, Stopped
 from lib.store import LOOSE, Store, canonical, places_of
 
 START = "spawn" if sys.platform == "darwin" else "forkserver"  # how worker processes start
@@ -48,6 +48,11 @@ def generator(seed: int, *names: object, device: str = "cpu") -> torch.Generator
 def quiet() -> bool:
     """Whether to show no progress bar: in the output of a batch, and in a worker, whose parent shows one."""
     return bool(os.environ.get("COMPANION_QUIET")) or parent_process() is not None
+
+
+def say(sentence: str) -> None:
+    """Print a sentence on progress: to stderr in a batch, whose notebooks do not keep it, else where it is no error."""
+    print(sentence, file=sys.stderr if quiet() else sys.stdout)
 
 
 def shown(steps: Iterable, total: int, name: str) -> Iterable:
@@ -188,16 +193,20 @@ class Study:
 
         Raises:
             CompanionError: for an error that the user can fix (memory, data, a killed worker, all trials failed).
+            Stopped: on an interrupt; finished trials are kept.
         """
         i, n = map(int, (os.environ.get("COMPANION_SHARD") or "0/1").split("/"))
         keyed = self._keyed(specs)
         self.store.request([key for key, _ in keyed], workers * n)
         if todo := self._missing(keyed):
-            print(f"{self.name}: {len(todo)} to be computed on {device}", file=sys.stderr)
+            say(f"{self.name}: {len(todo)} to be computed on {device}")
         todo = [spec for share in range(n) for spec in todo[(i + share) % n :: n]]
-        for finished, _ in enumerate(shown(self._run_all(todo, workers, device), len(todo), self.name), 1):
-            if finished % LOOSE == 0:
-                self.store.compact()
+        try:
+            for finished, _ in enumerate(shown(self._run_all(todo, workers, device), len(todo), self.name), 1):
+                if finished % LOOSE == 0:
+                    self.store.compact()
+        except KeyboardInterrupt:
+            raise Stopped from None
         self.store.compact()
         rows = self._rows(keyed)
         failures = rows.loc[rows["status"] == "failed", "reason"].value_counts()
@@ -249,7 +258,7 @@ class Study:
             stored = self.store.has(key)
             again = weights and not self._weights_file(spec).exists()
             if again:
-                print(f"{self.name}: no weights of {spec} here; training them.", file=sys.stderr)
+                say(f"{self.name}: the weights of this network are not stored here, so it is trained again: {spec}")
             if again or not stored:
                 row = self._execute(spec, device, self._weights_file(spec) if weights or self.keeps else None)
                 if not stored:
@@ -283,6 +292,7 @@ class Study:
         return self.store.trials / f"{self.store.key(spec)}.safetensors"
 
     def _execute(self, spec: dict, device: str, weights: Path | None) -> dict:
+        provenance.check_code()
         outcome: dict = {"status": "done", "reason": ""}
         with provenance.made(device) as how, _one_thread(device):
             try:

@@ -13,7 +13,18 @@ import pandas as pd
 from scipy.stats import norm
 
 from lib import provenance
-from lib.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED, UNTESTABLE, Rule, evidence, forks_text
+from lib.claims import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNTESTABLE,
+    Rule,
+    evidence,
+    forks_text,
+    verdict_text,
+)
 from lib.parameters import profile_parameters
 from lib.provenance import CompanionError, command, root, write_atomically
 from lib.stats import LEVEL, quantile, wilson
@@ -43,7 +54,7 @@ Claims are what an experiment tests. What mathematics settles is counted apart, 
 def claims_of(folder: Path) -> list[dict]:
     """All entries of the claims files in a folder such as `runs/laptop`, each with the name of its `notebook`."""
     files = sorted(folder.glob("*.claims.json"))
-    return [{"notebook": file.name.split(".")[0]} | entry for file in files for entry in json.loads(file.read_text())]
+    return [{"notebook": file.name.split(".")[0]} | entry for file in files for entry in json.loads(file.read_bytes())]
 
 
 def page(profile: str) -> str:
@@ -93,7 +104,7 @@ def claims_table(entries: list[dict], mathematical: bool = False) -> str:
     """
     rows = []
     for entry in (e for e in entries if e["primary"] and e["mathematical"] == mathematical):
-        row = {"claim": entry["id"], "it says": entry["claim"], "verdict": entry["verdict"], **_evidence(entry)}
+        row = {"claim": entry["id"], "it says": entry["claim"], "verdict": verdict_text(entry), **_evidence(entry)}
         row |= {"forks": forks_text(entry, entries), "statistic": entry["statistic"]}
         rows.append(row | {"remark": entry["why"], "section": entry["section"]})
     return markdown(rows)

@@ -65,7 +65,7 @@ def test_one_batch_at_a_time_and_a_killed_one_leaves_nothing_behind_says_how_far
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert wait_for(lambda: not processes_of(checkout), 60), processes_of(checkout)
-    assert not published(checkout)
+    assert not published(checkout) and "Traceback" not in log(checkout)
     held.unlink()
     failing = start_batch(checkout)
     assert failing.wait(600) != 0
@@ -80,6 +80,17 @@ def test_one_batch_at_a_time_and_a_killed_one_leaves_nothing_behind_says_how_far
     ended = [line.split()[1] for line in executions(checkout, "end")]
     assert sorted(map(int, ended)) == [*range(12), 100, 121], "a finished trial ran again"
     assert not processes_of(checkout)
+
+
+def test_an_interrupt_while_a_batch_starts_ends_it_with_one_sentence(checkout):
+    """It comes while snakemake is imported, which takes seconds."""
+    batch = start_batch(checkout)
+    command = Path(f"/proc/{batch.pid}/cmdline")
+    assert wait_for(lambda: "Snakefile" in command.read_text(), 120)
+    batch.send_signal(signal.SIGINT)
+    assert batch.wait(300) != 0
+    assert log(checkout) == "Stopped. Finished trials are kept: the same command resumes from here.\n"
+    assert not processes_of(checkout) and not published(checkout)
 
 
 def kill_all(checkout: Path) -> None:

@@ -182,8 +182,24 @@ def test_a_statement_of_mathematics_holds_or_fails_and_has_a_table_of_its_own():
     ledger = with_mathematics()
     assert [entry["verdict"] for entry in ledger.entries()] == [INCONCLUSIVE, HOLDS, FAILS, INCONCLUSIVE]
     assert list(ledger.table().index) == ["a"] and list(ledger.table(mathematical=True).index) == ["m1", "m2", "m3"]
-    tables = ledger.show().data.split("<details")[1:]
-    assert [[">m1<" in table, ">a<" in table] for table in tables] == [[True, False], [False, True]]
+    shown = ledger.show().data
+    assert shown.count("<details>") == 1 and "3 statements that mathematics settles and 1 claims" in shown
+    places = [shown.index(f">{what}<") for what in ("statements that mathematics settles", "m1", "claims", "a")]
+    assert places == sorted(places)
+
+
+def test_a_verdict_carries_the_scale_of_its_experiment_where_one_decides_it():
+    ledger = with_mathematics()
+    ledger.scale = "640 images"
+    assert ledger.table()["verdict"].tolist() == [INCONCLUSIVE]
+    assert {entry["id"]: entry["scale"] for entry in ledger.entries()} == dict(a="640 images", m1="", m2="", m3="")
+    toy = Ledger([rule("a"), rule("b"), rule("c")], scale="640 images")
+    for claim, value in (("a", 2), ("b", -2)):
+        toy.enter(claim, value=value, low=value - 1, high=value + 1, n=9)
+    toy.enter("c", value=2, low=1, high=3, n=9, scale="a toy")
+    verdicts = [f"{SUPPORTED} on 640 images", f"{NOT_SUPPORTED} on 640 images", f"{SUPPORTED} on a toy"]
+    assert toy.table()["verdict"].tolist() == verdicts
+    assert [entry["verdict"] for entry in toy.entries()] == [SUPPORTED, NOT_SUPPORTED, SUPPORTED]
 
 
 def test_statements_of_mathematics_do_not_count_as_claims_that_a_profile_decides():

@@ -46,6 +46,15 @@ def test_a_figure_is_saved_twice_with_equal_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
+def test_a_pdf_is_saved_on_request_with_its_texts_and_equal_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIGURES", "pdf")
+    for folder in ("a", "b"):
+        shown = figures.save(draw(), tmp_path / folder, "00_t", pd.DataFrame(), "A rising line.")
+    pdf = (tmp_path / "a" / "00_t.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"A rising line." in pdf and pdf == (tmp_path / "b" / "00_t.pdf").read_bytes()
+    assert shown.data.startswith(b"\x89PNG") and (tmp_path / "a" / "00_t.svg").exists()
+
+
 def test_the_alternative_text_is_in_both_pictures_and_on_the_page(tmp_path):
     shown = figures.save(draw(), tmp_path, "00_t", pd.DataFrame(), "A rising line.")
     assert "A rising line." in (tmp_path / "00_t.svg").read_text()
@@ -121,7 +130,8 @@ def test_an_animation_has_a_frame_a_figure_its_text_and_equal_bytes(tmp_path):
         lines = ([1, 2], [2, 1], [1, 1])
         shown = figures.animate((draw(line) for line in lines), tmp_path / folder, "00_t", "A line that turns.")
     saved = Image.open(tmp_path / "a" / "00_t.gif")
-    assert saved.n_frames == 3 and saved.info["comment"] == b"A line that turns." == shown.alt.encode()
+    assert saved.n_frames == 3 and saved.info["comment"] == b"A line that turns."
+    assert shown.data.startswith('<img src="data:image/gif;base64,') and 'alt="A line that turns."' in shown.data
     assert (tmp_path / "a" / "00_t.gif").read_bytes() == (tmp_path / "b" / "00_t.gif").read_bytes()
     assert not plt.get_fignums()
 

@@ -1,5 +1,6 @@
 """Every notebook has the same skeleton, fits its profiles, and runs with parameters that a reader may choose."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_it_is_an_argument_more_than_a_program(notebook):
     words = sum(len(cell.split()) for cell in text)
     code_words = sum(len(cell.split()) for cell in code)
     assert words / (words + code_words) >= 0.4
+
+
+def test_its_first_cell_gives_the_answer_and_its_scale_and_sources(notebook):
+    first = notebook[1].cells[0].source
+    assert "**The answer, in short.**" in first and "**Scale and sources.**" in first
+
+
+def test_long_code_is_folded_in_jupyterlab_and_on_the_site(notebook):
+    for cell in notebook[1].cells:
+        before = json.dumps(cell.metadata, sort_keys=True)
+        run.fold(cell)
+        assert json.dumps(cell.metadata, sort_keys=True) == before, f"{cell.id}: make notebooks folds it"
 
 
 def test_its_sections_come_in_the_common_order(notebook):

@@ -19,7 +19,7 @@ lr = 0.1
 limit = 0
 workers = 2
 grid = [0.1, 0.9]
-contest_share = 0.4
+parameter_share = 0.4
 levels = [16, 8]
 cases = [["OUT", 0.5]]
 steps = {}"""
@@ -88,7 +88,7 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(checkout, changes, 
         ("lr: 0", "it must be above 0"),
         ("lr: .nan", "lr is out of range with nan"),
         ("lr: .inf", "lr is out of range with inf"),
-        ("contest_share: 1.5", "it must be above 0 and at most 1"),
+        ("parameter_share: 1.5", "it must be above 0 and at most 1"),
         ("grid: [0.5, 0]", "grid is out of range with 0; it must be above 0 and at most 1"),
         ("limit: -1", "it must be 0 or more"),
         ("lr: 0.1\nlimit: 1\nlr: 0.2", "00_toy.yaml has lr more than once: keep one line of each"),
@@ -152,6 +152,17 @@ def test_a_profile_whose_notebooks_start_from_baselines_needs_their_file(tmp_pat
     with pytest.raises(CompanionError, match="^There is no runs/mine/00_baselines.yaml: copy it"):
         file.write_text("profile: mine\n")
         parameters.profile_parameters("mine", "00_baselines")
+
+
+def test_data_and_checkpoints_that_must_be_there_follow_from_the_parameters():
+    assert parameters.inputs(parameters.default_parameters("03_pruning_spaces")) == (set(), set())
+    values = parameters.profile_parameters("laptop", "01_latent_kl")
+    assert parameters.inputs(values) == ({"cifar10", "cifar100"}, {*values["public"], *values["tasks_of"]})
+    values = parameters.profile_parameters("laptop", "03_pruning_spaces")
+    assert (
+        values["main"] in parameters.inputs(values)[1] and "resnet20-x0.5/cifar10" not in parameters.inputs(values)[1]
+    )
+    assert "imagenet" in parameters.inputs(values | {"imagenet_recipes": 1})[0]
 
 
 def test_an_unknown_profile_is_one_sentence_with_the_nearest(checkout):
@@ -293,7 +304,6 @@ CASES = [
         "formed holds 'mlp': known are digits_cnn, resnet8, vanilla_cnn-x0.25/digits16",
     ),
     ("02_tensor_truncation", {"cases": [["OUTT", 0.5]]}, "cases holds 'OUTT'"),
-    ("03_pruning_spaces", {"contest_share": 0.35}, "contest_share must be one of shares"),
     ("04_spline_early_bird", {"widths": [0.5, 0.25]}, "widths has 2 entries and networks 1"),
     ("04_spline_early_bird", {"full": ["resnet8"]}, "full must name some of networks"),
     ("04_spline_early_bird", {"full": []}, "full is empty: give it one entry"),

@@ -2,12 +2,15 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from lib import provenance
 from lib.provenance import CompanionError, locked
@@ -48,6 +51,42 @@ def test_the_commit_of_a_repository_around_the_checkout_does_not_count(tmp_path,
         commits[place.name] = provenance.git_commit()
     provenance.git_commit.cache_clear()
     assert commits["outer"] == "none" and len(commits["checkout"]) == 12
+
+
+def test_the_hash_is_of_the_code_whatever_its_line_ends_and_code_that_changed_in_a_batch_is_refused(tmp_path):
+    lib = shutil.copytree(Path(provenance.__file__).parent, tmp_path / "lib", ignore=shutil.ignore_patterns("*cache*"))
+    (tmp_path / "pyproject.toml").touch()
+
+    def imported(statement: str, begun: str = "") -> str:
+        environment = os.environ | {
+            "PYTHONPATH": str(tmp_path),
+            "COMPANION_CODE": begun,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        command = [sys.executable, "-c", f"from lib import provenance; print({statement})"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+        return (done.stdout + done.stderr).strip().splitlines()[-1]
+
+    hashed, check = "provenance.code_hash()", "provenance.check_code()"
+    begun = imported(hashed)
+    assert begun == provenance.code_hash()
+    stats = lib / "stats.py"
+    stats.write_bytes(stats.read_bytes().replace(b"\n", b"\r\n"))
+    assert imported(hashed) == begun and imported(check, begun) == "None"
+    stats.write_bytes(stats.read_bytes() + b"CHANGED = True\n")
+    assert "lib changed while this batch was running" in imported(check, begun) and imported(check) == "None"
+
+
+def test_a_notebook_shows_the_sentence_of_an_error_that_the_user_can_fix_and_no_traceback():
+    shell, shown = InteractiveShell(), []
+    shell._showtraceback = lambda kind, value, lines: shown.extend(lines)
+    for error in (CompanionError("no data: fetch them."), provenance.Stopped()):
+        try:
+            raise error
+        except BaseException:
+            shell.showtraceback()
+    assert shown[0] == "CompanionError: no data: fetch them."
+    assert shown[1].startswith("Stopped. Finished trials are kept") and len(shown) == 2
 
 
 def test_folders_follow_their_variables(monkeypatch, tmp_path):

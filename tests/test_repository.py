@@ -2,10 +2,13 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import yaml
@@ -93,6 +96,59 @@ def test_nothing_of_foreign_origin_is_unpickled():
                 assert call != "torch.load" or options.get("weights_only") == "True", path
                 assert call != "yaml.load" and not call.endswith("read_pickle"), path
                 assert options.get("allow_pickle", "False") == "False", path
+
+
+def test_every_text_file_is_read_and_written_in_a_named_encoding():
+    """Without a name it would be the terminal's, which may be Latin-1."""
+    for path, tree in SOURCES.items():
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            call = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            options = {word.arg: word.value for word in node.keywords}
+            if call == "open" and ast.unparse(node.func) not in ("os.open", "Image.open", "Raster.open"):
+                binary = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in node.args[-1:])
+                assert binary or "encoding" in options, f"{path}:{node.lineno}"
+            assert call not in ("read_text", "write_text") or "encoding" in options, f"{path}:{node.lineno}"
+            assert not {"text", "universal_newlines"} & options.keys(), f"{path}:{node.lineno}"
+
+
+def ignored(*paths: str, folder: Path) -> set[str]:
+    done = subprocess.run(["git", "check-ignore", *paths], cwd=folder, capture_output=True, encoding="utf-8")
+    return set(done.stdout.split())
+
+
+def test_git_ignores_data_environment_and_results_even_where_they_are_symbolic_links(tmp_path):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    shutil.copy(root() / ".gitignore", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    links = ["data", ".venv", ".build", "runs/local", "runs/laptop/trials", "figures/smoke", "figures/local"]
+    for link in links:
+        (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / link).symlink_to(tmp_path / "elsewhere")
+    assert ignored(*links, "figures/laptop/01_masks.pdf", folder=tmp_path) == {*links, "figures/laptop/01_masks.pdf"}
+    kept = [
+        "runs/smoke/00_baselines.yaml",
+        "runs/laptop/00_baselines.ipynb",
+        "figures/laptop/01_masks.svg",
+        "lib/data.py",
+    ]
+    assert not ignored(*kept, folder=tmp_path)
+
+
+def test_a_checkout_has_one_kind_of_line_ends_on_every_system():
+    assert "* text=auto eol=lf" in (root() / ".gitattributes").read_text(encoding="utf-8").splitlines()
+
+
+def test_another_python_than_the_tested_ones_is_refused_in_one_sentence(tmp_path):
+    """Here every interpreter says that it is another one."""
+    for name in ("python3", "python3.11", "python3.12"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(root() / name, tmp_path)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CONDA_DEFAULT_ENV": ""}
+    done = subprocess.run(["make", "lint"], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode and "Python 3.11 or 3.12 is needed and was not found" in done.stdout
+    assert 'requires-python = ">=3.11,<3.13"' in (root() / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def import_cells() -> dict[str, str]:

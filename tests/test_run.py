@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from lib import parameters, run
-from lib.provenance import PREFIX, CompanionError, locked
+from lib.provenance import PREFIX, CompanionError, code_hash, locked
 from lib.store import Store
 from lib.study import Study
 from tests import toy_checkout, toy_trials
@@ -114,6 +115,91 @@ def test_a_kernel_that_never_starts_is_one_sentence_with_its_remedy(checkout, mo
         run.execute("smoke", "00_toy")
 
 
+def test_missing_data_are_told_before_a_kernel_starts_unless_published_rows_stand_in(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(run, "inputs", lambda values: ({"tiny-imagenet"}, set()))
+    with pytest.raises(CompanionError, match="^tiny-imagenet is not in .*: unpack http"):
+        run.execute("smoke", "00_toy")
+    assert not (checkout / ".build").exists()
+    (checkout / "runs" / "smoke" / "00_toy.claims.json").touch()
+    assert run.execute("smoke", "00_toy").exists()
+
+
+def test_code_that_changed_after_a_batch_began_is_refused_before_a_kernel_starts(checkout, monkeypatch):
+    monkeypatch.setenv("COMPANION_CODE", "of another lib")
+    with pytest.raises(CompanionError, match="^lib changed while this batch was running: start it again"):
+        run.execute("smoke", "00_toy")
+    assert not (checkout / ".build").exists()
+
+
+@pytest.fixture
+def environment(checkout, monkeypatch):
+    """The environment of this process, which becomes a batch in name only; what the batch changes is undone."""
+    monkeypatch.setattr("os.execv", lambda *_: None)
+    for variable in ("COMPANION_BATCH", "COMPANION_CODE", "PYTHONUTF8", "SNAKEMAKE_PROFILE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, "")
+    return os.environ
+
+
+def test_every_process_of_a_batch_knows_the_code_that_it_began_with(environment):
+    run.figures("smoke", [])
+    assert environment["COMPANION_CODE"] == code_hash() and environment["PYTHONUTF8"] == "1"
+
+
+def test_a_batch_needs_no_home_folder_and_ignores_the_users_settings_of_snakemake(checkout, environment, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null/nobody")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", "theirs")
+    run.figures("smoke", [])
+    assert Path(environment["XDG_CACHE_HOME"]).is_relative_to(checkout) and "SNAKEMAKE_PROFILE" not in environment
+
+
+def started_lab(options: list[str], monkeypatch, user: int = 1000) -> list[str]:
+    """The command that `make lab` becomes."""
+    commands = []
+    monkeypatch.setattr("os.execv", lambda program, command: commands.append(command))
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    run.lab(options)
+    return commands[0]
+
+
+def test_jupyterlab_opens_at_the_root_with_this_interpreter_as_its_kernel_and_the_options_given(checkout, monkeypatch):
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    command = started_lab(["--port", "9000"], monkeypatch)
+    assert command[1:3] == ["-m", "jupyterlab"] and command[-2:] == ["--port", "9000"]
+    assert f"--ServerApp.root_dir={checkout}" in command and "--no-browser" not in command
+    first = os.environ["JUPYTER_PATH"].split(os.pathsep)[0]
+    kernel = json.loads((Path(first) / "kernels" / "python3" / "kernel.json").read_bytes())
+    assert kernel["argv"][0] == sys.executable
+
+
+@pytest.mark.parametrize("options", [[], ["--no-browser"]])
+def test_over_ssh_jupyterlab_opens_no_browser_and_says_how_to_reach_it(checkout, monkeypatch, capsys, options):
+    monkeypatch.setenv("SSH_CONNECTION", "1.2.3.4 5 6.7.8.9 22")
+    assert started_lab(options, monkeypatch).count("--no-browser") == 1
+    assert "ssh -N -L 8888:localhost:8888" in capsys.readouterr().out
+
+
+def test_root_is_told_how_to_start_jupyterlab(checkout, monkeypatch):
+    with pytest.raises(CompanionError, match='become another user, or say make lab LAB="--allow-root"'):
+        started_lab([], monkeypatch, user=0)
+    assert "--allow-root" in started_lab(["--allow-root"], monkeypatch, user=0)
+
+
+def test_the_parameters_that_injected_ones_replace_are_folded(executed):
+    cells = nbformat.read(executed / "runs" / "smoke" / "00_toy.ipynb", as_version=4).cells
+    folded = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
+    tags = [cell.metadata.get("tags") for cell, hidden in zip(cells, folded, strict=True) if hidden]
+    assert tags == [["parameters", "hide-input"]]
+
+
+@pytest.mark.parametrize(("lines", "tags", "folded"), [(16, [], 1), (15, [], 0), (30, ["parameters"], 0)])
+def test_long_code_is_folded_and_parameters_are_not(lines, tags, folded):
+    cell = new_code_cell("\n".join(["1"] * lines), metadata={"tags": [*tags, "hide-input"]})
+    run.fold(cell)
+    assert cell.metadata["tags"] == [*tags, *["hide-input"] * folded]
+    assert cell.metadata.get("jupyter", {}) == ({"source_hidden": True} if folded else {})
+
+
 def test_prints_are_joined_however_they_arrived(tmp_path):
     def cleaned(*pieces):
         outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in pieces]
@@ -134,6 +220,13 @@ def test_a_shard_publishes_nothing_and_leaves_no_trial_to_a_shard_that_never_com
 def test_an_impossible_shard_is_refused(checkout, shard):
     with pytest.raises(CompanionError, match=f"Invalid shard {shard}: use i/n, such as 0/4"):
         run.execute("smoke", "00_toy", shard=shard)
+
+
+def test_figures_in_an_unknown_format_are_refused_before_a_batch_starts(checkout, monkeypatch):
+    monkeypatch.setenv("FIGURES", "eps")
+    with pytest.raises(CompanionError, match="FIGURES asks for eps: say FIGURES=pdf"):
+        run.figures("smoke", [])
+    assert not (checkout / ".build").exists()
 
 
 @pytest.mark.parametrize("setting", ["shard=2", "shards=0", "shards=two"])

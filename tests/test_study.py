@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from jupyter_client import BlockingKernelClient, KernelManager
 
 from lib import study as studies
 from lib.provenance import PREFIX, CompanionError, root
@@ -153,12 +154,13 @@ def test_a_trial_that_returns_no_dictionary_or_that_workers_cannot_import_is_one
 def test_missing_weights_are_made_again_and_the_row_stays(tmp_path, capsys):
     study = Study("00_t.weights", toy_trials.with_weights, 1, tmp_path)
     rows = study.run([{"x": 1}])
-    assert "1 to be computed" in capsys.readouterr().err
+    assert "1 to be computed" in capsys.readouterr().out
     path = study.weights({"x": 1.0})
-    assert path.exists() and capsys.readouterr().err == ""
+    assert path.exists() and capsys.readouterr() == ("", "")
     path.unlink()
     assert study.weights({"x": 1}) == path and path.exists()
-    assert "training them" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "trained again" in said.out and not said.err, "a message in red looks like an error"
     pd.testing.assert_frame_equal(study.rows([{"x": 1}]), rows)
 
 
@@ -309,6 +311,50 @@ def test_progress_is_silent_in_workers_and_a_bar_in_the_terminal_and_in_the_log_
     monkeypatch.setattr(studies, "parent_process", lambda: object())
     capsys.readouterr()
     assert list(studies.shown(range(6), 6, "00_t.counted")) == list(range(6)) and not capsys.readouterr().err
+
+
+def test_progress_goes_to_stderr_in_a_batch_whose_notebooks_do_not_keep_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COMPANION_QUIET", "lines")
+    Study("00_t.square", toy_trials.square, 1, tmp_path).run([{"x": 1}])
+    said = capsys.readouterr()
+    assert "1 to be computed" in said.err and not said.out
+
+
+def reply_to(request: str, client: BlockingKernelClient) -> dict:
+    while (message := client.get_shell_msg(timeout=120))["parent_header"]["msg_id"] != request:
+        continue
+    return message["content"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_notebook_that_is_stopped_says_in_one_sentence_that_finished_trials_are_kept_and_resumes(tmp_path, workers):
+    code = f"""from pathlib import Path
+from lib.study import Study
+from tests.toy_trials import logged
+study = Study("00_t.logged", logged, 1, Path({str(tmp_path)!r}))
+rows = study.run([{{"x": x}} for x in range(4)], workers={workers})
+print(rows["square"].tolist())"""
+    manager = KernelManager(kernel_name="python3")
+    environment = os.environ | {"PYTHONPATH": str(root())}
+    manager.start_kernel(cwd=str(root()), env=environment)
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=120)
+        held = hold(tmp_path / "trials", 2)
+        request = client.execute(code)
+        assert wait_for(lambda: len(list((tmp_path / "trials").glob("*/*.json"))) == 2, 120)
+        manager.interrupt_kernel()
+        reply = reply_to(request, client)
+        sentence = "Stopped. Finished trials are kept: run this cell again to go on from here."
+        assert reply["traceback"] == [sentence], "a traceback of threads looks like a defect"
+        held.unlink()
+        assert reply_to(client.execute(code), client)["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert sorted(x for x, _ in logged(tmp_path, "end")) == ["0", "1", "2", "3"], "a finished trial ran again"
+    assert not list((tmp_path / "trials").rglob("*.lock")) or workers == 2  # a killed worker leaves its file, unlocked
 
 
 def test_a_clock_that_jumps_changes_no_measured_time(tmp_path, monkeypatch):

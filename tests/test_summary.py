@@ -2,9 +2,12 @@
 
 import json
 import math
+import re
+from fnmatch import fnmatch
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from lib import summary
@@ -140,6 +143,15 @@ def test_the_page_on_results_explains_every_field_and_every_common_column():
     files = sorted(root().glob("runs/laptop/*.parquet"))
     common = set.intersection(*(set(pd.read_parquet(file).columns) for file in files))
     assert [name for name in sorted(common) if f"`{name}`" not in text] == []
+
+
+def test_the_dictionary_names_every_column_of_the_published_rows():
+    page = (root() / "docs" / "dictionary.md").read_text(encoding="utf-8")
+    first_cells = re.findall(r"^\| (.*?) \|", page, re.M)
+    named = {name for cell in first_cells for name in re.findall(r"`([\w*]+)`", cell)}
+    files = [file for profile in summary.PUBLISHED for file in (root() / "runs" / profile).glob("*.parquet")]
+    columns = {name for file in files for name in pq.read_schema(file).names}
+    assert [column for column in sorted(columns) if not any(fnmatch(column, name) for name in named)] == []
 
 
 def write(folder, *entries):

@@ -87,9 +87,9 @@ def enter(checkout: Path, monkeypatch) -> Path:
     """Let this process work in a checkout, as if it had been started there."""
     for module in MODULES:
         monkeypatch.setattr(f"{module}.root", lambda: checkout)
-    for variable in ("RUNS_DIR", "FIGURES_DIR", "PYTHONPATH", "JUPYTER_PATH"):
+    for variable in ("RUNS_DIR", "FIGURES_DIR", "PYTHONPATH", "JUPYTER_PATH", "FIGURES"):
         monkeypatch.setenv(variable, "")
-    for variable in ("STAGE", "BATCH", "QUIET", "SHARD"):
+    for variable in ("STAGE", "BATCH", "QUIET", "SHARD", "CODE"):
         monkeypatch.setenv(f"COMPANION_{variable}", "")
     return checkout
 

@@ -59,6 +59,22 @@ def part(rows: pd.DataFrame, **where: object) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
+def nearest(groups: Groups, widths: np.ndarray, retrained: pd.DataFrame, count: int = 6) -> pd.DataFrame:
+    """The retrained recipes that are most like one of widths (G,), the most alike first.
+
+    The `distance` of two recipes is the root mean square difference of their kept shares. The rows are those of
+    `with_drops`; `drop` is the mean over seeds.
+    """
+    found = retrained.groupby("recipe", sort=False).agg(
+        {"space": "first", "widths": "first", "mcb": "first", "std": "first", "drop": "mean"}
+    )
+    if not len(found):
+        return found.assign(distance=[]).reset_index()
+    shares = np.stack(found["widths"]) / groups.dense
+    distance = np.sqrt(((shares - np.asarray(widths) / groups.dense) ** 2).mean(axis=1))
+    return found.assign(distance=distance).nsmallest(count, "distance").reset_index()
+
+
 def ladders(rows: pd.DataFrame, column: str = "drop") -> list[pd.DataFrame]:
     """Recipes by kept share, the mildest first: `drop` is a column's mean over seeds, `z` is that over its spread."""
     tables = []

@@ -100,11 +100,11 @@ def rungs(groups: Groups, widths: np.ndarray) -> Figure:
     return figure
 
 
-def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figure:
-    """The widths of a recipe beside the dense ones, and its place among a population's `measures.coordinates`."""
+def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame, nearest: pd.DataFrame) -> Figure:
+    """The widths of a recipe, its place among a population's `measures.coordinates`, drops of `analysis.nearest`."""
     own = measures.coordinates(groups, widths[None]).iloc[0]
     percentile = 100 * (population["mcb"] < own["mcb"]).mean()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, (left, right, drops) = plt.subplots(1, 3, figsize=(13, 3.8), width_ratios=[1.2, 1, 0.8])
     x = np.arange(len(groups))
     left.bar(x, groups.dense, color="#e3e3e3", label="dense")
     left.bar(x, widths, color=figures.PALETTE[0], label="kept")
@@ -120,6 +120,11 @@ def recipe(groups: Groups, widths: np.ndarray, population: pd.DataFrame) -> Figu
     right.xaxis.set_minor_formatter(plt.NullFormatter())
     right.set_xticks([0.7, 1, 1.4, 2], ["0.7", "1", "1.4", "2"])
     right.legend()
+    drops.barh(range(len(nearest)), nearest["drop"], color=[COLOURS.get(name, "#94a4a2") for name in nearest["space"]])
+    labels = [f"{one.space}, mCB {one.mcb:.2f}\n{one.distance:.2f} away" for one in nearest.itertuples()]
+    drops.set_yticks(range(len(nearest)), labels, fontsize=8)
+    drops.invert_yaxis()
+    drops.set(xlabel="drop (points)", title="nearest retrained recipes")
     return figure
 
 

@@ -144,7 +144,7 @@ def retrain(spec: dict, device: str, weights: Path | None, *, dense_folder: Path
     few = selection(dataset, spec)
     if by_image and len(few.test) < spec["test_images"]:
         asked = f"{spec['test_images']} test images are asked for, and {spec['dataset']} has {len(few.test)}"
-        raise CompanionError(f"{asked}: lower contest_test_images.")
+        raise CompanionError(f"{asked}: lower test_images.")
     row, pruned = _pruned(model, prunable(dense, spec.get("what", "inner")), spec, dataset.size)
     batches = data.batches(dataset.train.first(spec["bn_images"]), BN_BATCH)
     training.reestimate(pruned, (data.normalise(images, dataset.mean, dataset.std) for images, _ in batches))

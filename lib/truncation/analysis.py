@@ -175,7 +175,7 @@ def lowest_ranks(table: pd.DataFrame) -> pd.DataFrame:
     """One row per layer and cut of `points`: the lowest rank above which none is harmful; no row if there is none."""
     key = ["case", "network", "dataset", "seed", "layer", "cut"]
     table = harmed(table)
-    cut = table[table["method"] == "cut"].sort_values("rank", ascending=False)
+    cut = table[table["method"] == "cut"].sort_values("rank", ascending=False, kind="stable")
     harmless = (~cut["harmful"]).groupby([cut[name] for name in key], sort=False).cummin()
     return cut[harmless].groupby(key, sort=False).last().reset_index()
 

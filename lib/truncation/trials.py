@@ -60,11 +60,15 @@ def layer_specs(dense: Iterable[dict], step: int = 1, **options) -> list[dict]:
 
 
 def report_specs(dense: Iterable[dict], chosen: pd.DataFrame, **options) -> list[dict]:
-    """A spec for each layer of each dense network that truncates it to its ranks in `analysis.lowest_ranks` alone."""
+    """A spec for each layer of each dense network that truncates it to its ranks in `analysis.lowest_ranks` alone.
+
+    Cuts are in the order of their names: that of equal ranks would depend on the processor that sorts.
+    """
+    chosen = chosen.sort_values("cut", kind="stable")
     return [
         spec | {"layer": layer, "cuts": one["cut"].tolist(), "ranks": one["rank"].tolist()} | options
         for spec in dense
-        for layer, one in of_network(chosen, spec).groupby("layer", sort=False)
+        for layer, one in of_network(chosen, spec).groupby("layer")
     ]
 
 

@@ -431,3 +431,19 @@ def test_the_shape_of_an_architecture_needs_no_weights_and_orders_its_mcb():
     assert row["lowest"] < row["random_low"] < row["uniform"] < row["random_high"] < row["highest"]
     assert row["macs_per_parameter"] == row["macs"] / row["parameters"] and row["fixed_macs"] == 0
     assert row["fixed_parameters"] == pytest.approx(10 / row["parameters"])
+
+
+def test_the_nearest_recipes_are_those_of_the_most_alike_kept_shares_with_the_mean_drop_of_their_seeds():
+    groups = channels.find(models.build("resnet20")).internal()
+    half, third = groups.dense // 2, groups.dense // 3
+    rows = [
+        {"recipe": name, "space": name, "widths": widths, "mcb": 1.0, "std": 0.1, "drop": drop}
+        for name, widths, drops in (("far", third, (9.0, 9.0)), ("near", half, (1.0, 3.0)))
+        for drop in drops
+    ]
+    found = analysis.nearest(groups, half, pd.DataFrame(rows))
+    assert found["space"].tolist() == ["near", "far"] and found["drop"].tolist() == [2, 9]
+    away = np.sqrt(np.mean((half / groups.dense - third / groups.dense) ** 2))
+    assert found["distance"].tolist() == pytest.approx([0, away])
+    assert len(analysis.nearest(groups, half, pd.DataFrame(rows)[:0])) == 0
+    assert len(analysis.nearest(groups, half, pd.DataFrame(rows), count=1)) == 1

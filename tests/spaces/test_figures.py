@@ -143,6 +143,10 @@ def test_published_networks_of_different_authors_have_different_markers():
 def test_a_recipe_is_drawn_among_its_population():
     groups = channels.find(models.build("resnet20")).internal()
     population = spaces.coordinates(groups, spaces.sample_recipes(groups, spaces.Regime(0.5), 50, seed=0).widths)
-    left, right = figures.recipe(groups, groups.dense // 2, population).axes
+    nearest = pd.DataFrame(
+        {"space": ["ladder", "random"], "mcb": [1.1, 0.9], "distance": [0.1, 0.2], "drop": [3.0, 4.0]}
+    )
+    left, right, drops = figures.recipe(groups, groups.dense // 2, population, nearest).axes
+    assert [patch.get_width() for patch in drops.patches] == [3, 4]
     assert [patch.get_height() for patch in left.patches[len(groups) :]] == (groups.dense // 2).tolist()
     assert len(right.collections[0].get_offsets()) == 50
