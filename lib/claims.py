@@ -26,6 +26,7 @@ PACKAGES = {
     "02_tensor_truncation": "truncation",
     "03_pruning_spaces": "spaces",
     "04_spline_early_bird": "spline",
+    "05_which_one": "which",
 }
 FIELDS = (
     "id section mathematical network dataset regime scale primary fork claim statistic unit relation threshold "

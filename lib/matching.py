@@ -76,31 +76,28 @@ def _fill(layer: Layer, module: nn.Module, other: nn.Module, after: nn.Module) -
     """Fill in the compressed side of a layer; ValueError, in one sentence, if it cannot be compared."""
     own = layer.parameter.rpartition(".")[2]
     layer.stored_after = sum(p.numel() for p in other.parameters())
-    if isinstance(other, nn.Sequential):
-        layer.after, layer.match = _multiplied_out(other, getattr(module, "groups", 1)), "factorised"
-        layer.shape_after = tuple(layer.after.shape)
-        if layer.after.shape != layer.before.shape:
-            raise ValueError(f"its factors multiply to {text(layer.after)} and not to {text(layer.before)}")
-        layer.outputs = list(range(len(layer.before)))
-        return
-    if getattr(other, own, None) is None:
+    factorised = isinstance(other, nn.Sequential)
+    if not factorised and getattr(other, own, None) is None:
         raise ValueError(f"a {type(other).__name__} stands in its place: use a layer with a weight, or nn.Sequential")
-    small = _kernel(other, own)
+    small = _multiplied_out(other, getattr(module, "groups", 1)) if factorised else _kernel(other, own)
     layer.shape_after = tuple(small.shape)
     if isinstance(other, nn.MultiheadAttention):
         layer.stored_after = other.in_proj_weight.numel()
     layer.stored_after = layer.stored_after or small.numel()  # a quantised layer has no parameters
     if small.shape == layer.before.shape:
-        layer.after, layer.match, layer.outputs = small, "same", list(range(len(small)))
+        layer.after, layer.outputs = small, list(range(len(small)))
+        layer.match = "factorised" if factorised else "same"
         return
     if small.shape[2:] != layer.before.shape[2:] or np.greater(small.shape, layer.before.shape).any():
         raise ValueError(f"its kernel {text(small)} is no part of the dense {text(layer.before)}")
     outputs, inputs = channels.surviving(after, layer.name, tuple(layer.before.shape[:2]))
     if (len(outputs), len(inputs)) != tuple(small.shape[:2]):
+        if factorised:
+            raise ValueError(f"its factors multiply to {text(small)} and not to {text(layer.before)}")
         outputs, inputs = _recovered(layer.before.to(layer.precision).float(), small)
     layer.after = torch.zeros_like(layer.before)
     layer.after[torch.tensor(outputs)[:, None], torch.tensor(inputs)] = small
-    layer.match, layer.outputs = "fewer channels", outputs
+    layer.match, layer.outputs = "factorised" if factorised else "fewer channels", outputs
 
 
 def _recovered(dense: Tensor, small: Tensor) -> tuple[list[int], list[int]]:

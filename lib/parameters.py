@@ -58,7 +58,7 @@ DATASETS = {
     "imagenet": {"classes": 1000, "channels": 3, "size": 224, "padding": 28, "flip": True},
     "digits16": {"classes": 10, "channels": 1, "size": 16, "padding": 2, "flip": False},  # each pixel as four
 }
-STARTING = ("01_latent_kl", "02_tensor_truncation")  # from 00_baselines; 03_pruning_spaces may
+STARTING = ("01_latent_kl", "02_tensor_truncation", "05_which_one")  # from 00_baselines; 03_pruning_spaces may
 PUBLIC = (  # keys of `models.PUBLIC`
     "resnet20/cifar10",
     "resnet56/cifar10",
@@ -74,6 +74,11 @@ SHAPES = (  # architectures whose shapes random filters can have at full width
     *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet", "mobilenet_v2"),
 )
 MODES = {"OUT", "IN", "KH", "KW"}
+CHANGES = (  # of a layer: masks, truncations, and others
+    *("magnitude", "random", "drawn", "filters"),
+    *("OUT", "IN", "KH", "KW", "OUT.IN", "OUT.KH", "OUT.KW", "cp", "tucker2", "tt", "outputs"),
+    *("noise", "quantised", "shrunk", "dropped", "merged"),
+)
 # Networks that have one width only.
 FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_16", "vit_tiny")
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
@@ -103,7 +108,7 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 # Parameters that hold a network, or a network and a data set as "network/dataset".
 NAMING_NETWORKS = (
     "network networks *_network *_networks compared elsewhere trained also_trained public pretrained tasks_of main "
-    "ruled controlled formed whole full wide zeroed tensorised"
+    "ruled controlled formed whole full wide zeroed tensorised timed"
 )
 PICTURES = ("pdf",)  # formats of figures on request, besides SVG and PNG
 Check = tuple[bool, str]  # whether something fits, and the sentence if it does not
@@ -487,6 +492,25 @@ def _spline(values: dict) -> Iterator[Check]:
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"
 
 
+def _which(values: dict) -> Iterator[Check]:
+    listed = [*values["networks"], *values["wide"]]
+    families = {re.sub(r"\d+", "", name, count=1) for name in listed}
+    yield from _among(values, "masks", CHANGES[:4])
+    yield from _among(values, "forms", CHANGES[4:-5])
+    yield from _among(values, "others", CHANGES[-5:])
+    yield from _among(values, "wide_kinds", CHANGES)
+    yield "magnitude" in values["masks"], "masks must hold magnitude, of which a figure is drawn"
+    yield len(families) > 2, "networks must be of three families or more, such as digits_cnn, mlp and resnet8"
+    yield from _enough(values, 2, "layers")
+    yield from _enough(values, 5, "rungs")
+    inside = all(0 < strength < 1 for strength in values["strengths"])
+    yield inside and len(values["strengths"]) > 1, "strengths must hold two or more shares between 0 and 1"
+    for name in ("ladder_networks", "contest_networks"):
+        yield len(values[name]) > 1, f"{name} must hold two or more, over which intervals are taken"
+    yield all(budget < 1 for budget in values["budgets"]), "budgets must be below 1"
+    yield values["head_images"] <= values["learnt_images"], "head_images must not exceed learnt_images"
+
+
 def _own(values: dict) -> Iterator[Check]:
     yield values["dataset"] != "imagenet", "dataset is imagenet, which does not fit in memory: take a folder of images"
     public = f"{values['network']}/{values['dataset']}" in PUBLIC
@@ -505,5 +529,6 @@ CHECKS = {
     "02_tensor_truncation": _truncation,
     "03_pruning_spaces": _spaces,
     "04_spline_early_bird": _spline,
+    "05_which_one": _which,
     "06_your_network": _own,
 }

@@ -341,6 +341,11 @@ CASES = [
     ("03_pruning_spaces", {"public": ["resnet32/cifar10"]}, "public holds 'resnet32/cifar10': known are resnet20/"),
     ("03_pruning_spaces", {"ruled": ["resnet20/cifar100"]}, "ruled holds 'resnet20/cifar100'"),
     ("03_pruning_spaces", {"source": "public"}, "main holds 'resnet20/digits': known are resnet20/cifar10"),
+    ("05_which_one", {"networks": ["resnet8", "resnet20", "mlp"]}, "networks must be of three families or more"),
+    ("05_which_one", {"forms": ["OUT.IN.KH"]}, "forms holds 'OUT.IN.KH': known are OUT, IN"),
+    ("05_which_one", {"strengths": [0.5, 1.0]}, "strengths must hold two or more shares between 0 and 1"),
+    ("05_which_one", {"budgets": [1.0]}, "budgets must be below 1"),
+    ("05_which_one", {"contest_networks": ["resnet8"]}, "contest_networks must hold two or more"),
     ("04_spline_early_bird", {"criteria": ["merged", "random"]}, "criteria lacks magnitude, which claims compare"),
     (
         "04_spline_early_bird",

@@ -16,6 +16,8 @@ from lib.spaces import samplers
 from lib.spaces import trials as spaces_trials
 from lib.spline import measures
 from lib.truncation import sweep
+from lib.which import contest
+from lib.which import trials as which_trials
 
 PROFILES = ("gpu", "paper")
 # Parameters with 10 classes. The papers' specifications and torchvision's tables of models (with another last layer);
@@ -73,8 +75,9 @@ def named(profile: str) -> set[tuple[str, str]]:
     for number in ("01", "02"):
         found |= set(split(parameters(profile, number)["public"]))
     found |= set(split(parameters(profile, "01")["pretrained"]))
-    three, four = parameters(profile, "03"), parameters(profile, "04")
+    three, four, five = (parameters(profile, number) for number in ("03", "04", "05"))
     found |= set(split([three["main"], *three["public"], *three["trained"]]))
+    found |= set(split([name for name in [*five["networks"], *five["wide"]] if "/" in name]))
     return found | {tuple(f"{name}/{four['dataset']}".split("/")[:2]) for name in four["networks"]}
 
 
@@ -196,6 +199,18 @@ def test_the_regimes_of_paper_3_can_be_reached(profile):
         contest.check(spaces_trials.prunable(main, what), samplers.FLOOR)
     for source, name in ((source, name) for source, names in kinds.items() for name in names):
         contest.check(spaces_trials.prunable(spaces_trials.dense_network(name, source, profile)), 0.25)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_layers_of_notebook_05_exist_and_its_budgets_can_be_reached(profile):
+    five, known = parameters(profile, "05"), dense_specs(profile)
+    for spec in which_trials.networks([*five["networks"], *five["wide"]], known, five["precision"]):
+        with torch.device("meta"):
+            model = baselines.untrained(spec)
+        assert len(latent_trials.hidden_layers(model, five["layers"])) == five["layers"]
+    for spec in which_trials.networks(five["contest_networks"], known, five["precision"]):
+        for cost in contest.COSTS:
+            spaces.Regime(min(five["budgets"]), cost).check(spaces_trials.prunable(spec), samplers.FLOOR)
 
 
 def test_all_groups_of_resnet50_are_pruned_on_imagenet():

@@ -33,6 +33,8 @@ from lib.store import plain
 from lib.study import Study
 from lib.truncation import recovery
 from lib.truncation import trials as truncation_trials
+from lib.which import contest
+from lib.which import trials as which_trials
 from tests import toy_checkout
 from tests.conftest import NIGHTLY
 
@@ -64,6 +66,7 @@ def studies(folder: Path) -> dict[str, Study]:
         recovery.tensorised,
     )
     resting += (spaces_trials.recipes, spaces_trials.priors)
+    resting += (which_trials.damages, which_trials.ladders, which_trials.layers, contest.contests, contest.latencies)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
     made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
     made += [attention.study(folder)]

@@ -18,13 +18,13 @@ from lib.provenance import root
 from lib.summary import PUBLISHED, claims_of
 
 LIB = sorted(path.relative_to(root() / "lib") for path in (root() / "lib").rglob("*.py"))
-PACKAGES = ("latent", "truncation", "spaces", "spline")
+PACKAGES = ("latent", "truncation", "spaces", "spline", "which")
 # A file imports only what stands before it; other files of a package stand between its claims and its analysis.
 SHARED = (
     "provenance stats claims parameters store study data models training baselines masks channels export figures run "
     "summary matching compare"
 ).split()
-ABOVE = ("matching", "compare")  # shared files that may import the packages
+ABOVE = ("matching", "compare", "which")  # shared files, and a package, that may import the packages of the papers
 PLACES = {"claims": 0, "analysis": 2, "figures": 3}
 SOURCES = {path: ast.parse((root() / "lib" / path).read_text()) for path in LIB}
 PAGES = sorted(path for folder in (".", "docs", "runs/*") for path in root().glob(f"{folder}/*.md"))
@@ -53,7 +53,7 @@ def test_every_requirement_is_pinned_exactly_and_conda_reads_the_same_list():
 
 def test_lib_stays_small():
     lines = {str(path): len((root() / "lib" / path).read_text().splitlines()) for path in LIB}
-    assert len(lines) <= 55
+    assert len(lines) <= 62
     assert {path: n for path, n in lines.items() if n > 600} == {}
 
 
@@ -62,7 +62,7 @@ def test_a_file_imports_shared_helpers_and_its_own_package_and_nothing_upwards(p
     own = path.parent.name
     for module in imports(SOURCES[path]):
         package = module.partition(".")[0]
-        if package in PACKAGES and path.stem in ABOVE:
+        if package in PACKAGES[:-1] and {path.stem, own} & {*ABOVE}:
             continue
         if package in PACKAGES:
             assert package == own, f"{path} imports {module}: move the code that it needs to a shared file"

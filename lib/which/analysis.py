@@ -1,0 +1,262 @@
+"""Rows of the trials -> the statistics of the claims: rank correlations, predictions of unseen families, the contest.
+
+Networks of one family are near copies of each other, so a statistic is taken within each family and averaged over
+families; intervals are Student's, over families or networks.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lib import stats
+from lib.which.contest import BOTH, COSTS
+from lib.which.measures import BASELINES, MEASURES, SET_BY_HAND
+
+FLOOR = 1e-3  # nats: a smaller damage is noise of the test images
+SMALLEST = 1e-9  # of a measure before its logarithm is taken
+LOOK = "gap_few"
+ONE_OF_EACH = ("relative_error", "output_error", "code_change")  # a measure of each view, for X.9
+NETWORK = ("network", "dataset")
+DAMAGE = "gap_once"
+
+
+def finished(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of trials that did not fail."""
+    return rows[rows["status"] == "done"].reset_index(drop=True)
+
+
+def ranked_kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of damage without the kinds of change whose strength is set by hand for each layer."""
+    return table[~table["kind"].isin(SET_BY_HAND)]
+
+
+def labels(table: pd.DataFrame, strata: Sequence[str]) -> np.ndarray:
+    """A number for each row's combination of the columns `strata`."""
+    return table.groupby(list(strata), sort=False).ngroup().to_numpy()
+
+
+def correlation(table: pd.DataFrame, measure: str, outcome: str, strata: Sequence[str]) -> float:
+    """`stats.rank_correlation` of two columns within strata."""
+    return float(stats.rank_correlation(table[measure].to_numpy(), table[outcome].to_numpy(), labels(table, strata)))
+
+
+def by_family(table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], unit: str = "family") -> pd.Series:
+    """A statistic of the rows of each family, or of another unit."""
+    return pd.Series({name: statistic(one) for name, one in table.groupby(unit, sort=False)}).dropna()
+
+
+def estimated(values: pd.Series, p: float | None = None) -> dict:
+    """`stats.mean_gain` of the values of families or networks, with another p if one is given."""
+    return stats.mean_gain(values) | ({} if p is None else {"p": p})
+
+
+def ranking(
+    table: pd.DataFrame, measure: str, strata: Sequence[str], outcome: str = DAMAGE, unit: str = "family"
+) -> dict:
+    """Spearman's correlation of a measure with an outcome within strata, mean over families; p by permutation."""
+    values = by_family(table, lambda one: correlation(one, measure, outcome, strata), unit)
+    parts = [(one[measure].to_numpy(), one[outcome].to_numpy(), labels(one, strata)) for _, one in table.groupby(unit)]
+    x, y, strata_of = (np.concatenate(part) for part in zip(*parts, strict=True))
+    which = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    apart = strata_of + (strata_of.max() + 1) * which
+
+    def mean_correlation(values: np.ndarray) -> np.ndarray:
+        found = [
+            stats.rank_correlation(x[which == k], values[..., which == k], apart[which == k]) for k in range(len(parts))
+        ]
+        return np.nanmean(np.array(found), axis=0)
+
+    return estimated(values, stats.permutation_p(mean_correlation, y, apart, seed=0))
+
+
+def ranking_gain(table: pd.DataFrame, measure: str, other: str, strata: Sequence[str], outcome: str = DAMAGE) -> dict:
+    """How much more closely one measure ranks an outcome than another does: difference, mean over families."""
+    ours, theirs = (by_family(table, lambda one, m=m: correlation(one, m, outcome, strata)) for m in (measure, other))
+    return estimated((ours - theirs).dropna())
+
+
+def correlations(table: pd.DataFrame, questions: dict[str, Sequence[str]], outcome: str = DAMAGE) -> pd.DataFrame:
+    """Spearman's correlation of every measure and baseline, by question (its strata), mean over families."""
+    names = [*MEASURES, *BASELINES, LOOK]
+    found = {
+        question: [by_family(table, lambda one, m=m, s=s: correlation(one, m, outcome, s)).mean() for m in names]
+        for question, s in questions.items()
+    }
+    return pd.DataFrame(found, index=names)
+
+
+def look_first(table: pd.DataFrame, strata: Sequence[str], outcome: str = DAMAGE) -> dict:
+    """Gain of the loss on few images over the measure that ranks best in the other families; see X.7."""
+    by_measure = pd.DataFrame(
+        {m: by_family(table, lambda one, m=m: correlation(one, m, outcome, strata)) for m in (LOOK, *MEASURES)}
+    )
+    gains = {}
+    for name in by_measure.index:
+        best = by_measure.drop(index=name)[list(MEASURES)].mean().idxmax()
+        gains[name] = by_measure.loc[name, LOOK] - by_measure.loc[name, best]
+    return estimated(pd.Series(gains))
+
+
+def design(table: pd.DataFrame, predictors: Sequence[str]) -> np.ndarray:
+    """A constant, and logarithm and its square of each predictor; negative values and NaN count as none."""
+    logs = np.log10(table[list(predictors)].fillna(0).clip(lower=SMALLEST).to_numpy(dtype=float))
+    return np.column_stack([np.ones(len(table)), logs, logs**2])
+
+
+def log_damage(table: pd.DataFrame, outcome: str = DAMAGE) -> np.ndarray:
+    """Logarithm of damage; below FLOOR it counts as FLOOR."""
+    return np.log10(table[outcome].clip(lower=FLOOR).to_numpy())
+
+
+def left_out(table: pd.DataFrame, predictors: Sequence[str], outcome: str = DAMAGE, unit: str = "family") -> pd.Series:
+    """R² of the log damage in each family, by least squares on the other families (`design`).
+
+    The reference is the mean of the left-out family itself, which no prediction knows: R² may be negative.
+    """
+    x, y, units = design(table, predictors), log_damage(table, outcome), table[unit].to_numpy()
+    found = {}
+    for name in pd.unique(units):
+        out = units == name
+        slopes = np.linalg.lstsq(x[~out], y[~out], rcond=None)[0]
+        found[name] = 1 - ((y[out] - x[out] @ slopes) ** 2).sum() / ((y[out] - y[out].mean()) ** 2).sum()
+    return pd.Series(found)
+
+
+def best_measures(table: pd.DataFrame, outcome: str = DAMAGE, unit: str = "family") -> pd.Series:
+    """For each family, the measure that predicts best among the others, each of these left out in turn."""
+    found = {}
+    for name in table[unit].unique():
+        others = table[table[unit] != name]
+        found[name] = max(MEASURES, key=lambda m, others=others: left_out(others, [m], outcome, unit).mean())
+    return pd.Series(found)
+
+
+def unseen(table: pd.DataFrame, outcome: str = DAMAGE, unit: str = "family") -> pd.DataFrame:
+    """R² in each left-out family: of the `measure` that is best among the others, `one`, and of ONE_OF_EACH, `set`."""
+    best, together = best_measures(table, outcome, unit), left_out(table, ONE_OF_EACH, outcome, unit)
+    one = {name: left_out(table, [measure], outcome, unit)[name] for name, measure in best.items()}
+    return pd.DataFrame({"measure": best, "one": pd.Series(one), "set": together})
+
+
+def exchanged_p(table: pd.DataFrame, outcome: str = DAMAGE) -> float:
+    """One-sided p of the mean R² of X.8 if the damages are exchanged between the changes of a network."""
+    best, units = best_measures(table, outcome), table["family"].to_numpy()
+    parts = []
+    for name, measure in best.items():
+        x, out = design(table, [measure]), units == name
+        parts.append((out, x[out] @ np.linalg.pinv(x[~out])))
+
+    def mean_r2(y: np.ndarray) -> np.ndarray:
+        found = []
+        for out, hat in parts:
+            own = y[..., out]
+            errors = ((own - y[..., ~out] @ hat.T) ** 2).sum(-1)
+            found.append(1 - errors / ((own - own.mean(-1, keepdims=True)) ** 2).sum(-1))
+        return np.mean(found, axis=0)
+
+    return stats.permutation_p(mean_r2, log_damage(table, outcome), labels(table, NETWORK), seed=0)
+
+
+def predictions(table: pd.DataFrame, outcome: str = DAMAGE) -> pd.DataFrame:
+    """Mean, least and largest R² in a left-out family of each measure and baseline alone, and of sets."""
+    sets = {name: [name] for name in (*MEASURES, *BASELINES, LOOK)}
+    sets |= {" + ".join(ONE_OF_EACH): ONE_OF_EACH, "all measures": MEASURES, "size + depth": BASELINES}
+    found = {name: left_out(table, predictors, outcome) for name, predictors in sets.items()}
+    return pd.DataFrame(
+        {name: {"mean": r2.mean(), "least": r2.min(), "most": r2.max()} for name, r2 in found.items()}
+    ).T
+
+
+def seconds(table: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds of each measure of one change (`made_seconds`), by measure."""
+    columns = {name: f"made_seconds_{name}" for name in (*MEASURES, LOOK) if f"made_seconds_{name}" in table}
+    found = {name: table[column].median() for name, column in columns.items()}
+    return pd.Series(found, name="made_seconds").rename_axis("measure").reset_index()
+
+
+def climbs(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rungs of all ladders, a row each."""
+    lists = ["mcb", "tilt", "kept_parameters", "relative_ap2", "loss", "accuracy"]
+    return rows[[*NETWORK, "family", "kept", *lists]].explode(lists).astype(dict.fromkeys(lists, float))
+
+
+def within_networks(table: pd.DataFrame, x: str, y: str, unit: str = "family") -> dict:
+    """Spearman's correlation of two columns within networks, mean over families or networks; p by permutation."""
+    return ranking(table, x, NETWORK, y, unit)
+
+
+def twins(rows: pd.DataFrame) -> pd.DataFrame:
+    """The layers of all networks, a row each: `missing_entropy` and `redundant`, both against random layers.
+
+    `missing_entropy` is a share of the random kernel's; `redundant` is how much nearer the nearest twin is.
+    """
+    lists = ["layer", "nodes", "fan_in", "entropy", "random_entropy", "redundancy", "random_redundancy"]
+    table = rows[[*NETWORK, "family", *lists]].explode(lists).astype(dict.fromkeys(lists[1:], float))
+    missing = 1 - table["entropy"] / table["random_entropy"]
+    nearer = 1 - table["redundancy"] / table["random_redundancy"]
+    return table.assign(missing_entropy=missing, redundant=nearer).reset_index(drop=True)
+
+
+def with_name(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the column `name`, network/dataset."""
+    return rows.assign(name=rows["network"] + "/" + rows["dataset"])
+
+
+def standings(rows: pd.DataFrame, outcome: str = "accuracy_retrained") -> pd.DataFrame:
+    """Accuracy (%) of each arm, averaged over budgets: a row for each network and cost, a column for each arm."""
+    table = with_name(rows[rows["arm"] != "dense"])
+    return table.pivot_table(index=["cost", "name"], columns="arm", values=outcome, aggfunc="mean", sort=False)
+
+
+def winners_elsewhere(table: pd.DataFrame, group: Sequence[str]) -> pd.Series:
+    """Accuracy on each network of the arm of a group that is best on the other networks; a row a network."""
+    own = table[[arm for arm in group if arm in table]]
+    return pd.Series({name: own.loc[name, own.drop(index=name).mean().idxmax()] for name in own.index})
+
+
+def duel(table: pd.DataFrame, ours: Sequence[str], theirs: Sequence[str]) -> dict:
+    """Accuracy of the best of our arms minus that of the best of theirs, both chosen on the other networks."""
+    return estimated(winners_elsewhere(table, ours) - winners_elsewhere(table, theirs))
+
+
+def combined(table: pd.DataFrame) -> dict:
+    """Accuracy of BOTH minus that of uniform channels or weighted ranks, whichever is best on the other networks."""
+    return estimated(table[BOTH] - winners_elsewhere(table, ("uniform channels", "weighted ranks")))
+
+
+def agreement(table: pd.DataFrame) -> dict:
+    """Spearman's correlation of arms' accuracies at equal parameters and at equal MACs, mean over networks."""
+    pairs = [table.loc[cost].dropna(axis=1) for cost in COSTS]
+    arms = [arm for arm in pairs[0] if arm in pairs[1]]
+    first, second = (one[arms].stack() for one in pairs)
+    both = pd.DataFrame({"parameters": first, "macs": second}).rename_axis(["name", "arm"]).reset_index()
+    return ranking(both, "parameters", ["name"], "macs", unit="name")
+
+
+def told(rows: pd.DataFrame, measure: str) -> dict:
+    """Spearman's correlation of a measure before retraining with the loss after it, at equal cost; see X.18."""
+    table = with_name(rows[rows["arm"] != "dense"])
+    return ranking(table, measure, ["name", "cost", "budget"], "loss_retrained", unit="name")
+
+
+def mean_ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean rank of each arm over networks (1 is best) with its bootstrap interval; networks are resampled."""
+    ranks = table.dropna(axis=1).rank(axis=1, ascending=False)
+    found = {}
+    for arm in ranks:
+        values = ranks[arm].to_numpy()
+        low, high = stats.bootstrap_interval(np.mean, values, seed=0)
+        found[arm] = {"mean_rank": values.mean(), "low": low, "high": high, "n": len(values)}
+    return pd.DataFrame(found).T.sort_values("mean_rank").rename_axis("arm").reset_index()
+
+
+def pairs_apart(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Pairs of arms whose difference in accuracy has a Student interval, over networks, that excludes 0."""
+    apart = []
+    for one, other in itertools.combinations(table.dropna(axis=1), 2):
+        found = stats.mean_gain(table[one] - table[other])
+        if found["low"] > 0 or found["high"] < 0:
+            apart.append((one, other))
+    return apart
