@@ -40,6 +40,7 @@ REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the pu
 # Studies whose published rows come from networks on images that were not yet channels last in memory.
 CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
 CONTIGUOUS += [f"04_spline_early_bird.{name}" for name in "searches oneshots slices tickets".split()]
+SEARCHED = ("oneshots", "slices", "surroundings", "tickets")  # studies of paper 4 that start from a search
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1
 LIMIT = float(os.environ.get("RECOMPUTE", "60" if NIGHTLY else "2").replace("all", "inf"))
@@ -65,7 +66,7 @@ def studies(folder: Path) -> dict[str, Study]:
     )
     resting += (spaces_trials.recipes, spaces_trials.priors)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
-    made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
+    made += [spline_trials.study(name, folder) for name in ("searches", *SEARCHED)]
     made += [toy.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling", "pictures")]
     return {study.name: study for study in made}
 
@@ -75,7 +76,7 @@ def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
     if name in ("01_latent_kl.heads", "01_latent_kl.projections", "01_latent_kl.tasks"):
         features = latent_trials.feature_spec(spec)
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
-    if name in ("04_spline_early_bird.tickets", "04_spline_early_bird.oneshots", "04_spline_early_bird.slices"):
+    if name in [f"04_spline_early_bird.{one}" for one in SEARCHED]:
         return [("04_spline_early_bird.searches", spline_trials.search_spec(spec))]
     if spec.get("source") == "trained" and not name.startswith(("00_", "04_")):
         return [("00_baselines.networks", baselines.dense_spec(spec))]
