@@ -42,6 +42,7 @@ REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the pu
 # Studies whose published rows come from networks on images that were not yet channels last in memory.
 CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
 CONTIGUOUS += [f"04_spline_early_bird.{name}" for name in "searches oneshots slices tickets".split()]
+SEARCHED = ("oneshots", "slices", "surroundings", "tickets")  # studies of paper 4 that start from a search
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1
 LIMIT = float(os.environ.get("RECOMPUTE", "60" if NIGHTLY else "2").replace("all", "inf"))
@@ -68,7 +69,7 @@ def studies(folder: Path) -> dict[str, Study]:
     resting += (spaces_trials.recipes, spaces_trials.priors)
     resting += (which_trials.damages, which_trials.ladders, which_trials.layers, contest.contests, contest.latencies)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
-    made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
+    made += [spline_trials.study(name, folder) for name in ("searches", *SEARCHED)]
     made += [attention.study(folder)]
     made += [nodes.study(name, folder) for name in ("skipped", "toy_skipped", "reductions", "filters")]
     made += [toy.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling", "pictures")]
@@ -81,8 +82,7 @@ def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
     if name in ("01_latent_kl.heads", "01_latent_kl.projections", "01_latent_kl.tasks"):
         features = latent_trials.feature_spec(spec)
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
-    searched = "tickets oneshots slices skipped reductions".split()
-    if name in [f"04_spline_early_bird.{one}" for one in searched]:
+    if name in [f"04_spline_early_bird.{one}" for one in [*SEARCHED, "skipped", "reductions"]]:
         return [("04_spline_early_bird.searches", spline_trials.search_spec(spec))]
     if spec.get("source") == "trained" and not name.startswith(("00_", "04_")):
         return [("00_baselines.networks", baselines.dense_spec(spec))]

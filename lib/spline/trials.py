@@ -46,7 +46,8 @@ def study(name: str, folder: Path) -> Study:
     """The study "searches", or one that starts from it, as "oneshots", "slices" or "surroundings"; see their trials."""
     trials = {"oneshots": oneshot, "slices": picture, "surroundings": surroundings, "tickets": ticket}
     trial = search if name == "searches" else partial(trials[name], folder=folder)
-    return Study(f"04_spline_early_bird.{name}", trial, version=1, folder=folder, keeps=name != "tickets")
+    version = 2 if name == "slices" else 1  # maxima cut where their winner changes, and nowhere else
+    return Study(f"04_spline_early_bird.{name}", trial, version=version, folder=folder, keeps=name != "tickets")
 
 
 def search_spec(spec: dict) -> dict:
