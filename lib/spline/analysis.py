@@ -191,3 +191,22 @@ def kept_ranking(kept: pd.DataFrame, column: str = "rank") -> pd.DataFrame:
     keys = ["case", "seed", "layer", "filters", "dim"]
     common = several.groupby(keys)["kind"].transform("nunique") == several["kind"].nunique()
     return several[common].groupby(["filters", "case", "seed", "kind"], sort=False)[column].mean().unstack()
+
+
+def densities(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `trials.surroundings` as one row a training, kind and radius; a training is the mean of its images.
+
+    Returns:
+        `case`, `labels`, `seed`, `kind`, `radius`; `density`, a list over the epochs of `at`; `late`, log2 of the last
+        of them over the second, which is the early bird's.
+    """
+    found = []
+    for _, row in rows.iterrows():
+        own = pd.DataFrame({name: row[name] for name in ("epoch_seen", "kind", "radius", "density")})
+        mean = own.groupby(["kind", "radius", "epoch_seen"], sort=False)["density"].mean()
+        for kind, radius in mean.index.droplevel("epoch_seen").unique():
+            density = mean[kind, radius].reindex(row["at"]).tolist()
+            late = np.log2(density[-1] / density[1]) if min(density[-1], density[1]) > 0 else np.nan
+            entry = {"case": row["case"], "labels": row["labels"], "seed": row["seed"], "kind": kind, "radius": radius}
+            found.append(entry | {"density": density, "late": late})
+    return pd.DataFrame(found)

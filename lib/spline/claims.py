@@ -424,4 +424,14 @@ RULES = (
         null="0 for random filters, whatever their shapes",
         n_unit="networks",
     ),
+    Rule(
+        id="P4.E11",
+        section="A slice of an image network",
+        claim="From the early bird to the end an image network divides the surroundings of its training images less.",
+        statistic="log2 of the density of lines around training images, at the end over the early bird",
+        unit="doublings",
+        relation="<",
+        null="0 if the density stays; random labels show what fitting alone does",
+        n_unit="trainings",
+    ),
 )

@@ -396,9 +396,9 @@ def operations(rows: pd.DataFrame) -> Drawn:
 
 
 def slices(rows: pd.DataFrame) -> Figure:
-    """Planes of images, four of each network: the regions, shaded by the class that wins, and the decision boundary."""
-    height = len(rows) // 4
-    figure, axes = plt.subplots(height, 4, figsize=(11, 0.6 + 2.9 * height), squeeze=False)
+    """Planes of images, five of each network: the regions, shaded by the class that wins, and the decision boundary."""
+    height = len(rows) // 5
+    figure, axes = plt.subplots(height, 5, figsize=(13.5, 0.6 + 2.9 * height), squeeze=False)
     for axis, (_, row) in zip(axes.flat, rows.iterrows(), strict=True):
         corners, count = np.reshape(row["corners"], (-1, 2)), np.asarray(row["count"])
         polygons = np.split(corners, np.cumsum(count)[:-1])
@@ -409,6 +409,29 @@ def slices(rows: pd.DataFrame) -> Figure:
         low, high = corners.min(0), corners.max(0)
         _plain(axis, [low[0], high[0]], f"{row['title']}\n{row['regions']:,} regions", [low[1], high[1]])
     return figure
+
+
+def surroundings(rows: pd.DataFrame) -> Drawn:
+    """Density of lines around four kinds of inputs, from the first epoch to the last, by network and labels."""
+    panels = dict(list(rows.groupby(["case", "labels"], sort=False)))
+    figure, axes = plt.subplots(1, len(panels), figsize=(2 + 3.6 * len(panels), 3.6), squeeze=False, sharey=True)
+    styles = {"training": 0, "test": 4, "boundary": 2, "noise": 8}
+    points = []
+    for axis, ((case, labels), part) in zip(axes.flat, panels.items(), strict=True):
+        for kind, place in styles.items():
+            own = part[part["kind"] == kind]
+            values = np.array(own["density"].tolist(), dtype=float)  # NaN where a network has no boundary yet
+            found = pd.DataFrame([stats.mean_estimate(column[~np.isnan(column)]) for column in values.T])
+            bars = np.abs(found[["low", "high"]].T.to_numpy() - found["value"].to_numpy())
+            at = np.arange(len(found)) + 0.06 * (list(styles).index(kind) - 1.5)
+            axis.errorbar(at, found["value"], bars, capsize=2, marker="o", markersize=4, color=PALETTE[place])
+            points.append(found.assign(case=case, labels=labels, kind=kind, place=np.arange(len(found))))
+        axis.set_xticks(range(4), ["1", "early\nbird", "rate\nfalls", "end"])
+        axis.set_title(f"{case}, {labels}, n = {part['seed'].nunique()}", fontsize=10)
+        axis.set(xlabel="epoch", yscale="log")
+    axes[0, 0].set_ylabel("lines over area (1 / normalised pixel)")
+    legend(figure, {kind: {"color": PALETTE[place], "marker": "o"} for kind, place in styles.items()})
+    return figure, pd.concat(points)
 
 
 HELD = {  # parts of a transformer that are free while the others are held

@@ -135,3 +135,10 @@ def test_the_level_is_that_of_the_epochs_before_the_rate_falls():
     step = list(range(20))  # d(2, 1), d(3, 2), ...
     assert analysis.settled(step, 10) == np.mean([4, 5, 6, 7, 8])
     assert analysis.settled(step, 10, 3) == np.mean([6, 7, 8])
+
+
+def test_densities_average_images_and_compare_the_end_with_the_early_bird():
+    row = {"case": "a", "labels": "true labels", "seed": 0, "at": [1, 4, 4, 8], "kind": ["x"] * 6, "radius": [0.1] * 6}
+    row |= {"epoch_seen": [1, 1, 4, 4, 8, 8], "density": [9.0, 1.0, 1.0, 3.0, 0.5, 1.5]}
+    (found,) = analysis.densities(pd.DataFrame([row])).to_dict("records")
+    assert (found["density"], found["late"]) == ([5, 2, 2, 1], -1)

@@ -20,8 +20,8 @@ def test_panels_draw_lines_by_layer_and_the_boundary():
 
 def test_slices_draw_one_polygon_a_region():
     square = {"corners": [0, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1], "count": [3, 3], "winner": [0, 1], "regions": 2}
-    figure = figures.slices(pd.DataFrame([square | {"boundary": [0, 0, 1, 1], "title": "epoch 1"}] * 4))
-    assert [len(axis.collections[0].get_paths()) for axis in figure.axes] == [2] * 4
+    figure = figures.slices(pd.DataFrame([square | {"boundary": [0, 0, 1, 1], "title": "epoch 1"}] * 5))
+    assert [len(axis.collections[0].get_paths()) for axis in figure.axes] == [2] * 5
     plt.close(figure)
 
 
@@ -141,4 +141,13 @@ def test_directions_and_signed_correlations_are_drawn_as_they_are():
     assert [line.get_xdata()[0] for line in figure.axes[2].lines[:4]] == [-0.5, 0.5, -0.5, 0.5]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2", "4"]
     assert len(numbers) == len(entries) + len(signed)
+    plt.close(figure)
+
+
+def test_densities_are_drawn_as_means_over_trainings():
+    row = {"case": "a", "labels": "true labels", "radius": 0.1, "late": 0.0}
+    kinds = ("training", "test", "boundary", "noise")
+    rows = [row | {"kind": k, "seed": s, "density": [1.0, 2.0, 3.0, 4.0 + 2 * s]} for k in kinds for s in (0, 1)]
+    figure, numbers = figures.surroundings(pd.DataFrame(rows))
+    assert numbers.loc[numbers["kind"] == "noise", "value"].tolist() == [1, 2, 3, 5]
     plt.close(figure)
