@@ -26,6 +26,7 @@ from lib.study import Study, generator
 LAYERS = (nn.Conv2d, nn.Linear)
 WAYS = ("dense", "position", "whole", "shuffled", "static", "known")
 TOY_POINTS = 200  # test points of the toy on which operations are counted
+DIMS = (2, 4, 8)  # directions, at most as many as classes
 CHECKED = 8  # inputs on which outputs are compared
 
 
