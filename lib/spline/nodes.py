@@ -319,7 +319,7 @@ def filters(spec: dict, device: str, weights: Path) -> dict:
     if "dataset" in spec:
         found = measures.layers(models.public(spec["network"], spec["dataset"])[0])
     else:
-        stream = generator(spec["seed"], "own filters")
+        stream = generator(spec["seed"], "own filters", spec["network"])
         found = [_drawn(place, *shape, stream) for place, shape in enumerate(SHAPES[spec["network"]])]
     row = {"fan_in": [own.weights.shape[1] for own in found], "width_of": [len(own) for own in found]}
     return row | trials.shares(found, spec["share_ratio"], spec["seed"])
