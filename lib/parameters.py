@@ -94,7 +94,7 @@ RANGES = (
         "1 or more",
         lambda value: value >= 1,
         "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
-        "*_count *_counts bits *_widths *_depth *_dims segments token_width",
+        "*_count *_counts bits *_widths *_depth token_width",
     ),
     (
         "above 0 and at most 1",
@@ -477,10 +477,6 @@ def _spline(values: dict) -> Iterator[Check]:
     )
     yield values["transformer_epochs"] >= 12, "transformer_epochs must be 12 or more: half of them hold five distances"
     yield values["token_width"] % 4 == 0, "token_width must be a multiple of 4, the number of heads"
-    yield values["skipped_images"] <= values["test_images"], "skipped_images must not exceed test_images"
-    data = [name.partition("/")[2] or values["dataset"] for name in values["networks"]]
-    classes = min(DATASETS[name]["classes"] for name in data)
-    yield max(values["reduced_dims"], default=0) <= classes, f"reduced_dims must not exceed the {classes} classes"
     yield from _among(values, "random_shapes", SHAPES)
     yield from _among(values, "public", PUBLIC)
     yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"

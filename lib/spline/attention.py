@@ -29,6 +29,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 GRID = 4  # patches a side
 SMOOTH = ("attention", "norms")  # what is not piecewise affine beside the MLPs
 HELD = ((), SMOOTH, ("gates",), ("gates", "norms"), ("gates", "attention"))  # combinations that are measured
+LR = 0.002  # initial learning rate of AdamW
+SEGMENTS = 6  # pairs of test images between which bends are measured
 LENGTHS = (0.01, 0.1, 1.0)  # of segments, as shares of the way to another image
 STEPS = 17  # points of a segment
 INSIDE = 0.999  # share of the way to the border of a region that counts as inside
@@ -242,8 +244,7 @@ def fit(model: nn.Module, dataset: Data, spec: dict, after: Callable[[], None]) 
 def trial(spec: dict, device: str, weights: Path) -> dict:
     """The trial of a transformer that is trained as a search is, and whose bends are measured before and after.
 
-    The spec holds the fields of a search but `network` and `width`, and `activation`, `depth`, `token_width` and
-    `segments`, the number of pairs of test images.
+    The spec holds the fields of a search but `network` and `width`, and `activation`, `depth` and `token_width`.
 
     Returns:
         Distances of codes between all epochs, flat, on the canvas and on test images; training loss by epoch; test
@@ -252,7 +253,7 @@ def trial(spec: dict, device: str, weights: Path) -> dict:
     dataset = trials.loaded(spec, device)
     options = {"depth": spec["depth"], "width": spec["token_width"], "seed": seed_from(spec["seed"], "initialisation")}
     build = partial(network, dataset.classes, dataset.channels, dataset.size, spec["activation"], **options)
-    model, ends, losses = build().to(device), pairs(dataset, spec["segments"]), []
+    model, ends, losses = build().to(device), pairs(dataset, SEGMENTS), []
     sets = {name: probes for name, probes in trials.probes(dataset, spec["side"]).items() if name != "noise"}
     history = {name: [] for name in sets}
 

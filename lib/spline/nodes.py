@@ -26,6 +26,7 @@ from lib.study import Study, generator
 LAYERS = (nn.Conv2d, nn.Linear)
 WAYS = ("dense", "position", "whole", "shuffled", "static", "known")
 TOY_POINTS = 200  # test points of the toy on which operations are counted
+DIMS = (2, 4, 8)  # directions, at most as many as classes
 CHECKED = 8  # inputs on which outputs are compared
 
 
@@ -318,14 +319,14 @@ def filters(spec: dict, device: str, weights: Path) -> dict:
     if "dataset" in spec:
         found = measures.layers(models.public(spec["network"], spec["dataset"])[0])
     else:
-        stream = generator(spec["seed"], "own filters")
-        found = [_drawn(width, fan_in, stream) for width, fan_in in SHAPES[spec["network"]]]
+        stream = generator(spec["seed"], "own filters", spec["network"])
+        found = [_drawn(place, *shape, stream) for place, shape in enumerate(SHAPES[spec["network"]])]
     row = {"fan_in": [own.weights.shape[1] for own in found], "width_of": [len(own) for own in found]}
     return row | trials.shares(found, spec["share_ratio"], spec["seed"])
 
 
-def _drawn(width: int, fan_in: int, stream: torch.Generator) -> measures.Layer:
-    """Gaussian rows without offsets; all outgoing weights are alike."""
+def _drawn(place: int, width: int, fan_in: int, stream: torch.Generator) -> measures.Layer:
+    """Gaussian rows without offsets; all outgoing weights are alike. The place names the layer's random streams."""
     rows = torch.randn(width, fan_in, generator=stream, dtype=torch.float64)
     offsets, outgoing = torch.zeros(width, dtype=torch.float64), torch.ones(width, 1, dtype=torch.float64)
-    return measures.Layer("", "", "", rows, offsets, outgoing, rows.norm(dim=1))
+    return measures.Layer(f"layer {place}", "", "", rows, offsets, outgoing, rows.norm(dim=1))

@@ -15,7 +15,6 @@ from lib.store import plain
 SPEC = {
     "dataset": "digits", "limit": 64, "test_images": 50, "seed": 1000, "epochs": 12, "lr": 1e-3, "batch_size": 32,
     "weight_decay": 0.05, "precision": "float32", "side": 3, "activation": "relu", "depth": 2, "token_width": 16,
-    "segments": 2,
 }  # fmt: skip
 
 

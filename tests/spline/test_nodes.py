@@ -194,3 +194,13 @@ def test_random_filters_give_a_share_of_each_layer():
     for name in ("share_trained_full", "share_trained_reduced", "share_random_full", "share_random_reduced"):
         assert np.multiply(row[name], row["width_of"]).sum() == sum(row["width_of"]) // 2
     assert row["share_trained_full"] != row["share_random_full"]
+
+
+def test_random_filters_of_different_layers_are_drawn_independently(monkeypatch):
+    seen = []
+    monkeypatch.setattr(measures, "choose", lambda layers, *a, **options: seen.append(layers) or [])
+    nodes.filters({"network": "resnet20", "seed": 1000, "share_ratio": 0.5}, "cpu", Path("unused"))
+    for layers in seen:
+        first, second = (F.normalize(own.weights, dim=1) for own in layers[:2])
+        assert first.shape == second.shape
+        assert not torch.allclose(first[0], second[0], atol=0.1)
