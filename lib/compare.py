@@ -28,7 +28,7 @@ from lib.study import generator
 SINGLE = ("OUT", "IN", "KH", "KW")  # the cuts that are measured by default: one mode against the others
 CURVED = 64  # images on which curvature is taken
 DRAWS = 16  # classes that are drawn for it, where there are more
-SIDE = 6  # points along each side of the slice on which maps are compared
+SIDE = 5  # points along each side of the slice on which maps are compared
 VALUES_AT_ONCE = 2**19  # numbers of all images of a batch
 TOTAL = "total"
 COLUMNS = {

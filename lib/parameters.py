@@ -510,9 +510,9 @@ def _which(values: dict) -> Iterator[Check]:
 def _own(values: dict) -> Iterator[Check]:
     yield values["dataset"] != "imagenet", "dataset is imagenet, which does not fit in memory: take a folder of images"
     public = f"{values['network']}/{values['dataset']}" in PUBLIC
-    somehow = values["epochs"] > 0 or values["weights"] or public or values["network"].endswith("-pretrained")
-    yield somehow, "epochs is 0 and weights is empty: name a file of weights, or train for an epoch or more"
-    yield not (values["weights"] and values["epochs"]), "weights are read as they are: set epochs to 0"
+    somehow = values["train"] or values["weights"] or public or values["network"].endswith("-pretrained")
+    yield somehow, "train is false and weights is empty: name a file of weights, or set train to true"
+    yield not (values["weights"] and values["train"]), "weights are read as they are: set train to false"
     yield values["images"] >= 3, "images must be 3 or more, which span the plane where maps are compared"
     yield values["removed_fraction"] < 1, "removed_fraction must be below 1: a layer keeps a weight or more"
     yield values["merged_ratio"] < 1, "merged_ratio must be below 1: each layer keeps a node"

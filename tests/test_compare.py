@@ -16,8 +16,16 @@ from lib import channels, compare, latent, masks, models, spline, truncation
 from lib.provenance import CompanionError
 from lib.spline import partition
 
-SIZES = {"densenet121": 32, "vgg11_bn": 32, "squeezenet1_0": 64, "shufflenet_v2_x0_5": 32, "convnext_tiny": 32}
-NETWORKS = ("resnet8", "mlp", "digits_cnn", "mobilenet_v2", "vit_tiny", "efficientnet_lite0", *SIZES)
+SIZES = {
+    "resnet18": 32,
+    "mobilenet_v2": 32,
+    "densenet121": 32,
+    "vgg11_bn": 32,
+    "squeezenet1_0": 64,
+    "shufflenet_v2_x0_5": 32,
+    "convnext_tiny": 32,
+}
+NETWORKS = ("resnet8", "mlp", "digits_cnn", "efficientnet_lite0", *SIZES)
 
 
 class Own(nn.Module):
@@ -41,6 +49,8 @@ def network(name):
         return torchvision.models.squeezenet1_0(num_classes=10).eval(), SIZES[name]
     if name in SIZES:
         model = torchvision.models.get_model(name, num_classes=10)
+        if name == "vgg11_bn":
+            model.classifier = nn.Linear(512 * 49, 10)  # its own three layers have 120 million weights
     elif name == "own":
         model = Own()
     elif name == "vit_b_16":
@@ -63,7 +73,7 @@ def images(n, size):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "resnet18", "vit_b_16", "own"])
+@pytest.mark.parametrize("name", [*NETWORKS, "vit_b_16", "own"])
 def test_every_layer_of_every_network_is_measured(name):
     model, size = network(name)
     x = images(3, size)
@@ -81,7 +91,7 @@ def test_every_layer_of_every_network_is_measured(name):
         assert layers["reason"].str.contains(word).eq(layers[column].isna()).all(), column
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "resnet18", "squeezenet1_0"])
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "squeezenet1_0"])
 @pytest.mark.parametrize("recorded", [True, False])
 def test_fewer_channels_are_matched_by_those_that_survive(name, recorded):
     model, size = network(name)

@@ -101,7 +101,7 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(checkout, changes, 
         ),
         ("null_network: mpl", "did you mean mlp"),
         ("dataset: cifar11", "Unknown data set 'cifar11' .did you mean cifar10"),
-        ("public: [resnet20/cifar10, resnet20/../x]", "Unknown data set '../x'"),
+        ("public: [resnet20/cifar10, resnet20/../x]", "has no folder train"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_starts(checkout, line, sentence):
@@ -252,8 +252,8 @@ CASES = [
         {name: [] for name in ("trained", "also_trained", "public", "pretrained", "tasks_of")},
         "are all empty: name a network",
     ),
-    ("06_your_network", {"epochs": 0}, "epochs is 0 and weights is empty"),
-    ("06_your_network", {"weights": "my.safetensors"}, "weights are read as they are: set epochs to 0"),
+    ("06_your_network", {"train": False}, "train is false and weights is empty"),
+    ("06_your_network", {"weights": "my.safetensors"}, "weights are read as they are: set train to false"),
     ("06_your_network", {"dataset": "imagenet"}, "which does not fit in memory"),
     ("06_your_network", {"images": 2}, "images must be 3 or more"),
     *(

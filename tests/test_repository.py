@@ -25,7 +25,7 @@ SHARED = (
     "summary matching compare"
 ).split()
 ABOVE = ("matching", "compare", "which")  # shared files, and a package, that may import the packages of the papers
-PLACES = {"claims": 0, "analysis": 2, "figures": 3}
+PLACES = {"claims": 0, "analysis": 2, "network": 2, "figures": 3}
 SOURCES = {path: ast.parse((root() / "lib" / path).read_text()) for path in LIB}
 PAGES = sorted(path for folder in (".", "docs", "runs/*") for path in root().glob(f"{folder}/*.md"))
 

@@ -25,10 +25,16 @@ def kernel(layer: nn.Module) -> Tensor:
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names of the convolutions and linear layers before the head, in order, without the projections in shortcuts."""
+    """Names of the convolutions and linear layers before the head, in order, without the projections in shortcuts.
+
+    The head is the last linear layer, or the last convolution of a network without any.
+    """
     named = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     inner = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]  # runs without its parts
-    left_out = {head_name(model)} | {name for name in named if name.startswith(tuple(f"{part}." for part in inner))}
+    linear = any(isinstance(model.get_submodule(name), nn.Linear) for name in named)
+    left_out = {head_name(model) if linear else (named or [""])[-1]} | {
+        name for name in named if name.startswith(tuple(f"{part}." for part in inner))
+    }
     return [name for name in named if name not in left_out and "downsample" not in name]
 
 
