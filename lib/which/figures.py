@@ -60,7 +60,7 @@ def measures_by_question(found: pd.DataFrame) -> Drawn:
         axis.axhline(start - 0.5, color="k", lw=0.8)
         axis.text(table.shape[1] - 0.45, start + len(names) / 2 - 0.5, view, va="center", fontsize=10, clip_on=False)
         start += len(names)
-    axis.set_title("Which measure ranks the damage? Spearman's correlation, mean over families")
+    axis.set_title("Spearman's correlation with damage, mean over families", fontsize=11)
     figure.colorbar(picture, ax=axis, pad=0.16, shrink=0.6)
     return figure, table.rename_axis("measure").reset_index()
 
@@ -106,19 +106,20 @@ def _named(name: str) -> str:
 
 
 def price_of_measures(found: pd.Series, seconds: pd.DataFrame) -> Drawn:
-    """Correlation with damage against the measured seconds of one measurement, a dot a measure."""
-    table = seconds.assign(correlation=seconds["measure"].map(found))
-    figure, axis = plt.subplots(figsize=(8.6, 4.8))
+    """Measured seconds of each measure; the measures are ordered by their correlation with damage, written beside."""
+    table = seconds.assign(correlation=seconds["measure"].map(found)).sort_values("correlation", ignore_index=True)
+    figure, axis = plt.subplots(figsize=(9.0, 5.0))
     for view, colour in zip(VIEWS, PALETTE, strict=False):
         one = table[table["measure"].isin(VIEWS[view])]
-        axis.plot(one["made_seconds"], one["correlation"], "o", color=colour, label=view)
-        for _, row in one.iterrows():
-            place = (row["made_seconds"], row["correlation"])
-            axis.annotate(NAMES[row["measure"]], place, xytext=(4, 3), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlabel="seconds for one changed layer, median (a few images)")
-    axis.set_ylabel("Spearman's correlation with damage")
-    axis.margins(x=0.25)
-    figure.legend(loc="outside right")
+        if len(one):
+            axis.plot(one["made_seconds"], one.index, "o", ms=7, color=colour, label=view)
+    for place, row in table.iterrows():
+        where = (row["made_seconds"], place)
+        axis.annotate(f"{row['correlation']:.2f}", where, xytext=(7, -3), textcoords="offset points", fontsize=9)
+    axis.set_yticks(range(len(table)), [NAMES[name] for name in table["measure"]])
+    axis.set(xscale="log", xlabel="seconds for one changed layer (median); beside: Spearman's correlation with damage")
+    axis.margins(x=0.12)
+    figure.legend(loc="outside right", title="view")
     return figure, table
 
 
@@ -164,11 +165,12 @@ def recipes(table: pd.DataFrame) -> Drawn:
 def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
     """Fall of accuracy after retraining against a cost, mean over networks with its interval; one panel a cost.
 
-    `costs` has the axis' label by column. At `kept_<cost>` only networks that were matched in this cost are shown.
+    `costs` has the axis' label by column. At `kept_<cost>` only networks that were matched in this cost are shown; at
+    another column each matching has its own points. The fall is linear up to 2 points and logarithmic beyond.
     """
     table = analysis.with_name(rows[rows["arm"] != "dense"])
     table = table.assign(fall=table["accuracy_dense"] - table["accuracy_retrained"])
-    figure, axes = plt.subplots(1, len(costs), figsize=(5.2 * len(costs), 4.6), sharey=True)
+    figure, axes = plt.subplots(1, len(costs), figsize=(2.6 + 4.0 * len(costs), 4.8), sharey=True)
     drawn = []
     for axis, (column, label) in zip(np.atleast_1d(axes), costs.items(), strict=True):
         own = table[table["cost"] == column.removeprefix("kept_")] if column.startswith("kept_") else table
@@ -176,18 +178,21 @@ def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
             one = own[own["arm"] == arm]
             if not len(one):
                 continue
-            points = one.groupby("budget")[[column, "fall"]].agg(["mean", "sem", "count"])
+            points = one.groupby(["cost", "budget"])[[column, "fall"]].agg(["mean", "sem", "count"])
+            points = points.sort_values((column, "mean"))
             half = stats.quantile() * points["fall", "sem"].fillna(0)
             axis.errorbar(
                 points[column, "mean"], points["fall", "mean"], half, label=arm, ms=5, lw=1.5, capsize=2, **style
             )
-            numbers = {"arm": arm, "budget": points.index, column: points[column, "mean"]}
-            drawn.append(pd.DataFrame(numbers | {"fall": points["fall", "mean"], "n": points["fall", "count"]}))
+            numbers = {"arm": arm, column: points[column, "mean"], "fall": points["fall", "mean"]}
+            drawn.append(pd.DataFrame(numbers | {"n": points["fall", "count"]}).reset_index())
         axis.set_xlabel(label)
     np.atleast_1d(axes)[0].set_ylabel("fall of test accuracy after\nretraining (points)")
+    np.atleast_1d(axes)[0].set_yscale("symlog", linthresh=2)
     handles = {arm: style for arm, style in ARM_STYLES.items() if arm in set(table["arm"])}
     n = table["name"].nunique()
-    legend(figure, handles, f"mean of {n} networks, normal 95 % interval", columns=5)
+    title = f"mean of {n} networks, normal 95 % interval" if n > 1 else "one network"
+    legend(figure, handles, title, columns=1 + 2 * len(costs))
     return figure, pd.concat(drawn, ignore_index=True)
 
 

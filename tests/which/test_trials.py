@@ -33,7 +33,7 @@ def change(folder, **fields):
 
 
 def test_every_kind_is_tried_where_a_layer_allows_it_and_no_strength_twice():
-    specs = trials.damage_specs([SPEC], 10, CHANGES, [0.4, 0.5, 0.8])
+    specs = trials.damage_specs([SPEC], 10, CHANGES, [0.3, 0.5, 0.8])
     kinds = Counter((spec["layer"], spec["kind"]) for spec in specs)
     assert {kind for _, kind in kinds} == set(CHANGES)
     assert all(count <= 3 for count in kinds.values())
@@ -55,7 +55,7 @@ def test_a_change_saves_about_its_strength_and_keeps_the_shape(dense, kind):
     elif kind == "quantised":
         assert saved == 1 - 3 / 32
     elif kind in ("dropped", "merged"):
-        assert saved == pytest.approx(0.6 * 2, rel=0.1)  # the filters of the nodes go, too
+        assert saved == pytest.approx(0.6 * 1.5, rel=0.1)  # also the filters of the nodes, half as many weights
     else:
         assert 0.6 - 0.02 <= saved <= 0.6 + 0.25
 
