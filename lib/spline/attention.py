@@ -26,6 +26,7 @@ from lib.study import Study, generator, seed_from
 
 torchvision = lazy_loader.load("torchvision")  # imported when it is used: that takes more than a second
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+DEPTH = 3  # blocks
 GRID = 4  # patches a side
 SMOOTH = ("attention", "norms")  # what is not piecewise affine beside the MLPs
 HELD = ((), SMOOTH, ("gates",), ("gates", "norms"), ("gates", "attention"))  # combinations that are measured

@@ -13,6 +13,7 @@ from torch import Tensor
 from lib.spline import toy
 from lib.study import Study, generator
 
+SWEEP = (1, 2, 3, 4, 6, 8, 12, 20, 40)  # hidden nodes of networks that are trained from scratch
 METHODS = ("magnitude", "merged", "random")  # of choosing the nodes of a larger network
 LARGE = 0.5  # share of the operations that the larger network trains for, before it is pruned
 PRETRAINING = 0.25  # share that layerwise pretraining spends on the first layer

@@ -18,6 +18,9 @@ from lib.study import Study, generator
 
 WINDOW = ((-5.0, 5.0), (-5.0, 5.0))
 POINTS, TEST = 2000, 400
+WIDTH = 20  # hidden nodes of the toy network
+EXACT_SEEDS, EXACT_WIDTH = 10, 12  # random networks of each depth, and units of each of their hidden layers
+RATIOS = (0.125, 0.25, 0.5)  # shares of the nodes that go, where the maps are compared before and after
 LR, BATCH = 0.01, 256
 METHODS = ("raw", "normalised", "signed", "merged", "data", "magnitude", "median", "random")
 CHOICES = (  # of a method: another weight of the offsets, another weaker twin, another norm

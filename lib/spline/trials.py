@@ -35,6 +35,7 @@ SEARCH = (
     "labels rate stop penalty"
 ).split()
 FALLS = (0.5, 0.75)  # shares of the epochs after which the released code lowers the learning rate by 10
+AROUND = 8  # images of each kind whose surroundings are divided
 MASK_RATIOS = (0.3, 0.5, 0.7)  # one mask-distance detector for each
 WATCHED = 100  # images on which losses are watched during training; no decision rests on them
 ARMS = ("ticket", "late", "reinit", "end", "rewound", "scratch", "layerwise", "short", "snip")
