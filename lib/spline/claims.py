@@ -171,15 +171,6 @@ RULES = (
         n_unit="toy networks",
     ),
     Rule(
-        id="P4.8",
-        section="Layer by layer, or all at once?",
-        claim="A common dimension stops the global score from following the layers' sizes.",
-        statistic="largest |rank correlation| of share pruned and layer size, without minus with the reduction",
-        relation=">",
-        null="0 if the reduction changes nothing",
-        n_unit="trainings",
-    ),
-    Rule(
         id="P4.9",
         section="How far can the X be pruned?",
         claim="Pruned by 80 % of its nodes by magnitude, the toy keeps its X more often than with random nodes.",
@@ -416,7 +407,7 @@ RULES = (
         n_unit="trainings",
     ),
     Rule(
-        id="P4.8b",
+        id="P4.8",
         section="What do fewer directions keep of redundancy?",
         claim="The reduction frees trained filters from their layers' sizes, more than it does random filters.",
         statistic="|rank correlation| of share pruned and fan-in, trained minus random, full minus reduced rows",
