@@ -207,7 +207,7 @@ def test_the_layers_of_notebook_05_exist_and_its_budgets_can_be_reached(profile)
     for spec in which_trials.networks([*five["networks"], *five["wide"]], known, five["precision"]):
         with torch.device("meta"):
             model = baselines.untrained(spec)
-        assert len(latent_trials.hidden_layers(model, five["layers"])) == five["layers"]
+        assert 5 <= len(latent_trials.hidden_layers(model, five["layers"])) <= five["layers"]
     for spec in which_trials.networks(five["contest_networks"], known, five["precision"]):
         for cost in contest.COSTS:
             spaces.Regime(min(five["budgets"]), cost).check(spaces_trials.prunable(spec), samplers.FLOOR)
