@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lib import channels, data, latent, models, spaces, spline, training, truncation
+from tests.test_compare import network
 
 SIZE = 32
 
@@ -139,6 +140,22 @@ def test_the_weights_of_attention_are_left_alone():
     with pytest.raises(ValueError, match="attention reads this layer's weight itself"):
         truncation.compress(model, {name: ("OUT", 4)})
     assert name not in truncation.plan(model, 0.5)
+
+
+@pytest.mark.parametrize("name", ["own", "vit_b_16", "squeezenet1_0", "shufflenet_v2_x0_5"])
+def test_every_network_is_compressed_or_refused_in_one_sentence(name):
+    own, size = network(name)
+    calls = CALLS | {
+        "spaces": lambda model: spaces.prune(model, 0.5, size=size),
+        "spline": lambda model: spline.merge(model, 0.3, size=size),
+    }
+    for paper, call in calls.items():
+        try:
+            small = call(own).eval()
+        except ValueError as error:
+            assert paper in ("spaces", "spline") and "\n" not in str(error)
+        else:
+            assert small(torch.randn(2, 3, size, size)).shape == own(torch.randn(2, 3, size, size)).shape
 
 
 def test_weights_that_are_not_finite_are_refused_by_layer(model):
