@@ -27,7 +27,7 @@ from lib import baselines, models, provenance, run, summary
 from lib.latent import trials as latent_trials
 from lib.provenance import PREFIX, root
 from lib.spaces import trials as spaces_trials
-from lib.spline import toy
+from lib.spline import attention, contests, migration, nodes, toy
 from lib.spline import trials as spline_trials
 from lib.store import plain
 from lib.study import Study
@@ -42,6 +42,7 @@ REFERENCE = "0d6d8edd62b204e4"  # `arithmetic` of the processor that made the pu
 # Studies whose published rows come from networks on images that were not yet channels last in memory.
 CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
 CONTIGUOUS += [f"04_spline_early_bird.{name}" for name in "searches oneshots slices tickets".split()]
+SEARCHED = ("oneshots", "slices", "surroundings", "tickets")  # studies of paper 4 that start from a search
 DRIFT = 0.02
 ROWS = 2 if NIGHTLY else 1
 LIMIT = float(os.environ.get("RECOMPUTE", "60" if NIGHTLY else "2").replace("all", "inf"))
@@ -68,8 +69,11 @@ def studies(folder: Path) -> dict[str, Study]:
     resting += (spaces_trials.recipes, spaces_trials.priors)
     resting += (which_trials.damages, which_trials.ladders, which_trials.layers, contest.contests, contest.latencies)
     made = [one(folder) for one in alone] + [one(folder, folder) for one in resting]
-    made += [spline_trials.study(name, folder) for name in ("searches", "oneshots", "slices", "tickets")]
+    made += [spline_trials.study(name, folder) for name in ("searches", *SEARCHED)]
+    made += [attention.study(folder)]
+    made += [nodes.study(name, folder) for name in ("skipped", "toy_skipped", "reductions", "filters")]
     made += [toy.study(name, folder) for name in ("exact", "pruned", "scratch", "changed", "settling", "pictures")]
+    made += [contests.study(name, folder) for name in ("routes", "optima")] + [migration.study(folder)]
     return {study.name: study for study in made}
 
 
@@ -78,7 +82,7 @@ def rests_on(name: str, spec: dict) -> list[tuple[str, dict]]:
     if name in ("01_latent_kl.heads", "01_latent_kl.projections", "01_latent_kl.tasks"):
         features = latent_trials.feature_spec(spec)
         return [("01_latent_kl.features", features), *rests_on("01_latent_kl.features", features)]
-    if name in ("04_spline_early_bird.tickets", "04_spline_early_bird.oneshots", "04_spline_early_bird.slices"):
+    if name in [f"04_spline_early_bird.{one}" for one in [*SEARCHED, "skipped", "reductions"]]:
         return [("04_spline_early_bird.searches", spline_trials.search_spec(spec))]
     if spec.get("source") == "trained" and not name.startswith(("00_", "04_")):
         return [("00_baselines.networks", baselines.dense_spec(spec))]
