@@ -421,7 +421,8 @@ def surroundings(rows: pd.DataFrame) -> Drawn:
         for kind, place in styles.items():
             own = part[part["kind"] == kind]
             values = np.array(own["density"].tolist(), dtype=float)  # NaN where a network has no boundary yet
-            found = pd.DataFrame([stats.mean_estimate(column[~np.isnan(column)]) for column in values.T])
+            bounded = [column[~np.isnan(column)] for column in values.T]
+            found = pd.DataFrame([stats.mean_estimate(own if len(own) else [np.nan]) for own in bounded])
             bars = np.abs(found[["low", "high"]].T.to_numpy() - found["value"].to_numpy())
             at = np.arange(len(found)) + 0.06 * (list(styles).index(kind) - 1.5)
             axis.errorbar(at, found["value"], bars, capsize=2, marker="o", markersize=4, color=PALETTE[place])
