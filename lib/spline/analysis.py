@@ -203,9 +203,8 @@ def densities(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, row in rows.iterrows():
         own = pd.DataFrame({name: row[name] for name in ("epoch_seen", "kind", "radius", "density")})
-        mean = own.groupby(["kind", "radius", "epoch_seen"], sort=False)["density"].mean()
-        for kind, radius in mean.index.droplevel("epoch_seen").unique():
-            density = mean[kind, radius].reindex(row["at"]).tolist()
+        for (kind, radius), images in own.groupby(["kind", "radius"], sort=False):
+            density = images.groupby("epoch_seen")["density"].mean().reindex(row["at"]).tolist()
             late = np.log2(density[-1] / density[1]) if min(density[-1], density[1]) > 0 else np.nan
             entry = {"case": row["case"], "labels": row["labels"], "seed": row["seed"], "kind": kind, "radius": radius}
             found.append(entry | {"density": density, "late": late})

@@ -356,7 +356,8 @@ def changes(rows: pd.DataFrame) -> Figure:
         for (kind, method), own in rows.groupby(["kind", "method"], sort=False):
             style = {"color": METHODS[method]["color"], "marker": "o" if kind == "nodes" else "x"}
             axis.scatter(100 * own[name], own["loss"], s=20, linewidths=1, label=f"{method}, {kind}", **style)
-        axis.set(xlabel=f"{title} (%)", xscale="log")
+        axis.set_xscale("symlog", linthresh=0.1)  # one change of ten thousand is far below all others
+        axis.set(xlabel=f"{title} (%)", xlim=(0, 120))
     axes[0].set_ylabel("loss of accuracy (points)")
     title = f"n = {rows['seed'].nunique()} networks,\n{rows['ratio'].nunique()} ratios"
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title=title)
