@@ -23,6 +23,7 @@ from lib import baselines, channels, compare, models, spaces, spline, training, 
 from lib.channels import Groups
 from lib.data import Data
 from lib.latent import head
+from lib.provenance import CompanionError
 from lib.spaces import samplers
 from lib.spaces import trials as pruning
 from lib.spline import measures as nodes
@@ -68,6 +69,9 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     `retrain_precision`, `retrain_seed`. Zeros and ranks stay; quantised weights are retrained in float and quantised
     again.
 
+    Raises:
+        CompanionError: for an arm that cannot go down to the budget, such as ranks where a linear layer is the most.
+
     Returns:
         `kept_parameters` and `kept_macs`, shares of the dense network; WHOLE of `compare.measure` on the few training
         images, once BatchNorm is re-estimated; and at each stage ("once", "bn", "retrained") the
@@ -77,6 +81,9 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     dataset, test = dense.dataset, dense.dataset.test.first(spec["test_images"])
     small = compressed(dense, spec)
     row = {"family": trials.family(spec["network"], spec["dataset"])} | kept(dense, small, spec)
+    if (left := row[f"kept_{spec['cost']}"]) > 1.015 * spec["budget"]:
+        arm, cost = spec["arm"], spec["cost"]
+        raise CompanionError(f"{arm}: {left:.1%} of the {cost} are the least that stays, and not {spec['budget']:.0%}.")
 
     def score(stage: str, model: nn.Module) -> dict[str, float]:
         found = training.evaluate(model, test, dataset, device=device)

@@ -141,7 +141,8 @@ def change_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) 
     """
     dense = loaded(spec, dense_folder, device)
     layer = dense.model.get_submodule(spec["layer"])
-    stream = generator(spec["trial"], spec["layer"], spec["kind"])
+    names = ("network", "dataset", "layer", "kind", "strength")
+    stream = generator(spec["trial"], *(spec[name] for name in names))
     changed, saved = changed_kernel(dense, spec, stream)
     names = list(hidden_layers(dense.model, 10**6))
     row = {"family": family(spec["network"], spec["dataset"]), "shape": list(kernel(layer).shape)}
