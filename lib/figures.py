@@ -1,9 +1,9 @@
 """The style of every figure, saving one with its numbers and alternative text; the figures of the dense networks."""
 
-import base64
 import html
 import io
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -143,23 +143,45 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _compact(svg: bytes) -> bytes:
-    """An SVG without indentation; coordinates have one decimal, a tenth of a point, and each style is written once."""
+    """An SVG without indentation: coordinates to a tenth of a point, relative in paths; each style written once."""
     short, styles = partial(re.compile(rb"(\.\d)\d+").sub, rb"\1"), {}
 
     def named(found: re.Match) -> bytes:
         return b'class="%s"' % styles.setdefault(found[1], b"s%d" % len(styles))
 
     svg = re.sub(rb'\b(?:d|x|y)="[^"]*"', lambda found: short(found[0]), re.sub(rb" *\n *", b"\n", svg))
+    svg = re.sub(rb'\bd="([MLQCz\s\d.-]*)"', lambda found: b'd="%s"' % _relative(found[1]), svg)
     svg = re.sub(rb'\bstyle="([^"]*)"', named, svg)
+    svg = re.sub(rb"(?<=data:image/png;base64,)[^\"]*", lambda found: b64encode(_smaller(b64decode(found[0]))), svg)
     return svg.replace(b"</style>", b"".join(b"\n.%s{%s}" % (n, s) for s, n in styles.items()) + b"</style>", 1)
 
 
+def _relative(path: bytes) -> bytes:
+    """A path of an SVG whose points are relative to the end of the command before; starts (M) stay absolute."""
+    commands, here = [], np.zeros(2, dtype=int)
+    for letter, numbers in re.findall(rb"([MLQCz])([^MLQCz]*)", path):
+        points = np.array([round(10 * float(number)) for number in numbers.split()], dtype=int).reshape(-1, 2)
+        shown = points if letter in b"Mz" else points - here
+        text = " ".join(f"{number / 10:g}".replace("0.", ".", int(abs(number) < 10)) for number in shown.flat)
+        commands.append((letter if letter in b"Mz" else letter.lower()) + text.replace(" -", "-").encode())
+        here = points[-1] if len(points) else here
+    return b"".join(commands)
+
+
 def _smaller(png: bytes) -> bytes:
-    """A PNG with its texts in 256 colours: a third of the size, because notebooks hold figures once more."""
+    """A PNG with its texts in 64 colours, or 256 if it holds photographs: notebooks hold figures once more."""
     picture, texts, buffer = Raster.open(io.BytesIO(png)), PngInfo(), io.BytesIO()
     for key, text in picture.text.items():
         texts.add_itxt(key, text)
-    picture.convert("RGB").quantize(256, dither=Raster.Dither.NONE).save(buffer, "png", pnginfo=texts, optimize=True)
+    if picture.convert("RGBA").getextrema()[3][0] < 255:
+        few = picture.convert("RGBA").quantize(256, method=Raster.Quantize.FASTOCTREE)  # the one that keeps alpha
+    else:
+        whole = picture.convert("RGB")
+        few = whole.quantize(64, dither=Raster.Dither.NONE)
+        error = np.asarray(whole, dtype=int) - np.asarray(few.convert("RGB"), dtype=int)
+        if np.abs(error).mean() > 1:  # grey level
+            few = whole.quantize(256, dither=Raster.Dither.NONE)
+    few.save(buffer, "png", pnginfo=texts, optimize=True)
     return buffer.getvalue()
 
 
@@ -180,7 +202,7 @@ def animate(frames: Iterable[Figure], folder: Path, slug: str, alt: str, millise
     first, *rest = pictures
     first.save(buffer, "gif", save_all=True, append_images=rest, duration=shown, loop=0, comment=alt.encode())
     write_atomically(folder / f"{slug}.gif", buffer.getvalue())
-    source = f"data:image/gif;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    source = f"data:image/gif;base64,{b64encode(buffer.getvalue()).decode()}"
     return HTML(f'<img src="{source}" alt="{html.escape(alt)}" width="{first.width}">')
 
 

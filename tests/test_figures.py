@@ -73,6 +73,21 @@ def test_coordinates_of_an_svg_have_one_decimal_and_its_texts_keep_theirs(tmp_pa
     assert re.search(r"\d\.\d", coordinates) and not re.search(r"\.\d{2}", coordinates)
 
 
+def test_a_path_of_an_svg_goes_through_the_same_points_in_fewer_bytes():
+    path = b"M 10.0 -0.5\nL 10.3 20.5\nQ 11.0 20.5 9.7 19.9\nC 1.0 2.0 3.0 4.0 5.5 6.0\nz\nM 0.0 100.0\nL 99.9 -0.4\n"
+    assert figures._relative(path) == b"M10-.5l.3 21q.7 0-.6-.6c-8.7-17.9-6.7-15.9-4.2-13.9zM0 100l99.9-100.4"
+
+
+def test_photographs_keep_more_colours_than_lines(tmp_path):
+    noise = np.random.default_rng(0).random((8, 8, 3))
+    for slug, colours in (("photographs", 256), ("lines", 64)):
+        figure, axis = plt.subplots()
+        axis.imshow(noise) if slug == "photographs" else axis.plot(noise[..., 0])
+        figures.save(figure, tmp_path, slug, pd.DataFrame({"x": [1]}), "Colours.")
+        few = len(Image.open(tmp_path / f"{slug}.png").convert("RGB").getcolors(10**6))
+        assert few <= colours and (few > 64) == (slug == "photographs")
+
+
 def test_each_style_of_an_svg_is_written_once_and_keeps_its_elements(tmp_path):
     figure, axis = plt.subplots()
     for height in (0, 1, 2):
