@@ -19,7 +19,9 @@ SMALLEST = 1e-9  # of a measure before its logarithm is taken
 LOOK = "gap_few"
 ONE_OF_EACH = ("relative_error", "output_error", "code_change")  # a measure of each view, for X.9
 NETWORK = ("network", "dataset")
+FACTORS = ("layer", "kind", "strength")  # of a change, within its network
 DAMAGE = "gap_once"
+DRAWS = 999  # permutations of each p
 
 
 def finished(rows: pd.DataFrame) -> pd.DataFrame:
@@ -53,27 +55,66 @@ def estimated(values: pd.Series, p: float | None = None) -> dict:
 
 
 def ranking(
-    table: pd.DataFrame, measure: str, strata: Sequence[str], outcome: str = DAMAGE, unit: str = "family"
+    table: pd.DataFrame,
+    measure: str,
+    strata: Sequence[str],
+    outcome: str = DAMAGE,
+    unit: str = "family",
+    factors: Sequence[str] = FACTORS,
 ) -> dict:
-    """Spearman's correlation of a measure with an outcome within strata, mean over families; p by permutation."""
-    values = by_family(table, lambda one: correlation(one, measure, outcome, strata), unit)
-    parts = [(one[measure].to_numpy(), one[outcome].to_numpy(), labels(one, strata)) for _, one in table.groupby(unit)]
-    x, y, strata_of = (np.concatenate(part) for part in zip(*parts, strict=True))
-    which = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-    apart = strata_of + (strata_of.max() + 1) * which
+    """Spearman's correlation of a measure with an outcome within strata, mean over families or other units.
 
-    def mean_correlation(values: np.ndarray) -> np.ndarray:
-        found = [
-            stats.rank_correlation(x[which == k], values[..., which == k], apart[which == k]) for k in range(len(parts))
-        ]
+    The p is by permutation of whole layers, kinds or arms: outcomes of one layer, say, are no independent values. Each
+    of the `factors` that strata leave free, but the strength, changes its labels within a network, all at once. Without
+    factors it is Student's.
+    """
+    values = by_family(table, lambda one: correlation(one, measure, outcome, strata), unit)
+    free = [factor for factor in factors if factor not in strata and factor != "strength"]
+    if not free:
+        return estimated(values)
+    table = table.reset_index(drop=True)
+    parts = [rows for rows in table.groupby(unit, sort=False).indices.values()]
+    x, apart = table[measure].to_numpy(float), labels(table, [unit, *strata])
+
+    def mean_correlation(outcomes: np.ndarray) -> np.ndarray:
+        found = [stats.rank_correlation(x[rows], outcomes[..., rows], apart[rows]) for rows in parts]
         return np.nanmean(np.array(found), axis=0)
 
-    return estimated(values, stats.permutation_p(mean_correlation, y, apart, seed=0))
+    y = table[outcome].to_numpy(float)
+    return estimated(values, stats.upper_p(mean_correlation(y), mean_correlation(exchanged(table, y, factors, free))))
+
+
+def exchanged(table: pd.DataFrame, y: np.ndarray, factors: Sequence[str], free: Sequence[str]) -> np.ndarray:
+    """Outcomes (DRAWS, n) after the labels of the `free` factors change places within each network.
+
+    A row takes the outcome of the row with its new labels; NaN where a network has none, such as merged nodes in a
+    layer that reads none.
+    """
+    random, found = np.random.default_rng(0), np.full((DRAWS, len(y)), np.nan)
+    network = [name for name in (*NETWORK, "name") if name in table]
+    for rows in table.groupby(network, sort=False).indices.values():
+        codes = [pd.factorize(table[factor].iloc[rows])[0] for factor in factors]
+        places = np.full([code.max() + 1 for code in codes], -1)
+        places[tuple(codes)] = rows
+        for draw in range(DRAWS):
+            sizes = zip(factors, places.shape, strict=True)
+            order = [random.permutation(size) if name in free else np.arange(size) for name, size in sizes]
+            source = places[tuple(new[code] for new, code in zip(order, codes, strict=True))]
+            found[draw, rows] = np.where(source >= 0, y[source], np.nan)
+    return found
+
+
+def ranked_by(table: pd.DataFrame, measure: str, strata: Sequence[str], outcome: str = DAMAGE) -> pd.Series:
+    """The correlation of each family; a baseline counts with the sign that it has on average in the other families."""
+    values = by_family(table, lambda one: correlation(one, measure, outcome, strata))
+    if measure not in BASELINES:
+        return values
+    return values * pd.Series({name: np.sign(values.drop(index=name).mean()) for name in values.index})
 
 
 def ranking_gain(table: pd.DataFrame, measure: str, other: str, strata: Sequence[str], outcome: str = DAMAGE) -> dict:
     """How much more closely one measure ranks an outcome than another does: difference, mean over families."""
-    ours, theirs = (by_family(table, lambda one, m=m: correlation(one, m, outcome, strata)) for m in (measure, other))
+    ours, theirs = (ranked_by(table, name, strata, outcome) for name in (measure, other))
     return estimated((ours - theirs).dropna())
 
 
@@ -81,10 +122,20 @@ def correlations(table: pd.DataFrame, questions: dict[str, Sequence[str]], outco
     """Spearman's correlation of every measure and baseline, by question (its strata), mean over families."""
     names = [*MEASURES, *BASELINES, LOOK]
     found = {
-        question: [by_family(table, lambda one, m=m, s=s: correlation(one, m, outcome, s)).mean() for m in names]
-        for question, s in questions.items()
+        question: [ranked_by(table, name, strata, outcome).mean() for name in names]
+        for question, strata in questions.items()
     }
     return pd.DataFrame(found, index=names)
+
+
+def halves(table: pd.DataFrame, questions: dict[str, Sequence[str]]) -> pd.Series:
+    """Spearman's correlation of damage on one half of the test images with that on the other, mean over families."""
+    return pd.Series(
+        {
+            question: by_family(table, lambda one, s=strata: correlation(one, "gap_odd", "gap_even", s)).mean()
+            for question, strata in questions.items()
+        }
+    )
 
 
 def look_first(table: pd.DataFrame, strata: Sequence[str], outcome: str = DAMAGE) -> dict:
@@ -100,9 +151,18 @@ def look_first(table: pd.DataFrame, strata: Sequence[str], outcome: str = DAMAGE
 
 
 def design(table: pd.DataFrame, predictors: Sequence[str]) -> np.ndarray:
-    """A constant, and logarithm and its square of each predictor; negative values and NaN count as none."""
-    logs = np.log10(table[list(predictors)].fillna(0).clip(lower=SMALLEST).to_numpy(dtype=float))
-    return np.column_stack([np.ones(len(table)), logs, logs**2])
+    """A constant, and logarithm and its square of each predictor; the depth counts as it is.
+
+    A value below the smallest hundredth of the positive ones counts as these. An undefined one, which is that of a zero
+    kernel, counts as the largest.
+    """
+    columns = [np.ones(len(table))]
+    for name in predictors:
+        values = table[name].astype(float)
+        if name != "depth":
+            values = np.log10(values.fillna(values.max()).clip(lower=max(values[values > 0].quantile(0.01), SMALLEST)))
+        columns += [values.to_numpy(), values.to_numpy() ** 2]
+    return np.column_stack(columns)
 
 
 def log_damage(table: pd.DataFrame, outcome: str = DAMAGE) -> np.ndarray:
@@ -140,25 +200,6 @@ def unseen(table: pd.DataFrame, outcome: str = DAMAGE, unit: str = "family") -> 
     return pd.DataFrame({"measure": best, "one": pd.Series(one), "set": together})
 
 
-def exchanged_p(table: pd.DataFrame, outcome: str = DAMAGE) -> float:
-    """One-sided p of the mean R² of X.8 if the damages are exchanged between the changes of a network."""
-    best, units = best_measures(table, outcome), table["family"].to_numpy()
-    parts = []
-    for name, measure in best.items():
-        x, out = design(table, [measure]), units == name
-        parts.append((out, x[out] @ np.linalg.pinv(x[~out])))
-
-    def mean_r2(y: np.ndarray) -> np.ndarray:
-        found = []
-        for out, hat in parts:
-            own = y[..., out]
-            errors = ((own - y[..., ~out] @ hat.T) ** 2).sum(-1)
-            found.append(1 - errors / ((own - own.mean(-1, keepdims=True)) ** 2).sum(-1))
-        return np.mean(found, axis=0)
-
-    return stats.permutation_p(mean_r2, log_damage(table, outcome), labels(table, NETWORK), seed=0)
-
-
 def predictions(table: pd.DataFrame, outcome: str = DAMAGE) -> pd.DataFrame:
     """Mean, least and largest R² in a left-out family of each measure and baseline alone, and of sets."""
     sets = {name: [name] for name in (*MEASURES, *BASELINES, LOOK)}
@@ -170,10 +211,25 @@ def predictions(table: pd.DataFrame, outcome: str = DAMAGE) -> pd.DataFrame:
 
 
 def seconds(table: pd.DataFrame) -> pd.DataFrame:
-    """Median seconds of each measure of one change (`made_seconds`), by measure."""
-    columns = {name: f"made_seconds_{name}" for name in (*MEASURES, LOOK) if f"made_seconds_{name}" in table}
-    found = {name: table[column].median() for name, column in columns.items()}
+    """Median seconds of each measure of one change (`made_seconds`), by measure, once the dense network is measured."""
+    columns = {name: table.get(f"made_seconds_{name}") for name in (*MEASURES, LOOK)}
+    columns["taylor_2"] = columns["taylor_1"] + columns["curvature_ap3"]  # it adds these two
+    found = {name: column.median() for name, column in columns.items() if column is not None}
     return pd.Series(found, name="made_seconds").rename_axis("measure").reset_index()
+
+
+def advice(found: pd.DataFrame, seconds: pd.DataFrame) -> pd.DataFrame:
+    """For each question the measure that ranks best, with its seconds, and the best baseline and plain look beside it.
+
+    `found` is what `correlations` returns.
+    """
+    price = seconds.set_index("measure")["made_seconds"]
+    rows = {}
+    for question, values in found.items():
+        best, plain = values[list(MEASURES)].idxmax(), values[list(BASELINES)].idxmax()
+        rows[question] = {"measure": best, "correlation": values[best], "seconds": price[best]}
+        rows[question] |= {"best baseline": plain, "its correlation": values[plain], "looking": values[LOOK]}
+    return pd.DataFrame(rows).T
 
 
 def climbs(rows: pd.DataFrame) -> pd.DataFrame:
@@ -183,8 +239,8 @@ def climbs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def within_networks(table: pd.DataFrame, x: str, y: str, unit: str = "family") -> dict:
-    """Spearman's correlation of two columns within networks, mean over families or networks; p by permutation."""
-    return ranking(table, x, NETWORK, y, unit)
+    """Spearman's correlation of two columns within networks, mean over families or networks."""
+    return ranking(table, x, NETWORK, y, unit, ())
 
 
 def twins(rows: pd.DataFrame) -> pd.DataFrame:
@@ -204,10 +260,35 @@ def with_name(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(name=rows["network"] + "/" + rows["dataset"])
 
 
+def falls(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `fall`, the accuracy (points) that an arm is below the dense network retrained alike."""
+    asked = [*NETWORK, "retrain_lr", "retrain_seed"]
+    dense = rows[rows["arm"] == "dense"].set_index(asked)["accuracy_retrained"].rename("of_dense")
+    table = rows.join(dense, on=asked)
+    return rows.assign(fall=table["of_dense"] - table["accuracy_retrained"])
+
+
 def standings(rows: pd.DataFrame, outcome: str = "accuracy_retrained") -> pd.DataFrame:
-    """Accuracy (%) of each arm, averaged over budgets: a row for each network and cost, a column for each arm."""
-    table = with_name(rows[rows["arm"] != "dense"])
-    return table.pivot_table(index=["cost", "name"], columns="arm", values=outcome, aggfunc="mean", sort=False)
+    """Accuracy (%) of each arm, averaged over budgets: a row for each network and cost, a column for each arm.
+
+    NaN for an arm that lacks a budget or a seed, of which a mean over the rest would say too much.
+    """
+    table = with_name(rows[rows["arm"] != "dense"]).pivot_table(
+        index=["cost", "name"], columns="arm", values=outcome, aggfunc=["mean", "count"], sort=False
+    )
+    return table["mean"].where(table["count"] == table["count"].max().max())
+
+
+def at_equal_time(rows: pd.DataFrame, column: str) -> pd.Series:
+    """Accuracy (%) of each arm of one network at one measured time, the median over all rows, best first.
+
+    Linear between the two points of an arm around it, in the logarithm of the time; NaN where it has none on a side.
+    """
+    target, found = rows[column].median(), {}
+    for arm, own in rows.sort_values(column).groupby("arm", sort=False):
+        x, y = np.log(own[column].to_numpy()), own["accuracy_retrained"].to_numpy()
+        found[arm] = np.interp(np.log(target), x, y, left=np.nan, right=np.nan)
+    return pd.Series(found).sort_values(ascending=False)
 
 
 def winners_elsewhere(table: pd.DataFrame, group: Sequence[str]) -> pd.Series:
@@ -232,23 +313,23 @@ def agreement(table: pd.DataFrame) -> dict:
     arms = [arm for arm in pairs[0] if arm in pairs[1]]
     first, second = (one[arms].stack() for one in pairs)
     both = pd.DataFrame({"parameters": first, "macs": second}).rename_axis(["name", "arm"]).reset_index()
-    return ranking(both, "parameters", ["name"], "macs", unit="name")
+    return ranking(both, "parameters", ["name"], "macs", "name", ["arm"])
 
 
-def told(rows: pd.DataFrame, measure: str) -> dict:
-    """Spearman's correlation of a measure before retraining with the loss after it, at equal cost; see X.18."""
+def told(rows: pd.DataFrame, measure: str, outcome: str = "loss_retrained") -> dict:
+    """Spearman's correlation of a measure before retraining with an outcome after it, at equal cost; see X.18."""
     table = with_name(rows[rows["arm"] != "dense"])
-    return ranking(table, measure, ["name", "cost", "budget"], "loss_retrained", unit="name")
+    places = ["cost", "budget", "retrain_seed"]
+    return ranking(table, measure, ["name", *places], outcome, "name", ["arm", *places])
 
 
 def mean_ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean rank of each arm over networks (1 is best) with its bootstrap interval; networks are resampled."""
+    """Mean rank of each arm over networks (1 is best) with Student's interval."""
     ranks = table.dropna(axis=1).rank(axis=1, ascending=False)
     found = {}
     for arm in ranks:
-        values = ranks[arm].to_numpy()
-        low, high = stats.bootstrap_interval(np.mean, values, seed=0)
-        found[arm] = {"mean_rank": values.mean(), "low": low, "high": high, "n": len(values)}
+        own = stats.mean_estimate(ranks[arm])
+        found[arm] = {"mean_rank": own["value"], "low": own["low"], "high": own["high"], "n": own["n"]}
     return pd.DataFrame(found).T.sort_values("mean_rank").rename_axis("arm").reset_index()
 
 

@@ -8,7 +8,7 @@ strength is set by hand for each layer (noise, shrinking, quantisation) are left
 from lib.claims import Rule
 
 FAMILIES = "families of networks"
-UNRELATED = "0 for unrelated ranks; by permutation within strata"
+UNRELATED = "0 for unrelated ranks; by permutation of whole layers, kinds or arms"
 
 RULES = (
     Rule(
@@ -35,7 +35,7 @@ RULES = (
         id="X.2",
         section="Several kinds in one layer",
         claim="Across kinds of change of one layer, the relative error of the weights ranks them by damage.",
-        statistic="Spearman's correlation within network and layer, mean over families",
+        statistic="Spearman's correlation within network, layer and strength, mean over families",
         relation=">",
         threshold=0.5,
         null=UNRELATED,
@@ -45,7 +45,7 @@ RULES = (
         id="X.3",
         section="Several kinds in one layer",
         claim="There the error of the layer's outputs ranks more closely than that of its weights.",
-        statistic="gain in Spearman's correlation within network and layer, mean over families",
+        statistic="gain in Spearman's correlation within network, layer and strength, mean over families",
         relation=">",
         null="0 if a few images say no more than the weights",
         n_unit=FAMILIES,
@@ -65,7 +65,7 @@ RULES = (
         claim="The relative error of the weights ranks them more closely than the share of weights that is saved.",
         statistic="gain in Spearman's correlation within network, mean over families",
         relation=">",
-        null="0 if the weights say no more than their number",
+        null="0 if the weights say no more than their number, which counts with the sign that it has in other families",
         n_unit=FAMILIES,
     ),
     Rule(
@@ -93,7 +93,16 @@ RULES = (
         statistic="R² of log damage in a family left out, by the measure that predicts best among the others",
         relation=">",
         threshold=0.5,
-        null="at most 0 for a measure that is exchanged between changes",
+        null="0 for the mean of the family itself",
+        n_unit=FAMILIES,
+    ),
+    Rule(
+        id="X.8b",
+        section="A network that was never seen",
+        claim="It predicts better than the share of weights that is saved and the depth of the layer do.",
+        statistic="R² of X.8 minus that of these two together",
+        relation=">",
+        null="0 if a measure says no more than where and how much is changed",
         n_unit=FAMILIES,
     ),
     Rule(
@@ -121,7 +130,7 @@ RULES = (
         claim="Within a regime of MACs, AP2 orders recipes by what they lose.",
         statistic="Spearman's correlation of AP2 with loss after BatchNorm is re-estimated, mean over networks",
         relation=">",
-        null=UNRELATED,
+        null="0 for unrelated ranks",
         n_unit="networks",
     ),
     Rule(
@@ -130,7 +139,7 @@ RULES = (
         claim="Layers of low entanglement entropy have more redundant nodes, both against random filters.",
         statistic="Spearman's correlation of missing entropy with redundancy within network, mean over families",
         relation=">",
-        null=f"{UNRELATED}; random filters of the same shape have neither",
+        null="0 for unrelated ranks; random filters of the same shape have neither",
         n_unit=FAMILIES,
     ),
     Rule(
@@ -146,7 +155,7 @@ RULES = (
     Rule(
         id="X.14",
         section="The contest",
-        claim="At equal parameters, the best form of the papers is more accurate than the best plain baseline.",
+        claim="At equal parameters, the best structured form of the papers is more accurate than the best plain one.",
         statistic="accuracy of the form that is best on the other networks minus that of such a baseline",
         unit="points",
         relation=">",
@@ -187,7 +196,7 @@ RULES = (
         id="X.18",
         section="Could it have been told?",
         claim="The divergence of the outputs before retraining ranks whole compressions as retraining does.",
-        statistic="Spearman's correlation of KL with error after retraining, at equal cost, mean over networks",
+        statistic="Spearman's correlation of KL with the loss after retraining, at equal cost, mean over networks",
         relation=">",
         threshold=0.5,
         null=UNRELATED,

@@ -23,6 +23,7 @@ from lib import baselines, channels, compare, models, spaces, spline, training, 
 from lib.channels import Groups
 from lib.data import Data
 from lib.latent import head
+from lib.provenance import CompanionError
 from lib.spaces import samplers
 from lib.spaces import trials as pruning
 from lib.spline import measures as nodes
@@ -42,11 +43,11 @@ COSTS = ("parameters", "macs")
 OPTIMUM = 0.9  # mCB of the recipe: the lowest point of the main network's ladders in notebook 03, exp(-0.094)
 
 
-def contest_specs(dense: list[dict], budgets: Sequence[float], **options) -> list[dict]:
+def contest_specs(dense: list[dict], budgets: Sequence[float], costs: Sequence[str] = COSTS, **options) -> list[dict]:
     """A spec for each network, arm, cost and budget, and for each network retrained without compression."""
     found = [spec | {"arm": "dense", "cost": COSTS[0], "budget": 1.0} | options for spec in dense]
     for spec, arm in itertools.product(dense, ARMS):
-        for cost in COSTS[:1] if arm == "quantised" else COSTS:  # fewer bits leave as many products
+        for cost in COSTS[:1] if arm == "quantised" else costs:  # fewer bits leave as many products
             found += [spec | {"arm": arm, "cost": cost, "budget": budget} | options for budget in budgets]
     return found
 
@@ -68,6 +69,9 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     `retrain_precision`, `retrain_seed`. Zeros and ranks stay; quantised weights are retrained in float and quantised
     again.
 
+    Raises:
+        CompanionError: for an arm that cannot go down to the budget, such as ranks where a linear layer is the most.
+
     Returns:
         `kept_parameters` and `kept_macs`, shares of the dense network; WHOLE of `compare.measure` on the few training
         images, once BatchNorm is re-estimated; and at each stage ("once", "bn", "retrained") the
@@ -77,6 +81,9 @@ def compete(spec: dict, device: str, weights: Path, *, dense_folder: Path) -> di
     dataset, test = dense.dataset, dense.dataset.test.first(spec["test_images"])
     small = compressed(dense, spec)
     row = {"family": trials.family(spec["network"], spec["dataset"])} | kept(dense, small, spec)
+    if (left := row[f"kept_{spec['cost']}"]) > 1.015 * spec["budget"]:
+        arm, cost = spec["arm"], spec["cost"]
+        raise CompanionError(f"{arm}: {left:.1%} of the {cost} are the least that stays, and not {spec['budget']:.0%}.")
 
     def score(stage: str, model: nn.Module) -> dict[str, float]:
         found = training.evaluate(model, test, dataset, device=device)

@@ -28,7 +28,7 @@ NAMES = {  # of measures, as axes say them
     "curvature_ap3": "AP3, Gauss-Newton",
     "taylor_1": "loss to first order",
     "taylor_2": "loss to second order",
-    "code_change": "changed codes, all layers",
+    "code_change": "changed codes, layers from there on",
     "last_code_change": "changed codes, last layer",
     "map_change": "change of the regions' maps",
     "size": "share of weights saved",
@@ -165,11 +165,11 @@ def recipes(table: pd.DataFrame) -> Drawn:
 def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
     """Fall of accuracy after retraining against a cost, mean over networks with its interval; one panel a cost.
 
-    `costs` has the axis' label by column. At `kept_<cost>` only networks that were matched in this cost are shown; at
+    The rows have a column `fall` (`analysis.falls`). `costs` has the axis' label by column. At `kept_<cost>` only
+    networks that were matched in this cost are shown; at
     another column each matching has its own points. The fall is linear up to 2 points and logarithmic beyond.
     """
     table = analysis.with_name(rows[rows["arm"] != "dense"])
-    table = table.assign(fall=table["accuracy_dense"] - table["accuracy_retrained"])
     figure, axes = plt.subplots(1, len(costs), figsize=(2.6 + 4.0 * len(costs), 4.8), sharey=True)
     drawn = []
     for axis, (column, label) in zip(np.atleast_1d(axes), costs.items(), strict=True):
@@ -178,26 +178,27 @@ def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
             one = own[own["arm"] == arm]
             if not len(one):
                 continue
-            points = one.groupby(["cost", "budget"])[[column, "fall"]].agg(["mean", "sem", "count"])
-            points = points.sort_values((column, "mean"))
-            half = stats.quantile() * points["fall", "sem"].fillna(0)
-            axis.errorbar(
-                points[column, "mean"], points["fall", "mean"], half, label=arm, ms=5, lw=1.5, capsize=2, **style
-            )
-            numbers = {"arm": arm, column: points[column, "mean"], "fall": points["fall", "mean"]}
-            drawn.append(pd.DataFrame(numbers | {"n": points["fall", "count"]}).reset_index())
+            points = [
+                stats.mean_estimate(at["fall"]) | {"cost": cost, "budget": budget, column: at[column].mean()}
+                for (cost, budget), at in one.groupby(["cost", "budget"])
+            ]
+            points = pd.DataFrame(points).sort_values(column)
+            half = (points["high"] - points["value"]).fillna(0)
+            axis.errorbar(points[column], points["value"], half, label=arm, ms=5, lw=1.5, capsize=2, **style)
+            points = points.rename(columns={"value": "fall"})
+            drawn.append(points[["cost", "budget", column, "fall", "n"]].assign(arm=arm))
         axis.set_xlabel(label)
     np.atleast_1d(axes)[0].set_ylabel("fall of test accuracy after\nretraining (points)")
     np.atleast_1d(axes)[0].set_yscale("symlog", linthresh=2)
     handles = {arm: style for arm, style in ARM_STYLES.items() if arm in set(table["arm"])}
     n = table["name"].nunique()
-    title = f"mean of {n} networks, normal 95 % interval" if n > 1 else "one network"
+    title = f"mean of {n} networks, Student's 95 % interval" if n > 1 else "one network"
     legend(figure, handles, title, columns=1 + 2 * len(costs))
     return figure, pd.concat(drawn, ignore_index=True)
 
 
 def ranks(tables: dict[str, pd.DataFrame]) -> Drawn:
-    """Mean rank of each arm with its bootstrap interval over networks; one panel a cost."""
+    """Mean rank of each arm with its interval over networks; one panel a cost."""
     figure, axes = plt.subplots(1, len(tables), figsize=(5.0 * len(tables), 4.0))
     for axis, (cost, table) in zip(np.atleast_1d(axes), tables.items(), strict=True):
         _ranks(axis, table)
@@ -212,4 +213,4 @@ def _ranks(axis: Axes, table: pd.DataFrame) -> None:
         axis.plot(row["mean_rank"], place, ARM_STYLES[row["arm"]]["marker"], color=colour)
     axis.set_yticks(range(len(table)), table["arm"])
     axis.invert_yaxis()
-    axis.set_xlabel("mean rank, 1 is best (95 % bootstrap)")
+    axis.set_xlabel("mean rank, 1 is best (95 % interval)")

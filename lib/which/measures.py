@@ -136,14 +136,14 @@ class Dense:
         return found
 
 
-def reference(model: nn.Module, dataset: Data, few: int) -> Dense:
-    """A dense network that is measured on the first `few` training images.
+def reference(model: nn.Module, dataset: Data, few: int, *, held_out: bool = False) -> Dense:
+    """A dense network that is measured on the first `few` training images, or on the last test images if `held_out`.
 
     A network on ImageNet weights, whose last layer knows no class, gets a head by `learnt_head` first.
     """
-    model = deepcopy(model).eval()
-    images = data.normalise(dataset.train.images[:few], dataset.mean, dataset.std)
-    return Dense(model, dataset, images, dataset.train.labels[:few])
+    split, which = (dataset.test, slice(-few, None)) if held_out else (dataset.train, slice(few))
+    images = data.normalise(split.images[which], dataset.mean, dataset.std)
+    return Dense(deepcopy(model).eval(), dataset, images, split.labels[which])
 
 
 def learnt_head(model: nn.Module, dataset: Data, images: int, device: str = "cpu") -> None:
@@ -191,10 +191,10 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
         of the effective rank of this cut. *Outputs*: `output_error`, relative, of the layer; `kl` (nats) of the
         network; `fisher_ap3` and `curvature_ap3`, half of the change squared in the metric of the Fisher diagonal and
         of the Gauss-Newton matrix; `taylor_1`, the loss to first order, and `taylor_2`, which adds `curvature_ap3`.
-        *Partition*: shares of activation codes that flip, of all layers (`code_change`) and of the last one
-        (`last_code_change`); `map_change`, the relative change of the maps of the regions in which the images lie.
-        `gap_few` is the rise of the loss on the images themselves. A measure that is
-        undefined, such as the entropy of a zero kernel, is NaN.
+        *Partition*: shares of activation codes that flip, of the layers from this one on (`code_change`) and of the
+        last (`last_code_change`); `map_change`, the relative change of the maps of the regions in which the images lie.
+        `gap_few` is the rise of the loss on the images themselves. A measure that is undefined, such as the entropy of
+        a zero kernel, is NaN.
     """
     module, row = dense.model.get_submodule(layer), {}
     before, after = kernel(module), changed.to(module.weight)
@@ -229,7 +229,9 @@ def change_of_layer(dense: Dense, layer: str, changed: Tensor) -> dict[str, floa
 
     def flipped() -> tuple[float, float]:
         distance = spline.code_distance(dense.codes, spline.activation_codes(other, dense.images))
-        return float(distance.mean()), float(distance[-1])
+        order = [name for name, _ in other.named_modules()]
+        behind = [order.index(name) >= order.index(layer) for name in dense.codes.names]  # no other code can change
+        return float(distance[behind].mean()), float(distance[-1])
 
     timed(["ap2"], lambda: [latent.ap2(before, after)])
     timed(["relative_error"], lambda: [truncation.relative_error(before, after)])

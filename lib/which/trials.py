@@ -131,17 +131,19 @@ def change_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) 
     """The trial of `damages`.
 
     A spec also holds numbers of images: `few` that measures read, `bn_images` and `head_images` of both repairs,
-    `test_images`; and `learnt_images` for a network whose head is learnt here.
+    `test_images`; and `learnt_images` for a network whose head is learnt here. With `held_out`, measures read test
+    images in place of training images.
 
     Returns:
         `family`, `shape` of the kernel; `measures.change_of_layer`; `size`, the share of the network's parameters that
         the change saves; `depth`, the layer's place among all layers, from 0 to 1; and for each of STAGES the rise of
         the loss on test images (nats), `gap_<stage>`, and the fall of accuracy (points), `drop_<stage>`, against the
-        dense network after the same repair.
+        dense network after the same repair. `gap_odd` and `gap_even` are `gap_once` on either half of the test images.
     """
     dense = loaded(spec, dense_folder, device)
     layer = dense.model.get_submodule(spec["layer"])
-    stream = generator(spec["trial"], spec["layer"], spec["kind"])
+    names = ("network", "dataset", "layer", "kind", "strength")
+    stream = generator(spec["trial"], *(spec[name] for name in names))
     changed, saved = changed_kernel(dense, spec, stream)
     names = list(hidden_layers(dense.model, 10**6))
     row = {"family": family(spec["network"], spec["dataset"]), "shape": list(kernel(layer).shape)}
@@ -153,6 +155,7 @@ def change_layer(spec: dict, device: str, weights: Path, *, dense_folder: Path) 
     for stage in STAGES:
         row[f"gap_{stage}"] = after[stage]["loss"] - before[stage]["loss"]
         row[f"drop_{stage}"] = 100 * (before[stage]["accuracy"] - after[stage]["accuracy"])
+    row |= {f"gap_{half}": after["once"][half] - before["once"][half] for half in ("odd", "even")}
     return row | {"dense_accuracy": 100 * before["once"]["accuracy"], "dense_loss": before["once"]["loss"]}
 
 
@@ -206,14 +209,16 @@ def without_nodes(dense: Dense, layer: str, kind: str, share: float) -> tuple[Te
 
 
 def repaired(model: nn.Module, dataset: Data, spec: dict, device: str) -> dict[str, dict[str, float]]:
-    """Accuracy and loss on test images at each of STAGES; the network is repaired in place."""
+    """Accuracy and loss on test images, and loss on either half, at each of STAGES; repairs the network in place."""
     test, train = dataset.test.first(spec["test_images"]), dataset.train.first(spec["head_images"])
     last = model.get_submodule(models.head_name(model))
 
     def scored(inputs: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
         logits = F.linear(inputs, weight, bias)
         accuracy = (logits.argmax(1) == test.labels).double().mean().item()
-        return {"accuracy": accuracy, "loss": F.cross_entropy(logits, test.labels).item()}
+        losses = F.cross_entropy(logits, test.labels, reduction="none")
+        found = {"loss": losses.mean().item(), "odd": losses[::2].mean().item(), "even": losses[1::2].mean().item()}
+        return found | {"accuracy": accuracy}
 
     own = last.weight.detach().clone(), last.bias.detach().clone()
     found = {"once": scored(head_inputs(model, test, dataset, device), *own)}
@@ -320,7 +325,7 @@ def loaded(spec: dict, dense_folder: Path, device: str) -> Dense:
 
 def _key(spec: dict) -> str:
     """The dense network of a spec and the numbers of images that its measures and scores depend on."""
-    counts = ("few", "bn_images", "head_images", "test_images", "learnt_images")
+    counts = ("few", "bn_images", "head_images", "test_images", "learnt_images", "held_out")
     return json.dumps(baselines.dense_spec(spec) | {n: spec[n] for n in counts if n in spec}, sort_keys=True)
 
 
@@ -330,7 +335,7 @@ def _loaded(text: str, dense_folder: Path, device: str) -> Dense:
     model, dataset = baselines.baseline(baselines.dense_spec(spec), dense_folder, device)
     if spec["source"] == "public" and spec["network"].endswith("-pretrained"):
         measures.learnt_head(model, dataset, spec["learnt_images"], device)
-    return measures.reference(model, dataset, spec["few"])
+    return measures.reference(model, dataset, spec["few"], held_out=spec.get("held_out", False))
 
 
 @lru_cache(maxsize=2)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lib import data, models, training
+from lib.provenance import CompanionError
 from lib.which import contest, measures
 
 SPEC = {"source": "trained", "network": "resnet20", "dataset": "digits", "seed": 0, "epochs": 1, "lr": 0.1}
@@ -86,6 +87,12 @@ def test_a_trial_retrains_measures_and_counts(tmp_path, arm):
     assert row["kl"] >= 0 and row["loss_retrained"] > 0 and row["family"] == "resnet/digits"
     if arm == "dense":
         assert row["accuracy_once"] == row["accuracy_dense"]
+
+
+def test_an_arm_that_cannot_go_down_to_the_budget_is_refused(tmp_path):
+    spec = SPEC | RETRAINED | {"arm": "uniform ranks", "cost": "parameters", "budget": 0.01}
+    with pytest.raises(CompanionError, match="uniform ranks: .* are the least that stays, and not 1%"):
+        contest.compete(spec, "cpu", tmp_path / "x", dense_folder=tmp_path)
 
 
 def test_quantised_weights_have_few_levels_in_each_output(dense):

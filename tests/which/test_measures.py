@@ -33,6 +33,14 @@ def test_measures_of_one_layer_are_those_that_compare_takes_of_whole_networks(de
     assert row["entropy_change"] == pytest.approx(entropy, abs=1e-6)
 
 
+def test_codes_before_a_change_do_not_count(dense):
+    modules = dict(dense.model.named_modules())
+    last = [name for name, module in modules.items() if isinstance(module, torch.nn.Conv2d)][-1]
+    row = measures.change_of_layer(dense, last, pruned(dense, last))
+    behind = [name for name in dense.codes.names if list(modules).index(name) > list(modules).index(last)]
+    assert 0 < row["last_code_change"] and row["code_change"] == row["last_code_change"] / len(behind)
+
+
 def test_nothing_is_measured_where_nothing_changes(dense):
     layer = "layer1.0.conv2"
     row = measures.change_of_layer(dense, layer, dense.model.get_submodule(layer).weight.detach().clone())

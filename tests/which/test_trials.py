@@ -81,7 +81,14 @@ def test_a_trial_says_the_same_twice_and_leaves_the_dense_network_alone(folder):
     assert {k: v for k, v in first.items() if not k.startswith("made_")} == {
         k: v for k, v in second.items() if not k.startswith("made_")
     }
+    assert (first["gap_odd"] + first["gap_even"]) / 2 == pytest.approx(first["gap_once"], abs=1e-6)
     assert first["family"] == "resnet/digits" and 0 < first["depth"] < 1 and 0 < first["size"] < 1
+
+
+def test_what_measures_read_changes_measures_and_no_damage(folder):
+    fitted, unseen = (change(folder, held_out=held_out) for held_out in (False, True))
+    assert fitted["gap_once"] == unseen["gap_once"] and fitted["ap2"] == unseen["ap2"]
+    assert fitted["output_error"] != unseen["output_error"] and fitted["gap_few"] != unseen["gap_few"]
 
 
 def test_shrinking_before_a_batch_norm_costs_nothing_once_it_is_repaired(folder):
