@@ -180,14 +180,20 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4, flip: 
     return F.pad(images, (padding,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def batches(split: Split, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels, `size` at a time: in the generator's random order, or as stored without a generator."""
-    n = len(split)
-    order = None
+def batches(
+    split: Split, size: int, generator: torch.Generator | None = None, images: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels, `size` at a time: in the generator's random order, or as stored without a generator.
+
+    With `images` above 0 only as many are taken: in random order a part drawn anew at each call.
+    """
+    n, order = len(split), None
     if generator is not None:
         order = torch.randperm(n, generator=generator, device=generator.device).to(split.labels.device)
+    n = min(n, images or n)
     for start in range(0, n, size):
-        chosen = slice(start, start + size) if order is None else order[start : start + size]
+        end = min(start + size, n)
+        chosen = slice(start, end) if order is None else order[start:end]
         yield split.images[chosen], split.labels[chosen]
 
 

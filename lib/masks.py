@@ -142,6 +142,8 @@ def permanent(model: nn.Module) -> nn.Module:
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
         if parametrize.is_parametrized(module):
+            own = type(module)  # a copy shares its class with the network, and removing changes the class
+            module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
             for name in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, name)
     return copy

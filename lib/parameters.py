@@ -68,6 +68,11 @@ PUBLIC = (  # keys of `models.PUBLIC`
 PRECISIONS = ("auto", "float32", "bfloat16")  # of a training; "auto" is resolved before a spec is made
 SCHEDULES = ("cosine", "one-cycle", "step", "constant")
 SCORES = ("raw", "normalised", "signed", "merged", "magnitude", "slimming", "median", "random")  # for removing nodes
+RIVALS = ("end", "rewound", "slimming", "snip")  # prior ways to a pruned network
+SHAPES = (  # architectures whose shapes random filters can have at full width
+    *("vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet32", "resnet44", "resnet56"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet", "mobilenet_v2"),
+)
 MODES = {"OUT", "IN", "KH", "KW"}
 CHANGES = (  # of a layer: masks, truncations, and others
     *("magnitude", "random", "drawn", "filters"),
@@ -79,21 +84,22 @@ FIXED_WIDTH = ("resnet18", "resnet50", "alexnet", "efficientnet_lite0", "vit_b_1
 PLAIN = ("digits_cnn", "vanilla_cnn", "vgg16", "alexnet-ungrouped")  # BatchNorm, no shortcuts: trained layer by layer
 LATENT_CASES = ("also_trained", "public", "pretrained", "tasks_of")  # a case for each entry of these lists of 01
 MAY_BE_EMPTY = set(
-    "also_trained decides drawn_cases elsewhere layered lengths levels masked pretrained public ruled "
+    "also_trained decides drawn_cases elsewhere falls layered lengths levels masked pretrained public ruled "
     "tasks_of trained wide zeroed".split()
 )
 # The range of a number follows from the name of its parameter; the first line that fits decides.
 RANGES = (
+    ("0 or more", lambda value: value >= 0, "epoch_images"),
     (
         "1 or more",
         lambda value: value >= 1,
         "workers batch *_batch batch_size *seeds *trials *epochs starts iterations side draws *images *step *steps "
-        "*_count *_counts bits",
+        "*_count *_counts bits *_widths *_depth token_width",
     ),
     (
         "above 0 and at most 1",
         lambda value: 0 < value <= 1,
-        "*share *shares *fraction *fractions *ratio *ratios *budgets *errors grid structured ranks",
+        "*share *shares *fraction *fractions *ratio *ratios *budgets *errors grid structured ranks falls",
     ),
     ("above 0", lambda value: value > 0, "lr *_lr *_lrs stds widths slice_half"),
     ("0 or more", lambda value: value >= 0, "*"),
@@ -453,12 +459,26 @@ def _spline(values: dict) -> Iterator[Check]:
     for entry in values["full"]:
         fits = entry.partition("/")[0] in PLAIN
         yield fits, f"full holds {entry!r}, which cannot be trained layer by layer: take {', '.join(PLAIN)}"
+    falls, drop = values["falls"], int(values["epochs"] * (values["falls"] or [0.5])[0])
+    yield falls == sorted(set(falls)) and max(falls, default=0) < 1, "falls must rise and stay below 1"
+    yield drop >= 4, "epochs leaves fewer than 4 before the learning rate first falls, where P4.5 is read"
+    yield from _among(values, "rivals", RIVALS)
+    yield "end" in values["rivals"], "rivals lacks end, to which P4.11b compares"
     yield values["side"] ** 2 <= values["test_images"], "side * side probes must not exceed test_images"
-    yield from _enough(values, 2, "seeds", "exact_seeds", "toy_seeds", "change_seeds")
-    yield set(values["tuned_levels"]) <= set(values["levels"]), "tuned_levels must be some of levels"
-    yield 4 in values["tuned_levels"], "tuned_levels must hold 4, at which P4.9 and P4.10 are read"
+    yield from _enough(values, 2, "seeds", "other_seeds", "toy_seeds", "fresh_seeds", "migration_seeds")
+    yield 4 in values["route_widths"], "route_widths must hold 4, at which P4.E1 is read"
+    larger = 2 in values["factors"] and min(values["factors"]) > 1
+    yield larger, "factors must be above 1 and hold 2, where P4.E1 is read"
+    long = values["migration_epochs"]
+    fits = long == sorted({*long}) and long[-1] / 16 in long
+    yield fits, "migration_epochs must rise, and hold a sixteenth of the last one, where P4.E5 begins"
+    yield values["transformer_epochs"] >= 12, "transformer_epochs must be 12 or more: half of them hold five distances"
+    yield values["token_width"] % 4 == 0, "token_width must be a multiple of 4, the number of heads"
+    yield from _among(values, "random_shapes", SHAPES)
+    yield from _among(values, "public", PUBLIC)
+    yield 4 in values["levels"][-2:], "4 must be among the last two of levels, where P4.9 and P4.10 are read"
     yield max(values["levels"], default=0) >= 8, "levels must hold one of 8 or more, where P4.7 is read"
-    yield max(values["levels"], default=0) < values["toy_width"], "levels must be below toy_width"
+    yield max(values["levels"], default=0) < 20, "levels must be below 20, the width of the toy network"
     yield from _among(values, "criteria", SCORES)
     needed = [name for name in ("merged", "magnitude", "random") if name not in values["criteria"]]
     yield not needed, f"criteria lacks {', '.join(needed)}, which claims compare"

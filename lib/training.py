@@ -149,14 +149,16 @@ def fit(
     schedule: str = "cosine",
     augment: bool = True,
     precision: str = "float32",
+    epoch_images: int = 0,
     device: str = "cpu",
     after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> list[dict]:
     """Train in place with SGD and Nesterov momentum 0.9; the last epoch counts, never the best one.
 
     The training split is fitted in a `precision`, and the validation split measured after each epoch; then
-    `after_epoch` is called with the number of epochs done and the model. The random streams "order", "augmentation" and
-    "dropout" follow from `seed`. Data stay on the device, and the host waits for it once an epoch.
+    `after_epoch` is called with the number of epochs done and the model. An epoch is a pass over the training split,
+    or over `epoch_images` of its images, drawn anew for each epoch, where that is above 0. The random streams "order",
+    "augmentation" and "dropout" follow from `seed`. Data stay on the device, and the host waits for it once an epoch.
 
     Returns:
         One dictionary for each epoch: `train_loss`, `validation_accuracy`, `validation_loss`.
@@ -170,7 +172,8 @@ def fit(
     if precision == "bfloat16" and not has_bfloat16(device):
         raise CompanionError(f"{device} has no bfloat16 instructions: set precision to float32, or to auto.")
     model = placed(model, device)
-    steps = epochs * -(-len(dataset.train) // batch_size)
+    seen = min(epoch_images or len(dataset.train), len(dataset.train))
+    steps = epochs * -(-seen // batch_size)
     options = {"weight_decay": weight_decay, "momentum": 0.9, "nesterov": True, "fused": True}
     optimizer = torch.optim.SGD(model.parameters(), lr, **options)
     rate = scheduler(schedule, optimizer, steps)
@@ -184,14 +187,14 @@ def fit(
         for epoch in tqdm(range(1, epochs + 1), desc="epochs", delay=60, leave=False, disable=quiet()):
             model.train()
             total = torch.zeros((), device=device)
-            for images, labels in data.batches(dataset.train, batch_size, order):
+            for images, labels in data.batches(dataset.train, batch_size, order, seen):
                 if augment:
                     images = data.augment(images, noise, padding=dataset.padding, flip=dataset.flip)
                 loss = step(data.normalise(images, dataset.mean, dataset.std), labels)
                 optimizer.step()
                 rate.step()
                 total += loss.float() * len(labels)
-            train_loss = total.item() / len(dataset.train)
+            train_loss = total.item() / seen
             if not torch.isfinite(total):
                 raise Diverged(f"the training loss became {train_loss} in epoch {epoch}; lower lr")
             measured = evaluate(model, dataset.validation, dataset, device=device)

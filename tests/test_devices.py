@@ -82,6 +82,10 @@ def studies(folder) -> dict[str, tuple]:
             [SEARCH | {"epoch": 4, "ratios": [0.5], "share_ratio": 0.5}],
         ),
         "slices": (spline_trials.study("slices", folder), [SEARCH | {"epoch": 4, "half": 0.01}]),
+        "surroundings": (
+            spline_trials.study("surroundings", folder),
+            [SEARCH | {"at": [4], "images": 3, "radii": [0.05]}],
+        ),
         "tickets": (
             spline_trials.study("tickets", folder),
             [TICKET | {"arm": "ticket", "method": "merged"}]

@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 from scipy.stats import norm
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from lib.masks import MATCHED, METHODS, drawn_mask, filter_mask, magnitude_mask, matched_mask, nm_mask
+from lib.masks import MATCHED, METHODS, drawn_mask, filter_mask, magnitude_mask, matched_mask, nm_mask, permanent
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.8)
 # Share of the squared norm that each method removes (spec table): fraction -> lowest, random, highest.
@@ -245,3 +245,12 @@ def test_a_squared_norm_out_of_reach_is_refused_with_the_reach():
 def test_bad_arguments_are_refused_in_one_sentence(call):
     with pytest.raises(ValueError, match=r"^[^\n]+\.$"):
         call(torch.randn(4, 8, generator=seeded()))
+
+
+def test_a_permanent_copy_leaves_a_parametrized_network_as_it_was():
+    layer = parametrizations.weight_norm(torch.nn.Linear(3, 2))
+    inputs = torch.ones(1, 3)
+    expected = layer(inputs)
+    copy = permanent(layer)
+    assert not parametrize.is_parametrized(copy) and torch.allclose(copy(inputs), expected)
+    assert parametrize.is_parametrized(layer) and torch.equal(layer(inputs), expected)

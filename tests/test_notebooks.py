@@ -53,7 +53,7 @@ def test_it_was_run_from_top_to_bottom_without_error(notebook):
 def test_it_is_an_argument_more_than_a_program(notebook):
     cells = notebook[1].cells
     code, text = source(cells, "code"), source(cells, "markdown")
-    assert 25 <= len(cells) <= 70
+    assert 25 <= len(cells) <= 84
     assert max(len(cell.splitlines()) for cell in code) <= 40
     words = sum(len(cell.split()) for cell in text)
     code_words = sum(len(cell.split()) for cell in code)

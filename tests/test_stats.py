@@ -309,6 +309,33 @@ def test_a_sign_test_leaves_out_ties_and_has_no_evidence_without_differences():
     assert stats.sign_test_p([1, 0], [1, 0]) == 1
 
 
+def test_a_paired_share_gain_has_newcombes_interval_and_mcnemars_p():
+    # Newcombe 1998, table III: 36 pairs both, 12 the first alone, 2 the second alone, 0 neither.
+    first = np.repeat([True, True, False], [36, 12, 2])
+    second = np.repeat([True, False, True], [36, 12, 2])
+    found = stats.paired_share_gain(first, second)
+    assert found["value"] == pytest.approx(0.2) and found["n"] == 50
+    assert [found["low"], found["high"]] == pytest.approx([0.0569, 0.3404], abs=2e-4)
+    assert found["p"] == pytest.approx(sum(math.comb(14, k) for k in (12, 13, 14)) / 2**14)
+
+
+@pytest.mark.parametrize("good", [0, 7, 10])
+def test_a_paired_share_gain_without_discordant_pairs_is_zero_with_a_width(good):
+    both = np.arange(10) < good
+    found = stats.paired_share_gain(both, both)
+    assert found["value"] == 0 and found["low"] == pytest.approx(-found["high"]) and found["high"] > 0.05
+    assert found["p"] == 1
+
+
+def test_intervals_of_paired_share_gains_hold_the_difference_as_often_as_they_say():
+    random, held = np.random.default_rng(0), []
+    for _ in range(1000):
+        level = random.random(60)
+        found = stats.paired_share_gain(level < 0.8, (level < 0.6) ^ (random.random(60) < 0.1))
+        held.append(found["low"] <= 0.8 - (0.6 * 0.9 + 0.4 * 0.1) <= found["high"])
+    assert 0.93 < np.mean(held) < 0.98
+
+
 def populations(shape, seed, noise=0.5):
     """Three standardised samples of 16 even places and a shape of them with noise."""
     random, x = np.random.default_rng(seed), np.linspace(-1, 1, 16)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lib import stats
 from lib.figures import COLOURS, NULL, PALETTE, legend
-from lib.spline import analysis
+from lib.spline import analysis, attention
 from lib.spline.measures import THRESHOLD
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -29,7 +29,21 @@ METHODS = {  # ways to choose nodes
     "random": {"color": COLOURS["random"], "marker": "x"},
     "slimming": {"color": PALETTE[3], "marker": "s"},
 }
-TRAININGS = {"true labels": 0, "random labels": 1, "rate / 100": 4, "rate 0": 8}  # and their places in the palette
+# Kinds of training and their places in the palette.
+TRAININGS = {"true labels": 0, "random labels": 1, "constant rate": 2, "rate / 100": 4, "rate 0": 8}
+# Ways to a small network, by label and method of an arm: the name that a reader sees, and the style.
+ARMS = {
+    ("ticket", "merged"): ("ticket, merged nodes", METHODS["merged"]),
+    ("ticket", "random"): ("ticket, random nodes", METHODS["random"]),
+    ("ticket", "magnitude"): ("ticket, by magnitude", METHODS["magnitude"]),
+    ("scratch", "magnitude"): ("small, from scratch", {"color": PALETTE[4], "marker": "^"}),
+    ("layerwise", "magnitude"): ("small, layer by layer", {"color": PALETTE[5], "marker": "v"}),
+    ("short", "magnitude"): ("dense, fewer epochs", {"color": "k", "marker": "s"}),
+    ("end", "magnitude"): ("pruned at the end, trained again", {"color": PALETTE[6], "marker": "P"}),
+    ("slimming", "slimming"): ("the same, by slimming", {"color": PALETTE[3], "marker": "P"}),
+    ("rewound", "merged"): ("nodes of the end, first weights", {"color": PALETTE[7], "marker": "D"}),
+    ("snip", "magnitude"): ("single weights (SNIP)", {"color": PALETTE[9], "marker": "X"}),
+}
 
 
 def panel(axis: Axes, row: pd.Series, place: int, boundary: bool = True) -> None:
@@ -125,7 +139,7 @@ def settling(searches: pd.DataFrame, drop: int) -> Drawn:
     figure, axes = plt.subplots(len(cases), 2, figsize=(10, 0.9 + 2.7 * len(cases)), squeeze=False, sharex=True)
     curves = []
     for pair, name in zip(axes, cases, strict=True):
-        for _, row in searches[searches["case"] == name].iterrows():
+        for _, row in searches[searches["case"] == name].iloc[::-1].iterrows():
             matrix = analysis.distances(row)
             x, step, to_last = np.arange(1, len(matrix) + 1), np.diagonal(matrix, 1), matrix[:, -1]
             style = {"color": PALETTE[TRAININGS[row["kind"]]], "linewidth": 1.2}
@@ -173,21 +187,21 @@ def scores(before: pd.DataFrame, after: pd.DataFrame, tuned: Sequence[str], widt
     titles = {"before": "before fine-tuning", "after": f"after {epochs} epochs of fine-tuning"}
     rows = {"before": before, "after": after[after["method"].isin(tuned)]}
     order = [method for method in METHODS if method in set(before["method"])]
+    points = []
     for axis, (when, title) in zip(axes, titles.items(), strict=True):
         for method in order:
             own = rows[when][rows[when]["method"] == method].groupby("level")[when]
             if len(own):
-                half = stats.quantile() * own.sem()
-                axis.errorbar(own.mean().index, own.mean(), half, capsize=2, **METHODS[method])
+                found = pd.DataFrame({"accuracy": own.mean(), "half": stats.quantile() * own.sem(), "n": own.count()})
+                axis.errorbar(found.index, found["accuracy"], found["half"], capsize=2, **METHODS[method])
+                points.append(found.reset_index().assign(method=method, when=when))
         axis.axhline(before["dense"].mean(), **NULL)
         axis.set(xlabel=f"nodes left of {width}", title=f"Toy, {title}", xticks=rows[when]["level"].unique())
         axis.invert_xaxis()
     axes[0].set_ylabel("test accuracy (%)")
     entries = {method: METHODS[method] for method in order} | {"dense": NULL}
     legend(figure, entries, f"n = {before['seed'].nunique()} seeds")
-    parts = {"before": before, "after": after}
-    table = pd.concat([part.rename(columns={when: "accuracy"}).assign(when=when) for when, part in parts.items()])
-    return figure, table[["method", "level", "seed", "when", "accuracy"]]
+    return figure, pd.concat(points, ignore_index=True)
 
 
 def layers(shots: pd.DataFrame) -> Drawn:
@@ -218,6 +232,111 @@ def layers(shots: pd.DataFrame) -> Drawn:
     return figure, pd.concat(table)
 
 
+def subsets(rows: pd.DataFrame, methods: Sequence[str]) -> Drawn:
+    """Share of the accuracy between a random and the best subset that each method reaches, before and after tuning."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.4))
+    table = []
+    for when, fill, shift in (("", "full", -0.12), ("_tuned", "none", 0.12)):
+        for place, method in enumerate(methods):
+            found = stats.mean_gain(analysis.gap_closed(rows, method, when))
+            style = {"color": METHODS[method]["color"], "marker": "o", "fillstyle": fill, "capsize": 2}
+            half = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+            axis.errorbar([found["value"]], [place + shift], xerr=half, **style)
+            table.append({"method": method, "when": when.strip("_") or "before"} | found)
+    axis.axvline(0, **NULL)
+    axis.axvline(1, color="k", linewidth=0.9)
+    axis.set(xlim=(-1, 1.6), xlabel="share of the way from a random subset to the best")
+    axis.set_yticks(range(len(methods)), methods)
+    mark = {"marker": "o", "ls": ""}
+    entries = {"before tuning": mark, "after tuning": mark | {"fillstyle": "none"}, "random": NULL, "best": {"lw": 0.9}}
+    legend(figure, entries, f"n = {len(rows)} networks,\n{rows['subsets'].iloc[0]} subsets each")
+    return figure, pd.DataFrame(table)
+
+
+def both(row: pd.Series, ratios: Sequence[float]) -> Figure:
+    """One network without a share of its nodes (above), and without as many parameters, weight by weight (below)."""
+    figure, axes = plt.subplots(2, len(ratios), figsize=(0.4 + 2.15 * len(ratios), 5), squeeze=False)
+    for column, ratio in zip(axes.T, ratios, strict=True):
+        first = list(row["ratio"]).index(ratio)
+        for axis, place in zip(column, (first, first + 1), strict=True):
+            panel(axis, row, place)
+            axis.set_title(row["title"][place].replace(": ", "\n"), fontsize=9)
+    return figure
+
+
+def routes(sweep: pd.DataFrame, gains: pd.DataFrame) -> Drawn:
+    """Accuracy from scratch by width; gain of pruning over scratch, at equal operations, by width of the start.
+
+    Args:
+        sweep: `width`, `seed`, `accuracy` (%) and `arms` of the boundary.
+        gains: `depth`, `width`, `epochs`, `factor`, and `value`, `low`, `high` of the gain (points), `n`.
+    """
+    depths, widths = sorted(gains["depth"].unique()), sorted(gains["width"].unique())
+    figure, axes = plt.subplots(1, 1 + len(depths), figsize=(4.2 + 3.6 * len(depths), 3.9))
+    for axis in axes[2:]:
+        axis.sharey(axes[1])
+    own = sweep.groupby("width")["accuracy"]
+    share = 100 * sweep.assign(good=sweep["arms"] >= 4).groupby("width")["good"].mean()
+    half = stats.quantile() * own.sem()
+    axes[0].errorbar(share.index, own.mean(), half, color="k", marker="o", capsize=2, label="test accuracy")
+    axes[0].plot(share.index, share, color=BOUNDARY, marker="s", linestyle="--", label="networks with an X")
+    _ticks(axes[0], share.index)
+    axes[0].set(xlabel="hidden nodes, from scratch", ylabel="%")
+    axes[0].set_title(f"From scratch, n = {sweep['seed'].nunique()}")
+    axes[0].legend()
+    for axis, depth in zip(axes[1:], depths, strict=True):
+        groups = gains[gains["depth"] == depth].groupby(["width", "epochs"])
+        for place, ((width, epochs), part) in enumerate(groups):
+            half = [part["value"] - part["low"], part["high"] - part["value"]]
+            style = {"color": PALETTE[widths.index(width)], "marker": "o", "capsize": 2}
+            line = "-" if epochs == gains["epochs"].max() else ":"
+            x = part["factor"] * 1.02 ** (place - len(groups) / 2)
+            axis.errorbar(x, part["value"], half, linestyle=line, label=f"{width} nodes, {epochs} epochs", **style)
+        axis.axhline(0, **NULL)
+        _ticks(axis, sorted(gains["factor"].unique()))
+        axis.set(xlabel="width of the start (small one = 1)", title=f"Hidden layers: {depth}")
+    axes[1].set_ylabel("pruned over scratch (points)")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right", title=f"n = {gains['n'].min()} seeds")
+    return figure, pd.concat([sweep.assign(part="sweep"), gains.assign(part="gains")])
+
+
+def _ticks(axis: Axes, places: Sequence[float]) -> None:
+    """A logarithmic axis with ticks at these places only."""
+    axis.set_xscale("log")
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.minorticks_off()
+
+
+def migration(networks: pd.DataFrame, radius: float) -> Drawn:
+    """Density of lines around kinds of places over a long training, by `kind` of training, mean and interval."""
+    kinds = networks["kind"].unique()
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 + 2.9 * len(kinds), 3.7), sharey=True, squeeze=False)
+    places = {"training points": ("data", PALETTE[0]), "decision boundary": ("boundary", BOUNDARY)}
+    places |= {"anywhere": ("elsewhere", PALETTE[8])}
+    table = []
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        own = networks[networks["kind"] == kind]
+        epochs = np.asarray(own["epochs"].iloc[0], dtype=float)
+        for label, (name, colour) in places.items():
+            values = pd.DataFrame(analysis.curves(own, f"density_{name}", radius))
+            half = stats.quantile() * values.sem()
+            x = np.maximum(epochs, epochs[1] / 2)
+            axis.plot(x, values.mean(), color=colour, marker=".")
+            axis.fill_between(x, values.mean() - half, values.mean() + half, color=colour, alpha=0.2, linewidth=0)
+            numbers = {"epoch": epochs, "density": values.mean(), "half": half, "place": label, "kind": kind}
+            table.append(pd.DataFrame(numbers))
+        birds = pd.to_numeric(own["relative"]).dropna()
+        if len(birds):
+            axis.axvline(birds.median(), color="k", linestyle="--", linewidth=0.9)
+        _ticks(axis, epochs[1::2])
+        axis.set_xlabel("epoch (leftmost: untrained)")
+        axis.set_title(f"{kind}, n = {len(own)}", fontsize=10)
+    axes[0, 0].set_ylabel(f"lines within {radius:g} (1 / length)")
+    entries = {label: {"color": colour} for label, (_, colour) in places.items()}
+    legend(figure, entries | {"early bird": {"color": "k", "ls": "--", "lw": 0.9}})
+    return figure, pd.concat(table)
+
+
 def cross(row: pd.Series) -> Figure:
     """The X: the dense network and the pruned ones, above as pruned, below after fine-tuning."""
     levels = len(row["title"]) // 2
@@ -237,49 +356,50 @@ def changes(rows: pd.DataFrame) -> Figure:
         for (kind, method), own in rows.groupby(["kind", "method"], sort=False):
             style = {"color": METHODS[method]["color"], "marker": "o" if kind == "nodes" else "x"}
             axis.scatter(100 * own[name], own["loss"], s=20, linewidths=1, label=f"{method}, {kind}", **style)
-        axis.set(xlabel=f"{title} (%)", xscale="log")
+        axis.set_xscale("symlog", linthresh=0.1)  # one change of ten thousand is far below all others
+        axis.set(xlabel=f"{title} (%)", xlim=(0, 120))
     axes[0].set_ylabel("loss of accuracy (points)")
     title = f"n = {rows['seed'].nunique()} networks,\n{rows['ratio'].nunique()} ratios"
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", title=title)
     return figure
 
 
-def arms(rows: pd.DataFrame) -> Figure:
-    """Test accuracy of every seed and its mean, and training operations, of tickets and their rivals, by network."""
-    order = list(dict.fromkeys(rows.sort_values("relative")["name"]))[::-1]
-    heights = [2 + own["name"].nunique() for _, own in rows.groupby("case", sort=False)]
-    shape = {"figsize": (9, 0.25 * sum(heights)), "height_ratios": heights, "squeeze": False}
-    figure, axes = plt.subplots(len(heights), 2, sharex="col", sharey="row", **shape)
-    for pair, (case, part) in zip(axes, rows.groupby("case", sort=False), strict=True):
-        groups = dict(list(part.groupby("name", sort=False)))
-        names = [name for name in order if name in groups]
-        for place, name in enumerate(names):
-            own, style = groups[name], {"color": arm_colour(name)}
-            pair[0].plot(own["accuracy"], [place] * len(own), "o", alpha=0.5, markersize=4, **style)
-            pair[0].plot(own["accuracy"].mean(), place, "|", markersize=13, markeredgewidth=2.2, **style)
-            pair[1].barh(place, own["relative"].mean(), height=0.6, **style)
-        pair[0].axvline(groups["dense"]["accuracy"].mean(), **NULL)
-        pair[1].axvline(1, **NULL)
-        pair[0].set_yticks(range(len(names)), names)
-        pair[0].set_title(f"{case}, n = {part['seed'].nunique()}")
-    axes[-1, 0].set(xlabel="test accuracy (%)")
-    axes[-1, 1].set(xlabel="operations (dense = 1)")
-    return figure
+def operations(rows: pd.DataFrame) -> Drawn:
+    """Test accuracy against training operations of the ways to a small network, one panel for each network.
 
-
-def arm_colour(name: str) -> str:
-    """Colour of an arm: of its method for tickets, black for the dense network, one for each kind of rival."""
-    if name == "dense":
-        return "k"
-    if (method := name.split()[-1]) in METHODS and name != "slimming":
-        return METHODS[method]["color"]
-    return PALETTE[6 if name in ("end", "slimming", "rewound", "snip") else 4]
+    Args:
+        rows: `case`, `seed`, `label`, `drawn`, `method`, `accuracy` (%), and `relative`, operations with dense = 1.
+    """
+    cases = [case for case, own in rows.groupby("case", sort=False) if own["label"].nunique() > 2]
+    figure, axes = plt.subplots(1, len(cases), figsize=(2.4 + 5 * len(cases), 4.4), squeeze=False, sharex=True)
+    points, legends = [], {}
+    for axis, case in zip(axes.flat, cases, strict=True):
+        own = rows[rows["case"] == case]
+        dense = own[own["label"] == "dense"].assign(label="short", method="magnitude")
+        for (label, method), part in pd.concat([own, dense]).groupby(["label", "method"], sort=False):
+            if (label, method) in ARMS:
+                name, style = ARMS[label, method]
+                found = [
+                    stats.mean_estimate(at["accuracy"].to_numpy()) | {"relative": at["relative"].mean()}
+                    for _, at in part.groupby("drawn", sort=False)
+                ]
+                table = pd.DataFrame(found).sort_values("relative")
+                bars = np.abs(table[["low", "high"]].T.to_numpy() - table["value"].to_numpy())
+                beside = 0.008 * (list(ARMS).index((label, method)) - len(ARMS) / 2)  # so that no bar hides another
+                style = style | {"capsize": 2, "markersize": 5, "linewidth": 1.2}
+                axis.errorbar(table["relative"] + beside, table["value"], bars, **style)
+                points.append(table.assign(case=case, way=name))
+                legends[name] = {"linestyle": "-"} | {k: v for k, v in style.items() if k != "capsize"}
+        axis.set(title=f"{case}, n = {own['seed'].nunique()}", xlabel="training operations (dense = 1)")
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    legend(figure, {name: legends[name] for name, _ in ARMS.values() if name in legends})
+    return figure, pd.concat(points)
 
 
 def slices(rows: pd.DataFrame) -> Figure:
-    """Planes of images, four of each network: the regions, shaded by the class that wins, and the decision boundary."""
-    height = len(rows) // 4
-    figure, axes = plt.subplots(height, 4, figsize=(11, 0.6 + 2.9 * height), squeeze=False)
+    """Planes of images, five of each network: the regions, shaded by the class that wins, and the decision boundary."""
+    height = len(rows) // 5
+    figure, axes = plt.subplots(height, 5, figsize=(13.5, 0.6 + 2.9 * height), squeeze=False)
     for axis, (_, row) in zip(axes.flat, rows.iterrows(), strict=True):
         corners, count = np.reshape(row["corners"], (-1, 2)), np.asarray(row["count"])
         polygons = np.split(corners, np.cumsum(count)[:-1])
@@ -290,3 +410,149 @@ def slices(rows: pd.DataFrame) -> Figure:
         low, high = corners.min(0), corners.max(0)
         _plain(axis, [low[0], high[0]], f"{row['title']}\n{row['regions']:,} regions", [low[1], high[1]])
     return figure
+
+
+def surroundings(rows: pd.DataFrame) -> Drawn:
+    """Density of lines around four kinds of inputs, from the first epoch to the last, by network and labels."""
+    panels = dict(list(rows.groupby(["case", "labels"], sort=False)))
+    figure, axes = plt.subplots(1, len(panels), figsize=(2 + 3.6 * len(panels), 3.6), squeeze=False, sharey=True)
+    styles = {"training": 0, "test": 4, "boundary": 2, "noise": 8}
+    points = []
+    for axis, ((case, labels), part) in zip(axes.flat, panels.items(), strict=True):
+        for kind, place in styles.items():
+            own = part[part["kind"] == kind]
+            values = np.array(own["density"].tolist(), dtype=float)  # NaN where a network has no boundary yet
+            bounded = [column[~np.isnan(column)] for column in values.T]
+            found = pd.DataFrame([stats.mean_estimate(own if len(own) else [np.nan]) for own in bounded])
+            bars = np.abs(found[["low", "high"]].T.to_numpy() - found["value"].to_numpy())
+            bars[:, [len(own) < 3 for own in bounded]] = np.nan  # an interval of two is longer than the axis
+            at = np.arange(len(found)) + 0.06 * (list(styles).index(kind) - 1.5)
+            axis.errorbar(at, found["value"], bars, capsize=2, marker="o", markersize=4, color=PALETTE[place])
+            points.append(found.assign(case=case, labels=labels, kind=kind, place=np.arange(len(found))))
+        axis.set_xticks(range(4), ["1", "early\nbird", "rate\nfalls", "end"])
+        axis.set_title(f"{case}, {labels}, n = {part['seed'].nunique()}", fontsize=10)
+        axis.set(xlabel="epoch", yscale="log")
+    axes[0, 0].set_ylabel("lines over area, median image\n(1 / normalised pixel)")
+    legend(figure, {kind: {"color": PALETTE[place], "marker": "o"} for kind, place in styles.items()})
+    return figure, pd.concat(points)
+
+
+HELD = {  # parts of a transformer that are free while the others are held
+    "everything": {"color": "k", "marker": "o"},
+    "the code": {"color": PALETTE[0], "marker": "s"},
+    "attention and norms": {"color": PALETTE[2], "marker": "D"},
+    "attention": {"color": PALETTE[4], "marker": "^"},
+    "norms": {"color": PALETTE[6], "marker": "v"},
+}
+
+
+def transformers(rows: pd.DataFrame, drop: int) -> Drawn:
+    """Bends of trained transformers along segments, by what is free; code distances of consecutive epochs."""
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.9))
+    true, table = rows[rows["kind"] == "true labels"], []
+    for axis, activation in zip(axes, ("relu", "gelu"), strict=False):
+        own = true[true["activation"] == activation]
+        for (free, style), hold in zip(HELD.items(), attention.HELD, strict=True):
+            for when, line in (("", "-"), ("_untrained", ":")):
+                values = [
+                    [analysis.log_bend(row, hold, x, when) for x in attention.LENGTHS] for _, row in own.iterrows()
+                ]
+                mean, half = np.mean(values, 0), stats.quantile() * np.std(values, 0, ddof=1) / len(own) ** 0.5
+                spread = [10**mean - 10 ** (mean - half), 10 ** (mean + half) - 10**mean]
+                axis.errorbar(attention.LENGTHS, 10**mean, None if when else spread, ls=line, capsize=2, **style)
+                numbers = {"length": attention.LENGTHS, "log10 of the deviation": mean}
+                table.append(pd.DataFrame(numbers).assign(activation=activation, free=free, trained=not when))
+        axis.set(xscale="log", yscale="log", xlabel="length (1: the other image)")
+        axis.set_title({"relu": "ReLU", "gelu": "GELU"}[activation])
+    axes[0].set_ylabel("deviation from the chord")
+    for _, row in rows[rows["activation"] == "relu"].iterrows():
+        step = np.diagonal(analysis.distances(row), 1)
+        axes[2].plot(np.arange(2, len(step) + 2), step, color=PALETTE[TRAININGS[row["kind"]]], linewidth=1.2)
+        numbers = {"epoch": np.arange(2, len(step) + 2), "step": step, "seed": row["seed"], "kind": row["kind"]}
+        table.append(pd.DataFrame(numbers))
+    axes[2].axvline(drop + 0.5, **NULL)
+    axes[2].axhline(THRESHOLD, color="k", linestyle="--", linewidth=0.9)
+    axes[2].set(yscale="log", xlabel="epoch", ylabel="code distance (share of bits)")
+    axes[2].set_title("ReLU, from the epoch before")
+    entries = HELD | {"untrained": {"ls": ":"}} | {kind: {"color": PALETTE[TRAININGS[kind]]} for kind in rows["kind"]}
+    legend(figure, entries, f"free, n = {true['seed'].nunique()} seeds")
+    return figure, pd.concat(table)
+
+
+WAYS = {  # ways to skip idle nodes
+    "position": {"color": PALETTE[0], "marker": "o"},
+    "known": {"color": PALETTE[4], "marker": "^"},
+    "whole": {"color": PALETTE[2], "marker": "s"},
+    "static": {"color": PALETTE[6], "marker": "D"},
+    "shuffled": NULL | {"marker": "x"},
+}
+
+
+def skipped(rows: pd.DataFrame) -> Drawn:
+    """Operations saved by ways to skip idle nodes: by epoch, every seed and its mean; by layer of the last epoch."""
+    cases = rows["case"].unique()
+    figure, axes = plt.subplots(len(cases), 2, figsize=(10, 0.7 + 3 * len(cases)), squeeze=False)
+    table = []
+    for pair, case in zip(axes, cases, strict=True):
+        own = rows[rows["case"] == case]
+        last = own[own["label"] == "end"]
+        for shift, (way, style) in zip(np.linspace(-0.16, 0.16, len(WAYS)), WAYS.items(), strict=True):
+            total = own.assign(saved=[analysis.saved(row, way) for _, row in own.iterrows()])
+            x = pd.factorize(total["label"])[0]
+            pair[0].plot(x + shift, total["saved"], ls="", alpha=0.5, marker=style["marker"], color=style["color"])
+            means = total.groupby("label", sort=False)["saved"].mean()
+            pair[0].plot(np.arange(len(means)) + shift, means, **(style | {"marker": "_", "markersize": 12}))
+            shares = 100 * (1 - np.array([np.divide(row[way], row["dense"]) for _, row in last.iterrows()])).mean(0)
+            pair[1].plot(range(len(shares)), shares, **style)
+            table.append(total[["case", "label", "seed", "saved"]].assign(way=way))
+            table.append(pd.DataFrame({"case": case, "layer": last.iloc[0]["layer"], "saved": shares, "way": way}))
+        pair[0].set_xticks(range(own["label"].nunique()), own["label"].unique())
+        pair[0].set(ylabel="operations saved (%)", title=f"{case}, whole network")
+        pair[1].set(xlabel="convolutions and linear layers, in order", title="by layer, at the end")
+        pair[1].xaxis.get_major_locator().set_params(integer=True)
+    legend(figure, WAYS, f"n = {rows['seed'].nunique()} trainings")
+    return figure, pd.concat(table)
+
+
+KINDS = {
+    "pca": {"color": PALETTE[2], "marker": "o"},
+    "means": {"color": PALETTE[0], "marker": "s"},
+    "random": {"color": COLOURS["random"], "marker": "x"},
+}
+
+
+def reductions(kept: pd.DataFrame, signed: pd.DataFrame) -> Drawn:
+    """What directions keep of the ranking of redundant pairs; how shares pruned follow the fan-in of layers.
+
+    `kept` has one row an entry of the trial; `signed` is of `analysis.signed_correlations`, whose cases are averaged.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 3.9), width_ratios=[1, 1, 1.1])
+    titles = {"rank": "full scores of pairs", "data": "disagreement on images"}
+    for axis, (column, title) in zip(axes, titles.items(), strict=False):
+        for filters, line in (("trained", "-"), ("random", ":")):
+            for kind, style in KINDS.items():
+                own = kept[(kept["filters"] == filters) & (kept["kind"] == kind)]
+                means = own.groupby(["dim", "case", "seed"])[column].mean().groupby("dim")
+                half = stats.quantile() * means.sem().fillna(0)
+                axis.errorbar(means.mean().index, means.mean(), half, capsize=2, ls=line, **style)
+        axis.set(xscale="log", xlabel="directions", title=title)
+        axis.set_xticks(dims := sorted(set(kept["dim"]) - {0}), dims)
+        axis.minorticks_off()
+    full = kept[(kept["kind"] == "none") & (kept["filters"] == "trained")]
+    axes[1].axhline(full["data"].mean(), color="k", linestyle="--", linewidth=0.9)
+    axes[0].set_ylabel("rank correlation")
+    names = list(dict.fromkeys(signed["case"]))
+    for (filters, label), own in signed.groupby(["filters", "rows"], sort=False):
+        means = own.groupby("case", sort=False)["fan_in"].mean()
+        style = {"color": PALETTE[0] if label == "full" else PALETTE[2], "marker": "o" if filters == "own" else "x"}
+        axes[2].plot(means, [names.index(name) for name in means.index], ls="", **style)
+    axes[2].axvline(0, **NULL)
+    axes[2].set_yticks(range(len(names)), names, fontsize=7)
+    axes[2].set(xlabel="rank correlation with fan-in", xlim=(-1.05, 1.05), title="share pruned")
+    entries = {{"pca": "PCA", "means": "class means", "random": "random"}[kind]: s for kind, s in KINDS.items()}
+    entries |= {"random filters": {"ls": ":"}, "full rows": {"ls": "--", "lw": 0.9}}
+    entries |= {"share, full": {"ls": "", "marker": "o", "color": PALETTE[0]}}
+    entries |= {"share, reduced": {"ls": "", "marker": "o", "color": PALETTE[2]}}
+    legend(figure, entries | {"share, random": {"ls": "", "marker": "x"}}, f"n = {kept['seed'].nunique()} seeds")
+    drawn = kept.groupby(["case", "seed", "filters", "kind", "dim"], sort=False)[["rank", "data", "overlap"]].mean()
+    return figure, pd.concat([drawn.reset_index(), signed])

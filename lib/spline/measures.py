@@ -1,7 +1,8 @@
 """What paper 4 defines: codes and when they settle, redundancy of nodes, merging, which nodes go, and operations.
 
-A *code* holds one bit for each unit and probe: whether the unit is positive there. Two networks with equal codes put
-the probes into the same regions of the input-space partition.
+A *code* holds one bit for each unit and probe: whether the unit is positive there. If every coded layer goes straight
+into a ReLU, two networks with equal codes put the probes into the same regions of the input-space partition. Before
+another activation, such as GELU, which has no regions, a code is the sign of the layer alone.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib import channels
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown
-from lib.spline.partition import RELU
+from lib.spline.walk import AFFINE, MAXIMA, POOLS, RELU
 
 FORMS = ("raw", "normalised", "signed")
+REDUCTIONS = ("pca", "random", "means")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 THRESHOLD, LOOKBACK = 0.16, 3  # defaults of the released code; the paper's printed values are unknown
 MASK_KEPT, MASK_LIMIT = 5, 0.1  # of the mask-distance detector (You et al. 2020)
@@ -39,7 +41,8 @@ class Codes:
 def coded_layers(model: nn.Module) -> list[str]:
     """Layers whose sign is the code: every BatchNorm; without any, every linear layer and convolution but the last.
 
-    In a network with BatchNorm, layers without one have no code, for example AlexNet's two wide linear layers.
+    In a network with BatchNorm, layers without one have no code, for example AlexNet's two wide linear layers. The
+    activation behind a layer does not matter: behind GELU a bit is a sign and not a side of a line.
 
     Source: the released code.
     """
@@ -218,6 +221,42 @@ def redundancy(weights: Tensor, biases: Tensor, form: str = "signed", rho: float
     return score.masked_fill_(~(has_line[:, None] & has_line), torch.inf)
 
 
+def coordinates(
+    weights: Tensor,
+    dim: int,
+    kind: str = "pca",
+    *,
+    means: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Coordinates (K, dim) of the rows (K, inputs) of a layer in fewer directions, float64.
+
+    The kind is "pca": the leading right singular vectors of the rows, uncentred; "random": Gaussian directions from the
+    generator, scaled so that inner products are right on average; or "means": the leading right singular vectors of
+    `means` (classes, inputs), of what the layer reads for each class.
+
+    Raises:
+        ValueError: for another kind, or if there are fewer directions.
+
+    Source: paper 4 names a PCA-like reduction; uncentred, and compared with the others, by this companion.
+    """
+    if kind not in REDUCTIONS:
+        raise ValueError(f"Reduction is {kind!r}; it must be one of {', '.join(REDUCTIONS)}.")
+    weights = weights.double()
+    spanned = means.double() if kind == "means" else weights
+    if dim < 1 or (kind != "random" and dim > min(spanned.shape)):
+        raise ValueError(f"Rows of shape {tuple(spanned.shape)} cannot be reduced to {dim} dimensions.")
+    if kind == "random":
+        return weights @ torch.randn(weights.shape[1], dim, generator=generator, dtype=torch.float64) / dim**0.5
+    left, values, right = torch.linalg.svd(spanned, full_matrices=False)
+    return left[:, :dim] * values[:dim] if kind == "pca" else weights @ right[:dim].T
+
+
+def lengthened(small: Tensor, weights: Tensor) -> Tensor:
+    """Reduced rows (K, dim), each at the full length of its row of the weights (K, inputs)."""
+    return small * (weights.double().norm(dim=1) / small.norm(dim=1).clamp_min(1e-300))[:, None]
+
+
 def reduced(weights: Tensor, dim: int) -> Tensor:
     """Rows in the `dim` leading directions of their layer, each at its full length.
 
@@ -225,14 +264,8 @@ def reduced(weights: Tensor, dim: int) -> Tensor:
 
     Raises:
         ValueError: if the rows have fewer directions.
-
-    Source: paper 4 names a PCA-like reduction; uncentred and at full length by this companion.
     """
-    if not 1 <= dim <= min(weights.shape):
-        raise ValueError(f"Rows of shape {tuple(weights.shape)} cannot be reduced to {dim} dimensions.")
-    left, values, _ = torch.linalg.svd(weights.double(), full_matrices=False)
-    small = left[:, :dim] * values[:dim]
-    return small * (weights.double().norm(dim=1) / small.norm(dim=1).clamp_min(1e-300))[:, None]
+    return lengthened(coordinates(weights, dim), weights)
 
 
 def merge(outgoing: Tensor, kept: int, removed: int, norms: Tensor) -> Tensor:
@@ -310,22 +343,45 @@ def layers(model: nn.Module, size: int = 32) -> list[Layer]:
     """The layers whose nodes can go on their own: one layer writes them, straight into a ReLU, and one reads them.
 
     In a ResNet these are the convolutions inside blocks. The residual stream stays: sums of several layers bend there,
-    so no single row is its hyperplane.
+    so no single row is its hyperplane. Identity and dropout on the way are looked through.
+
+    Raises:
+        CompanionError: for a network that cannot be followed or has no such layer, and for nodes that go into another
+            activation, naming their layer: a node before ReLU6 draws two lines, and one before GELU none.
     """
+    try:
+        traced = fx.symbolic_trace(model)
+    except fx.proxy.TraceError as error:
+        raise CompanionError(f"{type(model).__name__} cannot be followed layer by layer: {error}.") from None
     groups, modules, found = channels.find(model, size).internal(), dict(model.named_modules()), []
-    nodes = {str(node.target): node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"}
+    nodes = {str(node.target): node for node in traced.graph.nodes if node.op == "call_module"}
     for (writer,), (reader,) in zip(groups.writers, groups.readers, strict=True):
-        behind = next(iter(nodes[writer].users))
-        norm = str(behind.target) if isinstance(modules.get(str(behind.target)), NORMS) else ""
-        bends = next(iter(nodes[norm].users)) if norm else behind
-        kind = type(modules[bends.target]) if bends.op == "call_module" else bends.target
-        if kind not in RELU or len(nodes[norm or writer].users) > 1:
+        norm, (behind, kind) = "", _behind(nodes[writer], modules)
+        if kind in NORMS:
+            norm, (behind, kind) = str(behind.target), _behind(behind, modules)
+        if kind not in (*RELU, *AFFINE, *POOLS, *MAXIMA, None):
+            sentence = f"The nodes of layer {writer} go into {getattr(kind, '__name__', kind)}"
+            raise CompanionError(f"{sentence}: they can be told apart by their lines only before a ReLU.")
+        if kind not in RELU:
             continue
         weights, biases = folded(modules[writer], modules[norm] if norm else None)
         scale = modules[norm].weight.detach().double().abs() if norm else weights.norm(dim=1)
         outgoing = _by_node(modules[reader].weight.detach().double(), len(biases)).transpose(0, 1).flatten(1)
         found.append(Layer(writer, reader, norm, *(tensor.cpu() for tensor in (weights, biases, outgoing, scale))))
+    if not found:
+        sentence = f"{type(model).__name__} has no layer whose nodes can go on their own"
+        raise CompanionError(f"{sentence}: one layer has to write them straight into a ReLU, and one to read them.")
     return found
+
+
+def _behind(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[fx.Node | None, object]:
+    """What alone reads a layer's value, behind identity and dropout, and its kind; nothing if several nodes do."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        kind = type(modules[node.target]) if node.op == "call_module" else node.target
+        if kind not in (nn.Identity, nn.Dropout, nn.Dropout2d):
+            return node, kind
+    return None, None
 
 
 def remove(

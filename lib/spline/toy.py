@@ -4,6 +4,7 @@ A *batch* of networks is a list of layers (W, b) with W (networks, outputs, inpu
 whose incoming and outgoing weights are zero has no gradient and stays away, so networks of all widths fit in a batch.
 """
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -17,8 +18,15 @@ from lib.study import Study, generator
 
 WINDOW = ((-5.0, 5.0), (-5.0, 5.0))
 POINTS, TEST = 2000, 400
+WIDTH = 20  # hidden nodes of the toy network
+EXACT_SEEDS, EXACT_WIDTH = 10, 12  # random networks of each depth, and units of each of their hidden layers
+RATIOS = (0.125, 0.25, 0.5)  # shares of the nodes that go, where the maps are compared before and after
 LR, BATCH = 0.01, 256
 METHODS = ("raw", "normalised", "signed", "merged", "data", "magnitude", "median", "random")
+CHOICES = (  # of a method: another weight of the offsets, another weaker twin, another norm
+    *(f"{name}, {choice}" for name in ("raw", "merged") for choice in ("rho = 0.25", "rho = 4", "weaker by row")),
+    "magnitude, both norms",
+)
 TUNED = ("raw", "signed", "merged", "magnitude", "random")
 BOX = ((-2.0, 2.0), (-2.0, 2.0))  # the window of random networks
 OUTLINE = 4.0  # half-side of the square on which the branches of the boundary are counted
@@ -31,8 +39,9 @@ Batch = list[tuple[Tensor, Tensor]]
 def study(name: str, folder: Path) -> Study:
     """The study "pictures", or one of "exact", "pruned", "scratch", "changed" and "settling"; see their trials."""
     trials = {"exact": exact, "pruned": pruned, "scratch": scratch, "changed": changed, "settling": settling}
-    stored = "pictures" if name == "pictures" else f"toy_{name}"
-    return Study(f"04_spline_early_bird.{stored}", (trials | {"pictures": picture})[name], version=1, folder=folder)
+    stored = name if name == "pictures" else f"toy_{name}"
+    version = 2 if name in ("pruned", "scratch") else 1
+    return Study(f"04_spline_early_bird.{stored}", (trials | {"pictures": picture})[name], version, folder)
 
 
 def draw(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -164,6 +173,13 @@ def without_nodes(batch: Batch, nodes: list[int], layer: int = 0) -> Batch:
     return copy
 
 
+def compact(batch: Batch) -> Batch:
+    """One network without the nodes that have no incoming weights; all others stay in order."""
+    kept = [weight[0].ne(0).any(1) for weight, _ in batch[:-1]]
+    ends = [torch.ones(2, dtype=torch.bool), *kept, torch.ones(2, dtype=torch.bool)]
+    return [(W[:, out][:, :, into], b[:, out]) for (W, b), (into, out) in zip(batch, pairwise(ends), strict=True)]
+
+
 def without_weights(batch: Batch, count: int, method: str, stream: torch.Generator) -> Batch:
     """A network without `count` single weights over all layers, the lowest ("magnitude") or random ones."""
     flat = torch.cat([W.flatten() for W, _ in batch])
@@ -257,21 +273,48 @@ def trained(spec: dict, widths: list[int]) -> tuple[Batch, Batch]:
     return start, batch
 
 
-def without(batch: Batch, kept: int, method: str, seed: int, points: Tensor) -> Batch:
-    """A network of one hidden layer, pruned to `kept` nodes; it keeps its shape, with nodes without weights."""
-    found = measures.layers(module(batch))
+def layers(batch: Batch) -> list[measures.Layer]:
+    """The hidden layers of one network, as `measures.layers` finds them in its module; it costs a hundredth of that."""
+    found = []
+    for place, ((weight, bias), (reader, _)) in enumerate(pairwise(batch)):
+        rows, outgoing = weight[0].double(), reader[0].double().T
+        names = f"{2 * place}", f"{2 * place + 2}", ""
+        found.append(measures.Layer(*names, rows, bias[0].double(), outgoing, rows.norm(dim=1)))
+    return found
+
+
+def chosen(batch: Batch, kept: int, method: str, stream: torch.Generator, points: Tensor) -> measures.Dropped:
+    """The nodes that go, so that `kept` are left of every hidden layer; METHODS and CHOICES name the methods."""
+    found, (name, _, choice) = layers(batch), method.partition(", ")
     ratio = 1 - kept / len(found[0])
-    if method == "data":  # the share of points on which one of two nodes is active and the other is not
+    quota = measures.quotas([len(layer) for layer in found], ratio, "layerwise")
+    if name == "data":  # the share of points on which one of two nodes is active and the other is not
         codes = (points.double() @ found[0].weights.T + found[0].biases > 0).double()
         scores = codes.mean(0)[:, None] + codes.mean(0) - 2 * codes.T @ codes / len(codes)
-        dropped = measures.twins(found, [scores], *measures.quotas([len(found[0])], ratio, "layerwise"))
-    else:
-        dropped = measures.choose(found, ratio, method, generator=generator(seed, "nodes"))
+        return measures.twins(found, [scores], *quota)
+    if choice == "both norms":
+        return measures.lowest([layer.scale * layer.outgoing.norm(dim=1) for layer in found], *quota)
+    if not choice:
+        return measures.choose(found, ratio, method, generator=stream)
+    rho = float(choice.removeprefix("rho = ")) if choice.startswith("rho") else 1.0
+    form, merging = ("signed", rho != 1) if name == "merged" else (name, False)
+    scores = [measures.redundancy(layer.weights, layer.biases, form, rho) for layer in found]
+    if choice == "weaker by row":
+        found = [replace(layer, outgoing=torch.ones(len(layer), 1)) for layer in found]
+    return measures.twins(found, scores, *quota, merging=merging)
+
+
+def without(batch: Batch, kept: int, method: str, seed: int, points: Tensor) -> Batch:
+    """A network pruned to `kept` nodes of every hidden layer; it keeps its shape, with nodes without weights."""
     small = one(batch, 0)
-    for _, gone, twin in dropped:
-        if method == "merged" and twin >= 0:
-            small[1][0][0] = measures.merge(small[1][0][0], twin, gone, found[0].weights.norm(dim=1))
-    return without_nodes(small, [node for _, node, _ in dropped])
+    dropped = chosen(batch, kept, method, generator(seed, "nodes"), points)
+    norms = [layer.scale for layer in layers(batch)]
+    for layer, gone, twin in dropped:
+        if method.startswith("merged") and twin >= 0:
+            small[layer + 1][0][0] = measures.merge(small[layer + 1][0][0], twin, gone, norms[layer])
+    for layer in range(len(batch) - 1):
+        small = without_nodes(small, [node for place, node, _ in dropped if place == layer], layer)
+    return small
 
 
 def pruned(spec: dict, device: str, weights: Path) -> dict:
@@ -281,13 +324,15 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
     networks are measured again) and `tuned_levels` (those that are).
 
     Returns:
-        Accuracy (%) of the dense network; for every method and level accuracy and branches of the boundary before
-        fine-tuning, for some also after; the same for rewound tickets; for weight pruning, by sparsity, the share of
-        lines parallel to an axis for magnitude and for random masks, and lines that vanished without a zero row.
+        Accuracy (%) of the dense network; for every method, with its CHOICES, and level accuracy and branches of the
+        boundary before fine-tuning, for some also after; the same for rewound tickets; for weight pruning, by sparsity,
+        the share of lines parallel to an axis for magnitude and for random masks, and lines that vanished without a
+        zero row.
     """
     points, labels, *test = draw(spec["seed"])
     start, dense = trained(spec, [2, spec["width"], 2])
-    small = {(m, k): without(dense, k, m, spec["seed"], points) for m in METHODS for k in spec["levels"]}
+    cases = [(method, level) for method in (*METHODS, *CHOICES) for level in spec["levels"]]
+    small = {(method, level): without(dense, level, method, spec["seed"], points) for method, level in cases}
     methods, levels = zip(*small, strict=True)
     tuned = [case for case in small if case[0] in TUNED and case[1] in spec["tuned_levels"]]
     row = {
@@ -302,7 +347,7 @@ def pruned(spec: dict, device: str, weights: Path) -> dict:
         gone = small["signed", level][0][0][0].eq(0).all(1).nonzero().flatten().tolist()
         small["rewound", level] = without_nodes(start, gone)
         tuned.append(("rewound", level))
-    together = stacked([small[case] for case in tuned])
+    together = stacked([compact(small[case]) for case in tuned])
     row["tuned_method"], row["tuned_level"] = map(list, zip(*tuned, strict=True))
     row["after"] = checkpoints(together, points, labels, test, spec["tuning"], generator(spec["seed"], "tuning"))
     row["arms_after"] = [branches(together, k) for k in range(len(tuned))]
@@ -337,13 +382,14 @@ def scratch(spec: dict, device: str, weights: Path) -> dict:
     """The trial of small networks trained from their own initialisation, one per seed, side by side.
 
     The spec holds `seeds`, `level` (nodes), `checkpoints` (epochs, rising). The row has `accuracy` (%), a list over
-    checkpoints of lists over seeds.
+    checkpoints of lists over seeds, and the `arms` of the boundary after the last one, by seed.
     """
     sets = [draw(seed) for seed in spec["seeds"]]
     points, labels, *test = (torch.stack(part) for part in zip(*sets, strict=True))
     batch = stacked([initial([2, spec["level"], 2], 1, generator(seed, "small")) for seed in spec["seeds"]])
     stream = generator(spec["level"], "order")
-    return {"accuracy": checkpoints(batch, points, labels, test, spec["checkpoints"], stream)}
+    found = checkpoints(batch, points, labels, test, spec["checkpoints"], stream)
+    return {"accuracy": found, "arms": [branches(batch, place) for place in range(len(spec["seeds"]))]}
 
 
 def changed(spec: dict, device: str, weights: Path) -> dict:
@@ -361,7 +407,7 @@ def changed(spec: dict, device: str, weights: Path) -> dict:
         loss = 100 * (full - accuracy(small, points, labels)[0])
         rows.append(case | partition.change(before, module(small), WINDOW) | {"loss": loss})
 
-    found = measures.layers(before)
+    found = layers(dense)
     for ratio in spec["ratios"]:
         for method in ("magnitude", "signed", "random"):
             dropped = measures.choose(found, ratio, method, generator=generator(spec["seed"], method))
@@ -418,7 +464,8 @@ def picture(spec: dict, device: str, weights: Path) -> dict:
     """The trial of one picture of partitions, panel by panel, so that it can be redrawn.
 
     The spec holds `kind`, and `seed`, `width`, `epochs` where a network is trained: "film" (the X network at the epochs
-    `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "nodes" and "weights" (what
+    `frames`), "pruned" (to `levels` nodes by `method`, before and after `tuning` epochs), "both" (without
+    `ratios` of the nodes, and without as many parameters weight by weight), "nodes" and "weights" (what
     each kind of pruning does to lines, on networks made for it), "deep" (three layers), "bundles" (redundant lines of a
     second layer).
 
@@ -427,7 +474,8 @@ def picture(spec: dict, device: str, weights: Path) -> dict:
         `boundary` (x, y, x, y, flat), `regions`; for "film" the `loss` by epoch, for "bundles" the `score` by unit and
         the units that are `kept`.
     """
-    kinds = {"film": _film, "pruned": _levels, "nodes": _nodes, "weights": _weights, "deep": _deep, "bundles": _bundles}
+    kinds = {"film": _film, "pruned": _levels, "both": _both, "nodes": _nodes, "weights": _weights}
+    kinds |= {"deep": _deep, "bundles": _bundles}
     panels, extra = kinds[spec["kind"]](spec)
     return _columns(panels) | extra
 
@@ -466,6 +514,19 @@ def _levels(spec: dict) -> tuple[list[dict], dict]:
     for name, batch in ({"dense": dense} | small | tuned).items():
         panels.append(_panel(f"{name}: {100 * accuracy(batch, *test)[0]:.0f} %", batch, 5.0))
     return panels, {}
+
+
+def _both(spec: dict) -> tuple[list[dict], dict]:
+    points, labels, *test = draw(spec["seed"])
+    _, dense = trained(spec, [2, spec["width"], 2])
+    panels = []
+    for ratio in spec["ratios"]:
+        nodes = without(dense, spec["width"] - round(ratio * spec["width"]), "magnitude", spec["seed"], points)
+        budget = sum(int(a.ne(0).sum() - b.ne(0).sum()) for (a, _), (b, _) in zip(dense, nodes, strict=True))
+        single = without_weights(dense, budget, "magnitude", generator(spec["seed"], "weights"))
+        for name, small in (("nodes", nodes), ("weights", single)):
+            panels.append(_panel(f"{100 * ratio:.0f} % of {name}: {100 * accuracy(small, *test)[0]:.0f} %", small, 5.0))
+    return panels, {"ratio": list(np.repeat(spec["ratios"], 2))}
 
 
 def _single(weight: Tensor, bias: Tensor, outgoing: Tensor, offset: float) -> Batch:

@@ -2,11 +2,15 @@
 
 A *search* is a training whose codes and weights are kept after every epoch. Its spec holds `dataset`, `network`,
 `width`, `limit` (training images), `test_images`, `epochs`, `lr`, `batch_size`, `weight_decay`, `precision`, `side`
-(side² probes) and `seed`; `labels` "shuffled", `rate` (a constant learning rate, as a factor on lr) and `penalty` (L1
-on the scales of BatchNorm) are optional. The other trials start from a search: their specs hold its fields and their
+(side² probes) and `seed`. Optional are `epoch_images` (images of an epoch, drawn anew for each; all without it),
+`falls` (shares of the epochs after which the learning rate falls; a half and three quarters without it), `labels`
+"shuffled", `rate` (a constant learning rate, as a factor on lr), `stop` (epochs after which it ends) and `penalty` (L1
+on the scales of BatchNorm). The other trials start from a search: their specs hold its fields and their
 own.
 """
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import baselines, data, export, training
+from lib import baselines, data, export, masks, training
 from lib.data import Data
 from lib.parameters import SCORES
 from lib.provenance import CompanionError, unknown, write_atomically
@@ -27,8 +31,11 @@ from lib.spline.measures import training_flops
 from lib.study import Study, generator, seed_from
 
 SEARCH = (
-    "dataset network width limit test_images epochs lr batch_size weight_decay precision side labels rate penalty"
+    "dataset network width limit test_images epochs lr batch_size weight_decay precision side epoch_images falls "
+    "labels rate stop penalty"
 ).split()
+FALLS = (0.5, 0.75)  # shares of the epochs after which the released code lowers the learning rate by 10
+AROUND = 16  # images of each kind whose surroundings are divided
 MASK_RATIOS = (0.3, 0.5, 0.7)  # one mask-distance detector for each
 WATCHED = 100  # images on which losses are watched during training; no decision rests on them
 ARMS = ("ticket", "late", "reinit", "end", "rewound", "scratch", "layerwise", "short", "snip")
@@ -37,10 +44,11 @@ PRETRAINING = 0.25  # share of the operations that layerwise pretraining may use
 
 
 def study(name: str, folder: Path) -> Study:
-    """The study "searches", or one that starts from it: "oneshots", "slices" or "tickets"; see their trials."""
-    trials = {"oneshots": oneshot, "slices": picture, "tickets": ticket}
+    """The study "searches", or one that starts from it, as "oneshots", "slices" or "surroundings"; see their trials."""
+    trials = {"oneshots": oneshot, "slices": picture, "surroundings": surroundings, "tickets": ticket}
     trial = search if name == "searches" else partial(trials[name], folder=folder)
-    return Study(f"04_spline_early_bird.{name}", trial, version=1, folder=folder, keeps=name != "tickets")
+    version = 2 if name in ("slices", "surroundings") else 1  # cut where the winner changes; images drawn by seed
+    return Study(f"04_spline_early_bird.{name}", trial, version=version, folder=folder, keeps=name != "tickets")
 
 
 def search_spec(spec: dict) -> dict:
@@ -72,12 +80,13 @@ def normalised(dataset: Data, index: slice | list[int]) -> Tensor:
 
 
 def train(model: nn.Module, dataset: Data, spec: dict, phase: range, total: int, name: str, after=None) -> None:
-    """The epochs of a phase of a training of `total`: SGD, learning rate x 0.1 at a half and at three quarters.
+    """The epochs of a phase of a training of `total`: SGD, learning rate x 0.1 after each share `falls` of the epochs.
 
     With `rate` in the spec the learning rate is constant. The name is that of the random streams; `after` is called
     with the number of epochs done and the model.
     """
-    edges = [0, total] if "rate" in spec else [0, total // 2, total * 3 // 4, total]
+    falls = () if "rate" in spec else spec.get("falls", FALLS)
+    edges = [0, *(int(total * share + 1e-9) for share in falls), total]
     for drop, (begin, end) in enumerate(pairwise(edges)):
         first, last = max(begin, phase.start), min(end, phase.stop)
         if first < last:
@@ -85,9 +94,15 @@ def train(model: nn.Module, dataset: Data, spec: dict, phase: range, total: int,
                 model, dataset, epochs=last - first, seed=seed_from(spec["seed"], name, first),
                 lr=spec["lr"] * spec.get("rate", 1.0) * 0.1**drop, batch_size=spec["batch_size"],
                 weight_decay=spec["weight_decay"], schedule="constant",
-                precision=spec.get("precision", "float32"), device=str(dataset.train.labels.device),
+                precision=spec.get("precision", "float32"), epoch_images=spec.get("epoch_images", 0),
+                device=str(dataset.train.labels.device),
                 after_epoch=after and (lambda done, model, first=first: after(first + done, model)),
             )  # fmt: skip
+
+
+def images_of(spec: dict, dataset: Data) -> int:
+    """Images of one epoch of a search."""
+    return min(spec.get("epoch_images") or len(dataset.train), len(dataset.train))
 
 
 def accuracy(model: nn.Module, dataset: Data) -> float:
@@ -118,7 +133,7 @@ def search(spec: dict, device: str, weights: Path) -> dict:
             codes[name].append(measures.activation_codes(model, inputs))
         losses.append(training.evaluate(model, dataset.train.first(WATCHED), dataset, device=device)["loss"])
 
-    train(model, dataset, spec, range(spec["epochs"]), spec["epochs"], "search", after)
+    train(model, dataset, spec, range(spec.get("stop", spec["epochs"])), spec["epochs"], "search", after)
     row, units = {"loss": losses}, codes["canvas"][0].units
     for name, history in codes.items():
         by_layer = measures.distance_matrix(history)
@@ -165,11 +180,21 @@ def oneshot(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     row = dict(zip(("method", "scope", "ratio", "accuracy"), map(list, zip(*rows, strict=True)), strict=True))
     row |= {"dense": accuracy(model, dataset), "width_of": [len(own) for own in found]}
     row["fan_in"] = [own.weights.shape[1] for own in found]
+    return row | shares(found, spec["share_ratio"], spec["seed"])
+
+
+def shares(found: Sequence[measures.Layer], ratio: float, seed: int) -> dict[str, list[float]]:
+    """The share of each layer that goes, by the signed score over all layers, of these and of random filters.
+
+    The keys are "share_trained_full", "share_trained_reduced", to the number of directions that all layers have, and
+    the same of random filters.
+    """
     dim = min(min(own.weights.shape) for own in found)
-    random = [_random_like(own, generator(spec["seed"], "filters", own.name)) for own in found]
+    random = [random_like(own, generator(seed, "filters", own.name)) for own in found]
+    row = {}
     for name, layers in (("trained", found), ("random", random)):
         for label, size in (("full", None), ("reduced", dim)):
-            dropped = measures.choose(layers, spec["share_ratio"], "signed", "global", dim=size)
+            dropped = measures.choose(layers, ratio, "signed", "global", dim=size)
             gone = [sum(k == place for k, _, _ in dropped) / len(own) for place, own in enumerate(layers)]
             row[f"share_{name}_{label}"] = gone
     return row
@@ -179,18 +204,23 @@ def picture(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     """The trial of the partition of a plane through three test images of different classes, near a boundary.
 
     The spec holds a search, `epoch`, and `half`, half the side of the window, in which the images are the points
-    (0, 0), (1, 0) and (0, 1); optionally `method` and `ratio` of the nodes pruned in each layer. The middle of the
-    window is the point between the first two images at which the decision of the last epoch's network first changes.
+    (0, 0), (1, 0) and (0, 1); optionally `method` and `ratio` of what is pruned, and its `kind`: "nodes" of each layer
+    (the default) or single "weights" of all layers together. The middle of the window is the point between the first
+    two images at which the decision of the last epoch's network first changes.
 
     Returns:
-        Number of `regions`; their `corners`, flat, and how many each has; the class that wins in the middle of each;
-        the decision boundary, flat.
+        Number of `regions`, by code, and of `maps`, the different affine ones; the regions' `corners`, flat, and how
+        many each has; the class that wins in the middle of each; the decision boundary, flat.
     """
     dataset = loaded(spec, device)
     model = snapshot(spec, spec["epoch"], dataset, folder, device)
     if spec.get("ratio"):
-        stream = generator(spec["seed"], "nodes")
-        model = measures.remove(model, spec["ratio"], spec["method"], size=dataset.size, generator=stream)
+        kind = spec.get("kind", "nodes")
+        stream = generator(spec["seed"], kind)
+        if kind == "weights":
+            model = without_weights(model, spec["ratio"], spec["method"], stream)
+        else:
+            model = measures.remove(model, spec["ratio"], spec["method"], size=dataset.size, generator=stream)
     labels = dataset.test.labels.tolist()
     images = normalised(dataset, [labels.index(label) for label in list(dict.fromkeys(labels))[:3]]).cpu()
     middle = decision_change(snapshot(spec, spec["epochs"], dataset, folder, device).cpu(), images[0], images[1])
@@ -198,11 +228,76 @@ def picture(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
     found = partition.split(model.cpu(), window, tuple(images))
     return {
         "regions": len(found),
+        "maps": len(np.unique(found.distinct_maps())),
         "corners": found.cells.edges()[0][:, 0].round(6).ravel().tolist(),
         "count": found.cells.count.tolist(),
         "winner": partition.winner(found.maps, found.cells).tolist(),
         "boundary": found.boundary.round(6).ravel().tolist(),
     }
+
+
+def without_weights(model: nn.Module, ratio: float, method: str, stream: torch.Generator) -> nn.Module:
+    """A copy without a share of the single weights of all layers together, by "magnitude" or at "random"."""
+    small = deepcopy(model)
+    weights = [module.weight.data for module in small.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    method = "lowest" if method == "magnitude" else method
+    kept = masks.magnitude_mask(torch.cat([weight.flatten() for weight in weights]), ratio, method, stream)
+    for weight, own in zip(weights, kept.split([weight.numel() for weight in weights]), strict=True):
+        weight.mul_(own.view_as(weight))
+    return small
+
+
+def surroundings(spec: dict, device: str, weights: Path, *, folder: Path) -> dict:
+    """The trial of how finely a network divides the surroundings of inputs, over the epochs of its search.
+
+    The spec holds a search, `at` (epochs), `images` (their number, of each kind) and `radii`, half the sides of squares
+    in normalised inputs. Each square lies in a random plane, the same for all epochs, kinds and radii. Every seed draws
+    its own images and planes.
+
+    Returns:
+        By epoch, `kind`, radius and `image`: number of `regions`; `density`, the length of lines over the area. The
+        kinds are "training" and "test" images, "boundary", points of `boundary_points`, and Gaussian "noise". Images
+        are nested in trainings: the training is the unit.
+    """
+    dataset, number, rows = loaded(spec, device), spec["images"], []
+
+    def drawn(split: data.Split, name: str) -> Tensor:
+        order = torch.randperm(len(split), generator=generator(spec["seed"], name))[:number]
+        return data.normalise(split.images[order], dataset.mean, dataset.std).cpu().double()
+
+    train, test = drawn(dataset.train, "training images"), drawn(dataset.test, "test images")
+    noise = torch.randn(test.shape, generator=generator(spec["seed"], "noise"), dtype=torch.float64)
+    directions = partition.random_directions(test.shape[1:], number, generator(spec["seed"], "directions"))
+    for epoch in spec["at"]:
+        model = snapshot(spec, epoch, dataset, folder, device).cpu().double()
+        kinds = {"training": train, "test": test, "boundary": boundary_points(model, test), "noise": noise}
+        for kind, centres in kinds.items():
+            for radius in spec["radii"]:
+                found = partition.local_complexity(model, centres, radius, directions[: len(centres)])
+                for image, pair in enumerate(zip(found["regions"].tolist(), found["density"].tolist(), strict=True)):
+                    rows.append((epoch, kind, radius, image, *pair))
+    names = ("epoch_seen", "kind", "radius", "image", "regions", "density")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+@torch.no_grad()
+def boundary_points(model: nn.Module, images: Tensor) -> Tensor:
+    """A point of the decision boundary for each image (n, ...), on the way to the next one that is decided otherwise.
+
+    They are found by bisection. A network that decides all images alike has none: (0, ...).
+    """
+    decision = model(images).argmax(1)
+    if (decision == decision[0]).all():
+        return images[:0]
+    places = torch.arange(len(images))
+    ahead = (places[:, None] + places) % len(images)  # the others in order, from each image on
+    partner = ahead[places, (decision[ahead] != decision[:, None]).int().argmax(1)]
+    near, far = images.clone(), images[partner]
+    for _ in range(40):
+        middle = (near + far) / 2
+        same = (model(middle).argmax(1) == decision).view(-1, *[1] * (images.dim() - 1))
+        near, far = torch.where(same, middle, near), torch.where(same, far, middle)
+    return near
 
 
 @torch.inference_mode()
@@ -226,7 +321,7 @@ def _scales(model: nn.Module) -> Tensor:
     return torch.cat([torch.zeros(0), *(norm.weight.detach().cpu() for norm in _norms(model))])
 
 
-def _random_like(own: measures.Layer, stream: torch.Generator) -> measures.Layer:
+def random_like(own: measures.Layer, stream: torch.Generator) -> measures.Layer:
     """Gaussian rows of the same shape and lengths, with the same offsets and outgoing weights."""
     rows = torch.randn(own.weights.shape, generator=stream, dtype=torch.float64)
     return replace(own, weights=rows / rows.norm(dim=1, keepdim=True) * own.weights.norm(dim=1, keepdim=True))
@@ -253,7 +348,7 @@ def ticket(spec: dict, device: str, weights: Path | None, *, folder: Path) -> di
     if spec["arm"] not in ARMS:
         raise unknown("arm", spec["arm"], ARMS)
     dataset = loaded(spec, device)
-    arm, epochs, draw, images = spec["arm"], spec["epochs"], spec["draw"], len(dataset.train)
+    arm, epochs, draw, images = spec["arm"], spec["epochs"], spec["draw"], images_of(spec, dataset)
     at = partial(snapshot, spec, dataset=dataset, folder=folder, device=device)
     seen = at(epochs if arm in ("late", "end", "rewound") else draw)
     source, stream = (
@@ -337,7 +432,7 @@ def pretrain(model: nn.Module, dataset: Data, spec: dict, budget: float) -> floa
     ends = [0, *(place + 1 for place, layer in enumerate(model.features) if isinstance(layer, nn.ReLU))]
     shape = tuple(dataset.train.images.shape[1:])
     whole = [measures.forward_flops(model.features[:end], shape) if end else 0 for end in ends]
-    price = len(dataset.train) * sum(after + 2 * (after - before) for before, after in pairwise(whole))
+    price = images_of(spec, dataset) * sum(after + 2 * (after - before) for before, after in pairwise(whole))
     epochs = max(1, int(budget / price))
     for start, end in pairwise(ends):
         width = next(layer for layer in model.features[start:end] if isinstance(layer, nn.Conv2d)).out_channels

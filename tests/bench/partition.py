@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -105,6 +106,10 @@ def exact_partition() -> Iterator[Line]:
     """
     torch.set_num_threads(1)
     folder, python = os.environ.get("BENCH_RELU_EDGE_SUBDIVISION"), os.environ.get("BENCH_RELUCENT")
+    if not folder and (found := find_spec("edge_subdivision")):
+        folder = str(Path(found.origin).parent)
+    if not python and find_spec("relucent"):
+        python = sys.executable
     he, default = ("He's", network(3, 96), 1.0), ("PyTorch's", torch_network(3, 96), 4.0)
     for (name, model, half), precision in ((he, "float32"), (he, "float64"), (default, "float32")):
         regions, seconds = timed_split(model, half)
@@ -130,6 +135,21 @@ def exact_partition() -> Iterator[Line]:
         yield Line("  regions that they have more", theirs - regions, "", peer="relucent 1.0.0: bfs")
     else:
         yield absent("relucent", "pip install relucent==1.0.0 elsewhere, name that Python in BENCH_RELUCENT")
+    yield from surroundings()
+
+
+def surroundings() -> Iterator[Line]:
+    model, radius, random = network(2, 16), 0.05, torch.Generator().manual_seed(0)
+    centres = 2 * torch.rand(200, 2, generator=random, dtype=torch.float64) - 1
+    windows = [tuple((place - radius, place + radius) for place in centre) for centre in centres.tolist()]
+    together = partition.local_complexity(model, centres, radius)["regions"]
+    alone = [len(partition.split(model, window)) for window in windows]
+    yield Line("squares around 200 inputs: counts that differ from single splits", float((together != alone).sum()), "")
+    seconds = best(lambda: partition.local_complexity(model, centres, radius))
+    yield Line("  all together", 1e3 * seconds, "ms")
+    yield Line(
+        "  one by one against it", best(lambda: [partition.split(model, w) for w in windows], 2) / seconds, "x", ">", 5
+    )
 
 
 def largest_memory() -> int:

@@ -342,3 +342,12 @@ def test_layers_cost_what_the_rule_says(layer, shape, wanted):
     model = nn.Sequential(nn.Identity(), layer)
     model.register_parameter("dtype", nn.Parameter(torch.zeros(1)))
     assert measures.forward_flops(model, shape) == wanted
+
+
+def test_behind_gelu_a_code_is_the_sign_of_the_layer():
+    model = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2))
+    probes = torch.randn(20, 3, generator=generator(0, "x"))
+    codes = measures.activation_codes(model, probes)
+    bits = np.unpackbits(codes.words[0].view(np.uint8), axis=1)[:, :5]
+    assert codes.names == ("0",)
+    assert (bits == (model[0](probes) > 0).numpy()).all()

@@ -6,15 +6,16 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import ConvexHull, cKDTree
 from torch import nn
 from torch.nn import functional as F
 
 from lib import channels, models
 from lib.provenance import CompanionError
-from lib.spline import partition
+from lib.spline import cells, partition, walk
 
 BOX = ((-2.0, 2.0), (-2.0, 2.0))
 OFF_CENTRE = ((-2.0, 2.0), (-1.0, 3.0))
@@ -279,7 +280,7 @@ def test_slices_of_image_networks_are_affine_in_every_region(name):
 def test_blocks_of_regions_change_nothing(monkeypatch):
     network = mlp(2, 16, 16, 16, 2, rng=np.random.default_rng(0))
     whole = partition.split(network, BOX)
-    monkeypatch.setattr(partition, "BLOCK", 500)
+    monkeypatch.setattr(walk, "BLOCK", 500)
     blocks = partition.split(network, BOX)
     assert len(blocks) == len(whole)
     assert np.unique(whole.packed, axis=0).tolist() == np.unique(blocks.packed, axis=0).tolist()
@@ -289,8 +290,8 @@ def test_blocks_of_regions_change_nothing(monkeypatch):
 def test_how_many_numbers_are_handled_at_once_changes_no_bit(monkeypatch):
     network = mlp(2, 16, 16, 16, 2, rng=np.random.default_rng(0))
     whole = partition.split(network, BOX)
-    monkeypatch.setattr(partition, "NUMBERS", 1)
-    monkeypatch.setattr(partition, "REGIONS", 64)
+    monkeypatch.setattr(cells, "NUMBERS", 1)
+    monkeypatch.setattr(walk, "REGIONS", 64)
     parts = partition.split(network, BOX)
     assert (parts.cells.corners == whole.cells.corners).all()
     assert (parts.packed == whole.packed).all()
@@ -333,6 +334,316 @@ def test_euler_holds_for_a_hundred_thousand_regions():
     assert corners - len(edges) + len(found) == 1
     assert found.cells.area.sum() == pytest.approx(16, rel=1e-9)
     assert found.cells.area.min() > 0
+
+
+def largest(functions: np.ndarray) -> nn.Sequential:
+    """The maximum of affine functions (k, 3), k = 4 or 9, as one window of a max pooling."""
+    side = int(np.sqrt(len(functions)))
+    network = nn.Sequential(
+        nn.Linear(2, len(functions)), nn.Unflatten(1, (1, side, side)), nn.MaxPool2d(side), nn.Flatten()
+    )
+    network[0].weight.data, network[0].bias.data = torch.from_numpy(functions[:, :2]), torch.from_numpy(functions[:, 2])
+    return network
+
+
+@pytest.mark.parametrize(("functions", "regions"), [(4, (3, 4)), (9, (4, 7))])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_maximum_has_one_region_for_each_function_on_the_upper_convex_hull(functions, regions, seed):
+    drawn = np.random.default_rng(seed).standard_normal((functions, 3))
+    hull = ConvexHull(drawn)
+    upper = np.unique(hull.simplices[hull.equations[:, 2] > 1e-9])
+    found = partition.split(largest(drawn), HUGE)
+    assert len(found) == len(upper)
+    assert regions[0] - 1 <= len(found) <= functions
+    assert np.unique(found.codes(0)).tolist() == upper.tolist()
+    assert len(np.unique(found.distinct_maps())) == len(found)
+    assert found.cells.area.sum() == pytest.approx(4e8, rel=1e-9)
+
+
+@pytest.mark.parametrize("functions", [4, 9])
+@pytest.mark.parametrize("seed", range(6))
+def test_in_a_box_the_winners_of_a_maximum_are_those_of_linear_programmes_and_of_a_grid(functions, seed):
+    drawn = np.random.default_rng(seed).standard_normal((functions, 3))
+    found = partition.split(largest(drawn), BOX)
+    wins = []
+    for k in range(functions):  # the widest margin by which function k wins in the box
+        others = np.delete(drawn, k, 0) - drawn[k]
+        rows = np.concatenate([others[:, :2], np.ones((functions - 1, 1))], 1)
+        best = linprog([0, 0, -1], rows, -others[:, 2], bounds=[(-2, 2), (-2, 2), (None, None)])
+        wins += [k] * (-best.fun > 1e-9)
+    assert sorted(found.codes(0)[:, 0].tolist()) == wins
+    axis = np.linspace(-2, 2, 401)
+    points = homogeneous(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))
+    winner = (points @ drawn.T).argmax(1)
+    share = np.bincount(winner, minlength=functions) / len(points)
+    assert (found.cells.area / 16) == pytest.approx(share[found.codes(0)[:, 0]], abs=0.01)
+
+
+def test_the_lines_of_a_maximum_are_where_its_winner_changes_each_once():
+    drawn = np.random.default_rng(0).standard_normal((9, 3))
+    found = partition.split(largest(drawn), BOX)
+    segments = found.segments(0)
+    top = np.sort(homogeneous(segments.mean(1)) @ drawn.T, 1)
+    assert np.abs(top[:, -1] - top[:, -2]).max() < 1e-12
+    outlines = [np.linalg.norm(np.diff(found.cells.edges()[0], axis=1), axis=2).sum()]
+    assert 2 * partition.length(segments) + 16 == pytest.approx(outlines[0])  # every line borders two regions
+
+
+class Pooled(nn.Module):
+    """Two convolutions, each with ReLU and overlapping maximum windows, which share their zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.first(x)), 3, stride=2, padding=1)
+        return self.head(F.max_pool2d(F.relu(self.second(x)), 2).view(x.size(0), -1))
+
+
+def test_regions_behind_pooling_differ_in_relu_bits_or_winners_and_many_share_a_map():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Pooled().double()
+    plane = random_plane((1, 8, 8))
+    found = partition.split(network, ((-0.2, 0.2), (-0.2, 0.2)), plane)
+    assert len(np.unique(found.packed, axis=0)) == len(found)
+    assert found.cells.area.sum() == pytest.approx(0.16, rel=1e-9)
+    axis = np.linspace(-0.1999, 0.1999, 300)
+    points = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    first = network.first(lifted(plane, points))
+    pooled, winner = F.max_pool2d(first.relu(), 3, 2, 1, return_indices=True)
+    second = network.second(pooled)
+    pooled, last = F.max_pool2d(second.relu(), 2, return_indices=True)
+    winner, last = (
+        torch.where(value > 0, place, -1)
+        for value, place in ((F.max_pool2d(first.relu(), 3, 2, 1), winner), (pooled, last))
+    )
+    parts = [(first > 0).flatten(1), winner.flatten(1), (second > 0).flatten(1), last.flatten(1)]
+    seen = len(np.unique(torch.cat(parts, 1).numpy(), axis=0))
+    assert 0.8 * len(found) < seen <= len(found)
+    maps = len(np.unique(found.distinct_maps()))
+    assert maps < len(found)
+    rounded = np.unique(found.maps.reshape(len(found), -1).round(9), axis=0)
+    assert maps == pytest.approx(len(rounded), abs=3)  # a value may lie where rounding turns
+
+
+def test_equal_entries_of_a_maximum_cut_nothing():
+    drawn = np.random.default_rng(1).standard_normal((4, 3))
+    doubled = np.concatenate([drawn, drawn[:2], drawn[1:4]])
+    assert len(partition.split(largest(doubled), BOX)) == len(partition.split(largest(drawn), BOX))
+
+
+class Calls(nn.Module):
+    """A convolution, some operations on its maps (n, 2, 4, 4), and a head for what they give."""
+
+    def __init__(self, operation, head: int):
+        super().__init__()
+        self.first, self.operation, self.head = nn.Conv2d(1, 2, 3, padding=1), operation, nn.Linear(head, 2)
+        self.parameter, self.matrix = nn.Parameter(torch.randn(2, 4, 4)), nn.Parameter(torch.randn(4, 3))
+        self.prelu, self.many = nn.PReLU(), nn.PReLU(2)
+        self.many.weight.data = torch.tensor([0.3, -0.4])
+        self.up, self.pad, self.back = nn.Upsample(scale_factor=2), nn.ZeroPad2d(1), nn.ConvTranspose2d(2, 1, 2)
+        self.line, self.six, self.tanh = nn.Conv1d(2, 3, 3), nn.ReLU6(), nn.Hardtanh(-0.2, 0.5)
+
+    def forward(self, x):
+        return self.head(self.operation(self, self.first(x)))
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1)
+
+
+OPERATIONS = {
+    "view by size": (lambda n, x: F.relu(x).view(x.size(0), -1), 32),
+    "view by shape": (lambda n, x: F.relu(x).view(x.shape[0], 2 * x.shape[2] * x.shape[3]), 32),
+    "reshape": (lambda n, x: torch.relu(x).reshape(x.shape[0], 32), 32),
+    "torch.flatten": (lambda n, x: torch.flatten(x.relu(), 1), 32),
+    "times and over a number": (lambda n, x: flat(F.relu(2 * x) / 3 - 1), 32),
+    "plus a parameter": (lambda n, x: flat(F.relu(x + n.parameter)), 32),
+    "times a parameter": (lambda n, x: flat(F.relu(x * n.parameter)), 32),
+    "times a matrix": (lambda n, x: flat(F.relu(x @ n.matrix)), 24),
+    "sum and mean": (lambda n, x: F.relu(x.sum(2)).mean(2), 2),
+    "abs": (lambda n, x: flat(x.abs() + torch.abs(x - 1) + abs(x + 1)), 32),
+    "clamp": (lambda n, x: flat(x.clamp(-0.3, 0.4) + torch.clamp(x, min=0.1) + x.clamp(max=0.2)), 32),
+    "maximum of two": (lambda n, x: flat(torch.maximum(x, 0.5 - x) + torch.max(x, n.parameter)), 32),
+    "minimum of two": (lambda n, x: flat(torch.minimum(x[:, :1], x[:, 1:])), 16),
+    "amax and amin": (lambda n, x: torch.cat([x.amax((2, 3)), x.amin(1).flatten(1)], 1), 18),
+    "F.max_pool2d": (lambda n, x: flat(F.max_pool2d(F.relu(x), 2)), 8),
+    "overlapping padded maxima": (lambda n, x: flat(F.max_pool2d(x, 3, stride=2, padding=1)), 8),
+    "F.max_pool1d": (lambda n, x: flat(F.max_pool1d(x.flatten(2), 4)), 8),
+    "F.relu": (lambda n, x: flat(F.relu(x)), 32),
+    "leaky": (lambda n, x: flat(F.leaky_relu(x, 0.2) + F.leaky_relu(x - 1)), 32),
+    "PReLU": (lambda n, x: flat(n.prelu(x)), 32),
+    "PReLU by channel": (lambda n, x: flat(n.many(x)), 32),
+    "ReLU6": (lambda n, x: flat(n.six(3 * x) + F.relu6(5 * x)), 32),
+    "Hardtanh": (lambda n, x: flat(n.tanh(x) + F.hardtanh(x)), 32),
+    "ConvTranspose2d": (lambda n, x: flat(F.relu(n.back(F.relu(x)))), 25),
+    "ZeroPad2d": (lambda n, x: flat(F.max_pool2d(n.pad(x), 3)), 8),
+    "nearest Upsample": (lambda n, x: flat(F.relu(n.up(x) + F.interpolate(x, scale_factor=2))), 128),
+    "Conv1d": (lambda n, x: flat(F.relu(n.line(x.flatten(2)))), 42),
+    "Identity and Dropout": (lambda n, x: flat(F.relu(F.dropout(x, training=n.training))), 32),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_give_the_values_of_the_network_in_every_region(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Calls(*OPERATIONS[name]).double().eval()
+    plane = random_plane((1, 4, 4), seed=3)
+    found = partition.split(network, BOX, plane)
+    assert len(found) > 5
+    assert found.cells.area.sum() == pytest.approx(16, rel=1e-9)
+    points = np.random.default_rng(0).uniform(-2, 2, (100, 2))
+    with torch.no_grad():
+        outputs = network(lifted(plane, points)).numpy()
+    values = np.einsum("nok,nk->no", found.maps[containing(found, points)], homogeneous(points))
+    assert np.abs(values - outputs).max() < 1e-9 * np.abs(outputs).max()
+    assert len(np.unique(found.packed, axis=0)) == len(found)
+
+
+class Product(nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.first, self.operation = nn.Linear(2, 4), operation
+
+    def forward(self, x):
+        return self.operation(self.first(x))
+
+
+REFUSED = {
+    "mul": lambda x: x * x.relu(),
+    "mul_2": lambda x: (2 * x) * (3 * x),
+    "matmul": lambda x: x.unsqueeze(1) @ x.unsqueeze(2),
+    "truediv": lambda x: 1 / x,
+    "sigmoid": lambda x: x.sigmoid(),
+    "softmax": lambda x: F.softmax(x, 1),
+    "gelu": F.gelu,
+    "layer_norm": lambda x: F.layer_norm(x, (4,)),
+    "silu": F.silu,
+    "clamp": lambda x: x.clamp(max=x[:, :1]),
+    "sum_1": lambda x: x.sum(),
+    "amax": lambda x: x.relu().amax(0),
+    "dropout": lambda x: F.dropout(x, training=True),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_piecewise_affine_in_one_input_is_refused_by_its_name(name):
+    with pytest.raises(CompanionError, match=f"Layer {name} "):
+        partition.split(Product(REFUSED[name]), BOX)
+
+
+def test_a_node_of_relu6_draws_two_lines_and_has_three_codes():
+    network = nn.Sequential(nn.Linear(2, 1), nn.ReLU6()).double()
+    network[0].weight.data, network[0].bias.data = torch.tensor([[6.0, 0.0]]).double(), torch.tensor([3.0]).double()
+    found = partition.split(network, BOX)
+    assert sorted(found.codes(0)[:, 0].tolist()) == [0, 1, 2]
+    assert sorted(found.lines(0)[0][:, 0, 0].tolist()) == [-0.5, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_network_of_one_logit_decides_where_it_is_zero_as_two_logits_do(seed):
+    one = mlp(2, 8, 8, 1, rng=np.random.default_rng(seed))
+    points = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0)).double() * 4 - 2
+    one[4].bias.data -= one(points).median().detach()
+    two = copy.deepcopy(one)
+    two[4] = nn.Linear(8, 2).double()
+    two[4].weight.data = torch.cat([torch.zeros(1, 8), one[4].weight.data])
+    two[4].bias.data = torch.cat([torch.zeros(1), one[4].bias.data])
+    single, double = (partition.split(network, BOX) for network in (one, two))
+    assert len(single.boundary) > 0
+    assert one(torch.from_numpy(single.boundary.reshape(-1, 2))).abs().max() < 1e-8
+    assert partition.length(single.boundary) == pytest.approx(partition.length(double.boundary))
+    winners = [partition.winner(found.maps, found.cells) for found in (single, double)]
+    assert (winners[0] == winners[1]).all()
+    shifted = copy.deepcopy(one)
+    shifted[4].bias.data += 0.5
+    share = ((one(points) > 0) != (shifted(points) > 0)).double().mean().item()
+    both = partition.split(partition.Pair(one, shifted), BOX)
+    assert partition.decided_otherwise(both) == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("half", [1e3, 1e6, 1e7, 1e8, 1e9, 1e10, 1e12, 1e15])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_window_has_all_regions_or_is_refused(half, seed):
+    network = mlp(2, 16, 1, rng=np.random.default_rng(seed))
+    try:
+        found = partition.split(network, ((-half, half), (-half, half)))
+    except CompanionError as error:
+        assert half > 1e6 and "too wide" in str(error)
+    else:
+        lines = np.concatenate([network[0].weight.data.numpy(), network[0].bias.data.numpy()[:, None]], 1)
+        pairs = [np.cross(a, b) for k, a in enumerate(lines) for b in lines[:k]]
+        inside = sum(max(abs(x), abs(y)) < half * abs(z) for x, y, z in pairs)
+        corners = half * np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]])
+        crossing = np.ptp(np.sign(homogeneous(corners) @ lines.T), axis=0) > 0
+        assert len(found) == 1 + crossing.sum() + inside == len(np.unique(found.packed, axis=0))
+
+
+def test_a_window_far_from_the_origin_is_divided_as_if_it_were_there():
+    network = mlp(2, 16, 16, 2, rng=np.random.default_rng(0))
+    moved = copy.deepcopy(network)
+    shift = torch.tensor([1e6, -2e6]).double()
+    moved[0].bias.data -= moved[0].weight.data @ shift
+    near, far = partition.split(network, BOX), partition.split(moved, ((1e6 - 2, 1e6 + 2), (-2e6 - 2, -2e6 + 2)))
+    assert len(near) == len(far)
+    assert far.cells.area.sum() == pytest.approx(16, rel=1e-6)
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.3])
+def test_local_complexity_is_that_of_a_window_around_each_centre(radius):
+    network = mlp(2, 12, 12, 2, rng=np.random.default_rng(0))
+    centres = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    together = partition.local_complexity(network, centres, radius)
+    assert together["regions"].max() > 1
+    for centre, regions, density in zip(centres.tolist(), together["regions"], together["density"], strict=True):
+        found = partition.split(network, tuple((place - radius, place + radius) for place in centre))
+        assert len(found) == regions
+        assert partition.length(found.segments(0, 1)) / (2 * radius) ** 2 == pytest.approx(density, rel=1e-6)
+
+
+def test_local_complexity_of_parallel_lines_is_their_density():
+    network = nn.Sequential(nn.Linear(2, 200), nn.ReLU(), nn.Linear(200, 1)).double()
+    network[0].weight.data = torch.tensor([[3.0, 4.0]]).double().expand(200, 2).clone()
+    network[0].bias.data = torch.linspace(-50, 50, 201).double()[:-1]  # a line every 0.1
+    found = partition.local_complexity(network, torch.tensor([[0.01, 0.02], [0.5, -0.3]]), 1.0)
+    assert found["density"] == pytest.approx(10, rel=0.05)
+    assert found["regions"] == pytest.approx(10 * 2.8 + 1, abs=1)
+
+
+def test_local_complexity_in_planes_through_images_is_that_of_a_slice(monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.build("digits_cnn", channels=1, size=8, width=0.25).double().eval()
+    stream = torch.Generator().manual_seed(0)
+    images, directions = torch.randn(3, 1, 8, 8, generator=stream), partition.random_directions((1, 8, 8), 3, stream)
+    gram = directions.flatten(2) @ directions.flatten(2).mT
+    assert torch.allclose(gram, torch.eye(2).double().expand(3, 2, 2), atol=1e-12)
+    monkeypatch.setattr(partition, "SURROUNDINGS", 128)  # two at once
+    assert len(partition.local_complexity(network, images[:0], 0.2, directions[:0])["regions"]) == 0
+    found = partition.local_complexity(network, images, 0.2, directions)
+    for image, pair, regions in zip(images.double(), directions, found["regions"], strict=True):
+        plane = (image, image + pair[0], image + pair[1])
+        assert len(partition.split(network, ((-0.2, 0.2), (-0.2, 0.2)), plane)) == regions > 1
+
+
+def test_three_kinds_of_centres_lie_where_they_are_named():
+    network = mlp(2, 12, 12, 2, rng=np.random.default_rng(0))
+    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
+    found = partition.three_kinds(network, points, BOX, 500, torch.Generator().manual_seed(2))
+    assert {name: tuple(centres.shape) for name, centres in found.items()} == dict.fromkeys(found, (500, 2))
+    assert (found["data"][:, None] == points.double()).all(2).any(1).all()
+    logits = network(found["boundary"])
+    assert (logits[:, 0] - logits[:, 1]).abs().max() < 1e-9
+    assert found["elsewhere"].abs().max() < 2
+    assert found["elsewhere"].mean(0).abs().max() < 4 * 2 / np.sqrt(3 * 500)
+    left = partition.split(network, BOX).boundary
+    share = partition.length(left[left.mean(1)[:, 0] < 0]) / partition.length(left)
+    assert (found["boundary"][:, 0] < 0).double().mean().item() == pytest.approx(share, abs=0.12)
+    network[4].bias.data[0] += 1e3
+    assert partition.three_kinds(network, points, BOX, 5, torch.Generator())["boundary"].shape == (0, 2)
 
 
 class Shared(nn.Module):

@@ -209,3 +209,44 @@ def test_alexnet_is_coded_in_its_five_convolutions_and_its_groups_are_refused():
     assert len(codes.names) == 5
     with pytest.raises(ValueError, match="ungrouped and depthwise"):
         measures.layers(model)
+
+
+class Silent(nn.Module):
+    """A convolution whose maps two layers read: none of its nodes can go on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return (self.second(x) + self.third(x)).mean((2, 3))
+
+
+REFUSED = {
+    "layer 0 go into GELU": lambda: nn.Sequential(nn.Linear(2, 5), nn.GELU(), nn.Linear(5, 2)),
+    "layer 0 go into ReLU6": lambda: nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU6(), nn.Conv2d(5, 2, 3)
+    ),
+    "layer features.0.0 go into ReLU6": lambda: models.build("mobilenet_v2"),
+    "cannot be followed": lambda: models.build("efficientnet_lite0"),
+    "Silent has no layer whose nodes": Silent,
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_networks_whose_nodes_do_not_draw_one_line_each_are_refused_and_not_returned_whole(sentence):
+    with pytest.raises(CompanionError, match=sentence):
+        measures.remove(REFUSED[sentence]().eval(), 0.5, "magnitude")
+
+
+def test_identity_and_dropout_on_the_way_to_a_relu_are_looked_through():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten())
+    parts = [plain[0], nn.Identity(), plain[1], nn.Dropout(), nn.Identity(), *plain[2:]]
+    longer = nn.Sequential(*parts).eval()
+    small = [measures.remove(model.eval(), 0.5, "signed", size=8) for model in (plain, longer)]
+    assert small[1][0].out_channels == 2
+    probes = torch.randn(3, 1, 8, 8, generator=generator(0, "x"))
+    assert torch.equal(small[0](probes), small[1](probes))

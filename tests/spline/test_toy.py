@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib.spline import partition, toy
+from lib.spline import measures, partition, toy
 from lib.store import plain
 from lib.study import generator
 
@@ -122,7 +122,7 @@ def test_the_arrangement_formula_counts_what_the_splitter_finds(seed):
 
 def test_a_pruned_row_has_every_method_and_level_once(pruned):
     cases = set(zip(pruned["method"], pruned["level"], strict=True))
-    assert len(cases) == len(pruned["before"]) == len(pruned["arms_before"]) == 2 * len(toy.METHODS)
+    assert len(cases) == len(pruned["before"]) == len(pruned["arms_before"]) == 2 * len(toy.METHODS + toy.CHOICES)
     assert set(pruned["tuned_method"]) == {*toy.TUNED, "rewound"}
     assert [len(after) for after in pruned["after"]] == [len(pruned["tuned_method"])] * 2
     assert all(0 <= value <= 100 for value in pruned["before"] + pruned["after"][1])
@@ -134,7 +134,35 @@ def test_weight_pruning_loses_no_line_without_a_zero_row(pruned):
     assert pruned["parallel_magnitude"][2] > pruned["parallel_magnitude"][0] - 1e-9
 
 
-@pytest.mark.parametrize("method", toy.METHODS)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_layers_of_a_batch_are_those_of_its_module(depth):
+    batch = toy.initial([2, *[5] * depth, 2], 1, generator(0, "i"))
+    for own, wanted in zip(toy.layers(batch), measures.layers(toy.module(batch)), strict=True):
+        assert (own.name, own.reader, own.norm) == (wanted.name, wanted.reader, wanted.norm)
+        for name in ("weights", "biases", "outgoing", "scale"):
+            assert (getattr(own, name) - getattr(wanted, name)).abs().max() < 1e-12
+
+
+def dropped(batch, kept, method):
+    return [node for _, node, _ in toy.chosen(batch, kept, method, generator(0, "n"), toy.draw(0)[0])]
+
+
+def test_choices_of_the_score_weigh_offsets_twins_and_norms_as_they_say():
+    # Rows 0 and 1 are parallel with distant offsets, rows 2 and 3 are 0.4 apart in angle and have one offset.
+    angle = torch.tensor([0.0, 0.0, 1.0, 1.4])
+    rows = torch.stack([angle.cos(), angle.sin()], 1) * torch.tensor([1.0, 1.1, 1.0, 1.1])[:, None]
+    reader = torch.ones(1, 2, 4)
+    reader[0, :, [0, 2]] = 2.0  # the smaller rows have the larger product of norms
+    batch = [(rows[None], torch.tensor([[0.1, 0.4, 0.0, 0.0]])), (reader, torch.zeros(1, 2))]
+    assert dropped(batch, 3, "raw, rho = 0.25") == [1]
+    assert dropped(batch, 3, "raw, rho = 4") == [3]
+    assert dropped(batch, 3, "raw") == [3]
+    assert dropped(batch, 3, "raw, weaker by row") == [2]
+    assert sorted(dropped(batch, 2, "magnitude")) == [0, 2]
+    assert sorted(dropped(batch, 2, "magnitude, both norms")) == [1, 3]
+
+
+@pytest.mark.parametrize("method", toy.METHODS + toy.CHOICES)
 def test_pruning_keeps_the_asked_number_of_nodes_and_the_shape(method):
     points = toy.draw(0)[0]
     batch = toy.initial([2, 8, 2], 1, generator(0, "i"))
@@ -158,6 +186,7 @@ def test_merging_a_duplicate_on_the_toy_changes_nothing():
 def test_small_networks_are_measured_at_every_checkpoint_for_every_seed():
     row = toy.scratch({"seeds": [0, 1, 2], "level": 3, "checkpoints": [1, 3]}, "cpu", NOWHERE)
     assert np.shape(row["accuracy"]) == (2, 3)
+    assert len(row["arms"]) == 3
 
 
 def test_changes_are_measured_for_nodes_and_for_as_many_weights():
@@ -220,6 +249,10 @@ def test_film_and_pruned_panels_follow_their_epochs_and_levels():
     film = picture(kind="film", seed=0, width=6, frames=[0, 2, 3])
     assert film["title"] == ["epoch 0", "epoch 2", "epoch 3"]
     assert len(film["loss"]) == 3
+    both = picture(kind="both", seed=0, width=6, epochs=2, ratios=[0.0, 0.5])
+    assert both["ratio"] == [0, 0, 0.5, 0.5] and both["lines"][0] == both["lines"][1]
+    units = [len(set(np.reshape(lines, (-1, 6))[:, 5])) for lines in both["lines"]]
+    assert units[2] <= 3 and units[3] > units[2]
     row = picture(kind="pruned", seed=0, width=6, epochs=2, levels=[4, 2], method="magnitude", tuning=1)
     assert len(row["title"]) == 5
     assert [

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -113,6 +114,53 @@ def test_a_slice_fills_its_window_and_pruning_coarsens_it(folder, row):
         assert area == pytest.approx(4e-4, rel=1e-2)
         assert len(found["winner"]) == found["regions"]
     assert rows[1]["regions"] < rows[0]["regions"]
+
+
+def test_a_slice_without_small_weights_is_that_of_the_network_that_keeps_the_others(folder, row, monkeypatch):
+    spec = SPEC | {"epoch": 6, "half": 0.01}
+    pruned = spec | {"kind": "weights", "method": "magnitude", "ratio": 0.5}
+    seen, split = [], trials.partition.split
+    monkeypatch.setattr(trials.partition, "split", lambda network, *a: seen.append(network) or split(network, *a))
+    found = [trials.picture(one, "cpu", Path("unused"), folder=folder) for one in (spec, pruned)]
+    dense, small = (
+        torch.cat([m.weight.flatten() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)])
+        for network in seen
+    )
+    assert int((small == 0).sum()) == round(0.5 * len(dense))
+    assert dense[small == 0].abs().max() <= dense[small != 0].abs().min()
+    assert (small == dense)[small != 0].all()
+    assert found[0]["corners"] != found[1]["corners"]
+    assert all(1 <= one["maps"] <= one["regions"] for one in found)
+
+
+def test_surroundings_are_counted_for_every_epoch_kind_and_radius(folder, row):
+    spec = SPEC | {"at": [0, 6], "images": 5, "radii": [0.1, 0.4]}
+    found = trials.surroundings(spec, "cpu", Path("unused"), folder=folder)
+    json.dumps({name: plain(value) for name, value in found.items()})
+    table = pd.DataFrame(found)
+    counts = table.groupby(["epoch_seen", "kind", "radius"])["image"].nunique().unstack("kind")
+    assert (counts[["noise", "test", "training"]] == 5).all(axis=None)
+    small, large = (table[table["radius"] == radius].reset_index() for radius in (0.1, 0.4))
+    assert (small["regions"] <= large["regions"]).all()  # the larger square holds the smaller one
+    assert (small["regions"] >= 1).all() and (large["regions"] > 1).any()
+    assert trials.surroundings(spec, "cpu", Path("unused"), folder=folder) == found
+
+
+def test_boundary_points_lie_between_two_images_where_the_decision_changes():
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    stream = torch.Generator().manual_seed(0)
+    head[1].weight.data, head[1].bias.data = torch.randn(3, 4, generator=stream).double(), torch.zeros(3).double()
+    images = torch.randn(12, 1, 2, 2, generator=stream).double()
+    points = trials.boundary_points(head, images)
+    top = head(points).sort(1, descending=True).values
+    assert points.shape == images.shape
+    assert (top[:, 0] - top[:, 1]).abs().max() < 1e-9
+    first = head(images).argmax(1)
+    for k, point in enumerate(points):
+        partner = next(j for j in [*range(k, 12), *range(k)] if first[j] != first[k])
+        way, gone = (images[partner] - images[k]).flatten(), (point - images[k]).flatten()
+        assert (gone - (gone @ way) / (way @ way) * way).norm() < 1e-9
+    assert trials.boundary_points(head, images[:1].expand(3, 1, 2, 2)).shape == (0, 1, 2, 2)
 
 
 def test_the_middle_of_a_slice_is_where_the_decision_first_changes():
