@@ -366,13 +366,16 @@ def two_lines(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, flo
     the mean of the others places: a break that is placed by the noise of the lines finds a rise too often where a steep
     wall ends in a plateau. Repetitions of one sample count as one.
 
-    The interval is Student's, and p the larger of the two one-sided ones.
+    The interval is Student's, and p the larger of the two one-sided ones. A sample of fewer than three points has no
+    such lines, and all values are NaN.
 
     Source: Simonsohn 2018, whose "Robin Hood" break this is; the curve there is a smoothing spline.
     """
-    ends, errors, n = np.zeros((len(samples), 2)), np.zeros((len(samples), 2)), 0
+    ends, errors, n = np.zeros((len(samples), 2)), np.zeros((len(samples), 2)), sum(len(x) for x, _ in samples)
+    if min((len(x) for x, _ in samples), default=0) < FEWEST_ON_A_SIDE:
+        return dict.fromkeys(("value", "low", "high"), np.nan) | {"n": n, "p": np.nan}
     for place, (x, y) in enumerate(samples):
-        order, n = np.argsort(x, kind="stable"), n + len(x)
+        order = np.argsort(x, kind="stable")
         x, y = x[order], np.atleast_2d(y)[:, order]
         for number, own in enumerate(y):
             others = np.delete(y, number, axis=0).mean(axis=0) if len(y) > 1 else own

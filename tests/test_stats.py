@@ -404,6 +404,7 @@ def test_the_slopes_of_a_v_are_those_of_its_sides():
     few = np.linspace(-1, 1, 5)
     small = stats.two_lines([(few, few**2)])
     assert small["value"] == pytest.approx(1) and small["low"] < 0 < small["p"] and np.isfinite(small["high"])
+    assert np.isnan(stats.two_lines([(few, few**2), (few[:2], few[:2])])["value"])
 
 
 def test_a_curve_follows_a_line_exactly_and_is_a_line_beyond_its_ends():
