@@ -143,7 +143,10 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _compact(svg: bytes) -> bytes:
-    """An SVG without indentation: coordinates to a tenth of a point, relative in paths; each style written once."""
+    """An SVG without indentation: coordinates to a tenth of a point, relative in paths; each style written once.
+
+    Groups that do nothing go, names are short, and markers that share a style have it from their group.
+    """
     short, styles = partial(re.compile(rb"(\.\d)\d+").sub, rb"\1"), {}
 
     def named(found: re.Match) -> bytes:
@@ -153,7 +156,36 @@ def _compact(svg: bytes) -> bytes:
     svg = re.sub(rb'\bd="([MLQCz\s\d.-]*)"', lambda found: b'd="%s"' % _relative(found[1]), svg)
     svg = re.sub(rb'\bstyle="([^"]*)"', named, svg)
     svg = re.sub(rb"(?<=data:image/png;base64,)[^\"]*", lambda found: b64encode(_smaller(b64decode(found[0]))), svg)
-    return svg.replace(b"</style>", b"".join(b"\n.%s{%s}" % (n, s) for s, n in styles.items()) + b"</style>", 1)
+    svg = svg.replace(b"</style>", b"".join(b"\n.%s{%s}" % (n, s) for s, n in styles.items()) + b"</style>", 1)
+    return _grouped(_renamed(svg))
+
+
+def _renamed(svg: bytes) -> bytes:
+    """An SVG in which only what is referred to has a name, a short one."""
+    named, names = rb'( id="|xlink:href="#|url\(#)([^")]*)', {}
+    for _, name in re.findall(named, re.sub(rb' id="[^"]*"', b"", svg)):
+        names.setdefault(name, b"%x" % len(names))
+    svg = re.sub(rb' id="([^"]*)"', lambda found: found[0] if found[1] in names else b"", svg)
+    return re.sub(named, lambda found: found[1] + b"i" + names[found[2]], svg)
+
+
+def _grouped(svg: bytes) -> bytes:
+    """An SVG without groups that have no attribute, and with a style that all markers of a group have written there."""
+    lines, kept = [], []
+    for line in re.sub(rb"<g[^>]*/>\n", b"", svg).split(b"\n"):
+        if line == b"</g>":
+            lines += [line] * kept.pop()
+        elif line.startswith(b"<g"):
+            kept.append(line != b"<g>")
+            lines += [line] * kept[-1]
+        else:
+            lines.append(line)
+
+    def hoisted(found: re.Match) -> bytes:
+        return b"%s%s>%s</g>" % (found[1], found[3], found[2].replace(found[3] + b"/>", b"/>"))
+
+    markers = rb'(<g[^>]*)>((?:\n<use[^>]*)(?= class)( class="s\d+")/>(?:\n<use[^>]*\3/>)*\n)</g>'
+    return re.sub(markers, hoisted, b"\n".join(lines))
 
 
 def _relative(path: bytes) -> bytes:

@@ -98,8 +98,33 @@ def test_each_style_of_an_svg_is_written_once_and_keeps_its_elements(tmp_path):
     styles = dict(re.findall(r"^\.(s\d+)\{([^}]*)\}", svg, re.MULTILINE))
     used = re.findall(r'class="(s\d+)"', svg)
     assert "style=" not in svg and set(used) == set(styles) and len(set(styles.values())) == len(styles)
-    # Six markers and the shape that they repeat.
-    assert [sum("#facade" in styles[name] for name in used), sum("#c0ffee" in styles[name] for name in used)] == [1, 7]
+    # Three lines of markers, each with its style, and the shape that they repeat.
+    assert [sum("#facade" in styles[name] for name in used), sum("#c0ffee" in styles[name] for name in used)] == [1, 4]
+
+
+def test_a_group_of_an_svg_stays_if_it_does_something_and_only_what_is_referred_to_has_a_name():
+    svg = b"""<g id="axes_1">
+<g id="line2d_1" clip-path="url(#p0123)">
+<defs><path id="m0123" class="s1"/></defs>
+<use xlink:href="#m0123" x="1" class="s1"/>
+<use xlink:href="#m0123" x="2" class="s1"/>
+</g>
+<g id="line2d_2"/>
+<clipPath id="p0123"/>
+</g>"""
+    assert (
+        figures._grouped(figures._renamed(svg))
+        == b"""<g clip-path="url(#i0)">
+<defs><path id="i1" class="s1"/></defs>
+<use xlink:href="#i1" x="1" class="s1"/>
+<use xlink:href="#i1" x="2" class="s1"/>
+</g>
+<clipPath id="i0"/>"""
+    )
+    markers = b'<g clip-path="url(#i0)">\n<use x="1" class="s1"/>\n<use x="2" class="s1"/>\n</g>'
+    assert figures._grouped(markers) == b'<g clip-path="url(#i0)" class="s1">\n<use x="1"/>\n<use x="2"/>\n</g>'
+    mixed = markers.replace(b'2" class="s1"', b'2" class="s2"')
+    assert figures._grouped(mixed) == mixed
 
 
 def test_a_figure_without_alternative_text_is_refused(tmp_path):
