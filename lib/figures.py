@@ -209,7 +209,7 @@ def _smaller(png: bytes) -> bytes:
         few = picture.convert("RGBA").quantize(256, method=Raster.Quantize.FASTOCTREE)  # the one that keeps alpha
     else:
         whole = picture.convert("RGB")
-        few = whole.quantize(64, dither=Raster.Dither.NONE)
+        few = whole.quantize(64, Raster.Quantize.MAXCOVERAGE, kmeans=1, dither=Raster.Dither.NONE)  # rare ones, too
         error = np.asarray(whole, dtype=int) - np.asarray(few.convert("RGB"), dtype=int)
         if np.abs(error).mean() > 1:  # grey level
             few = whole.quantize(256, dither=Raster.Dither.NONE)

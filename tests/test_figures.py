@@ -1,5 +1,6 @@
 """A figure is saved with its numbers and its alternative text, the same bytes twice; figures of the dense networks."""
 
+import io
 import re
 
 import matplotlib.pyplot as plt
@@ -79,13 +80,31 @@ def test_a_path_of_an_svg_goes_through_the_same_points_in_fewer_bytes():
 
 
 def test_photographs_keep_more_colours_than_lines(tmp_path):
-    noise = np.random.default_rng(0).random((8, 8, 3))
+    noise = np.random.default_rng(0).random((32, 32, 3))
     for slug, colours in (("photographs", 256), ("lines", 64)):
         figure, axis = plt.subplots()
-        axis.imshow(noise) if slug == "photographs" else axis.plot(noise[..., 0])
+        axis.imshow(noise) if slug == "photographs" else axis.plot(noise[0, :8])
         figures.save(figure, tmp_path, slug, pd.DataFrame({"x": [1]}), "Colours.")
         few = len(Image.open(tmp_path / f"{slug}.png").convert("RGB").getcolors(10**6))
         assert few <= colours and (few > 64) == (slug == "photographs")
+
+
+def test_colours_that_are_rare_in_a_figure_keep_their_tone():
+    shades, rare = (
+        np.full((300, 300, 3), 255, dtype=np.uint8),
+        [(0x22, 0xAA, 0x33), (0xAA, 0x22, 0x33), (0x88, 0x33, 0xAA)],
+    )
+    shades[:170] = 80, 90, 200
+    shades[:170, :, 2] = np.linspace(170, 230, 300)
+    shades[:170, :, 0] = np.linspace(60, 120, 170)[:, None]
+    for place, colour in enumerate(rare):
+        shades[250:255, 20 * place : 20 * place + 5] = colour
+    buffer = io.BytesIO()
+    Image.fromarray(shades).save(buffer, "png")
+    kept = np.asarray(Image.open(io.BytesIO(figures._smaller(buffer.getvalue()))).convert("RGB")).astype(int)
+    assert len(np.unique(kept.reshape(-1, 3), axis=0)) <= 64
+    for place, colour in enumerate(rare):
+        assert np.abs(kept[252, 20 * place + 2] - colour).max() < 20
 
 
 def test_each_style_of_an_svg_is_written_once_and_keeps_its_elements(tmp_path):

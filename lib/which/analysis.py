@@ -128,14 +128,17 @@ def correlations(table: pd.DataFrame, questions: dict[str, Sequence[str]], outco
     return pd.DataFrame(found, index=names)
 
 
-def halves(table: pd.DataFrame, questions: dict[str, Sequence[str]]) -> pd.Series:
-    """Spearman's correlation of damage on one half of the test images with that on the other, mean over families."""
-    return pd.Series(
-        {
-            question: by_family(table, lambda one, s=strata: correlation(one, "gap_odd", "gap_even", s)).mean()
-            for question, strata in questions.items()
-        }
-    )
+def ceilings(table: pd.DataFrame, questions: dict[str, Sequence[str]]) -> pd.Series:
+    """Spearman's correlation that damage without noise would have with measured damage, mean over families.
+
+    From the correlation r of damage on two halves of the test images: sqrt(2 r / (1 + r)), Spearman and Brown's
+    reliability of the whole, as an index; 0 for r below 0.
+    """
+    found = {}
+    for question, strata in questions.items():
+        of_halves = by_family(table, lambda one, s=strata: correlation(one, "gap_odd", "gap_even", s)).clip(lower=0)
+        found[question] = np.sqrt(2 * of_halves / (1 + of_halves)).mean()
+    return pd.Series(found)
 
 
 def look_first(table: pd.DataFrame, strata: Sequence[str], outcome: str = DAMAGE) -> dict:
@@ -203,7 +206,7 @@ def unseen(table: pd.DataFrame, outcome: str = DAMAGE, unit: str = "family") -> 
 def predictions(table: pd.DataFrame, outcome: str = DAMAGE) -> pd.DataFrame:
     """Mean, least and largest R² in a left-out family of each measure and baseline alone, and of sets."""
     sets = {name: [name] for name in (*MEASURES, *BASELINES, LOOK)}
-    sets |= {" + ".join(ONE_OF_EACH): ONE_OF_EACH, "all measures": MEASURES, "size + depth": BASELINES}
+    sets |= {"one of each view": ONE_OF_EACH, "all measures": MEASURES, "size + depth": BASELINES}
     found = {name: left_out(table, predictors, outcome) for name, predictors in sets.items()}
     return pd.DataFrame(
         {name: {"mean": r2.mean(), "least": r2.min(), "most": r2.max()} for name, r2 in found.items()}

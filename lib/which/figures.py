@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lib import stats
 from lib.figures import NULL, PALETTE, colours, legend
+from lib.spaces.figures import mcb_axis
 from lib.which import analysis
 from lib.which.contest import BOTH, PAPERS, PLAIN
 from lib.which.measures import VIEWS
@@ -46,8 +47,8 @@ def measures_by_question(found: pd.DataFrame) -> Drawn:
     """Spearman's correlation of every measure with damage: a row a measure, by view; a column a question."""
     order = [name for view in VIEWS.values() for name in view]
     table = found.loc[order]
-    figure, axis = plt.subplots(figsize=(9.5, 6.2))
-    picture = axis.imshow(table.to_numpy(dtype=float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    figure, axis = plt.subplots(figsize=(8.4, 6.2))
+    axis.imshow(table.to_numpy(dtype=float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     for (line, column), value in np.ndenumerate(table.to_numpy(dtype=float)):
         shade = "white" if abs(value) > 0.6 else "black"
         text = "–" if np.isnan(value) else f"{value:.2f}"
@@ -61,7 +62,6 @@ def measures_by_question(found: pd.DataFrame) -> Drawn:
         axis.text(table.shape[1] - 0.45, start + len(names) / 2 - 0.5, view, va="center", fontsize=10, clip_on=False)
         start += len(names)
     axis.set_title("Spearman's correlation with damage, mean over families", fontsize=11)
-    figure.colorbar(picture, ax=axis, pad=0.16, shrink=0.6)
     return figure, table.rename_axis("measure").reset_index()
 
 
@@ -95,7 +95,7 @@ def unseen(found: pd.DataFrame) -> Drawn:
         axis.plot(row["mean"], place, "o", color=colour, mec="white", ms=8)
     axis.axvline(0, **NULL)
     axis.set_yticks(range(len(order)), [_named(name) for name in order.index])
-    axis.set(xlabel="R² in a family left out (below -1 drawn at -1)", xlim=(-1.05, 1))
+    axis.set(xlabel="R² in a family left out (-1: or less)", xlim=(-1.05, 1))
     views = dict(zip((*VIEWS, "sets"), PALETTE, strict=False))
     legend(figure, {view: {"color": c, "ls": "", "marker": "o"} for view, c in views.items()}, "view", columns=6)
     return figure, order.rename_axis("predictors").reset_index()
@@ -156,8 +156,9 @@ def recipes(table: pd.DataFrame) -> Drawn:
         one = named[named["name"] == name].sort_values("mcb")
         for axis, column in zip(axes, ("relative_ap2", "loss"), strict=True):
             axis.plot(one["mcb"], one[column], "o-", ms=4, color=colour, label=f"{name} (n = {len(one)})")
-    for axis, label in zip(axes, ("AP2 / squared norm", "test loss, BatchNorm re-estimated (nats)"), strict=True):
-        axis.set(xscale="log", xlabel="mCB", ylabel=label)
+    for axis, label in zip(axes, ("AP2 / squared norm", "test loss (nats),\nBatchNorm re-estimated"), strict=True):
+        mcb_axis(axis, "")
+        axis.set_ylabel(label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure, named[["name", "kept", "mcb", "relative_ap2", "loss", "accuracy"]]
 
@@ -166,8 +167,8 @@ def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
     """Fall of accuracy after retraining against a cost, mean over networks with its interval; one panel a cost.
 
     The rows have a column `fall` (`analysis.falls`). `costs` has the axis' label by column. At `kept_<cost>` only
-    networks that were matched in this cost are shown; at
-    another column each matching has its own points. The fall is linear up to 2 points and logarithmic beyond.
+    networks that were matched in this cost are shown; at another column each matching has its own points. The fall is
+    linear up to 2 points and logarithmic beyond.
     """
     table = analysis.with_name(rows[rows["arm"] != "dense"])
     figure, axes = plt.subplots(1, len(costs), figsize=(2.6 + 4.0 * len(costs), 4.8), sharey=True)

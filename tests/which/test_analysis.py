@@ -98,12 +98,18 @@ def test_looking_gains_nothing_over_a_perfect_measure():
     assert gain["value"] == pytest.approx(0, abs=1e-9)
 
 
-def test_damage_on_half_of_the_images_ranks_like_the_other_half_as_far_as_they_agree():
+def test_the_ceiling_is_what_damage_without_noise_would_have():
     table, whole = damages(), {"all": ("network", "dataset")}
+    assert analysis.ceilings(table.assign(gap_odd=table["gap_once"], gap_even=table["gap_once"]), whole)["all"] == 1
     noise = RANDOM.normal(0, table["gap_once"].std(), (2, len(table)))
-    assert analysis.halves(table.assign(gap_odd=table["gap_once"], gap_even=table["gap_once"]), whole)["all"] == 1
     both = table.assign(gap_odd=table["gap_once"] + noise[0], gap_even=table["gap_once"] + noise[1])
-    assert 0.3 < analysis.halves(both, whole)["all"] < 0.7
+    both["measured"] = both["gap_odd"] + both["gap_even"]
+    perfect = analysis.by_family(
+        both, lambda one: analysis.correlation(one, "gap_once", "measured", whole["all"])
+    ).mean()
+    assert perfect < 0.9 and analysis.ceilings(both, whole)["all"] == pytest.approx(perfect, abs=0.1)
+    reversed_halves = table.assign(gap_odd=table["gap_once"], gap_even=-table["gap_once"])
+    assert analysis.ceilings(reversed_halves, whole)["all"] == 0
 
 
 def standings():
