@@ -39,7 +39,9 @@ from tests import toy_checkout
 from tests.conftest import NIGHTLY
 
 # `arithmetic` of the processor that made the published rows of a notebook.
-REFERENCE = dict.fromkeys(("00", "01", "02", "03"), "0d6d8edd62b204e4") | dict.fromkeys(("04", "05"), "bd126d63edee80b3")
+REFERENCE = dict.fromkeys(("00", "01", "02", "03"), "0d6d8edd62b204e4") | dict.fromkeys(
+    ("04", "05"), "bd126d63edee80b3"
+)
 # Studies whose published rows come from networks on images that were not yet channels last in memory.
 CONTIGUOUS = [f"01_latent_kl.{name}" for name in ("features", "layers")]
 SEARCHED = ("oneshots", "slices", "surroundings", "tickets")  # studies of paper 4 that start from a search

@@ -167,15 +167,16 @@ def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
     """Fall of accuracy after retraining against a cost, mean over networks with its interval; one panel a cost.
 
     The rows have a column `fall` (`analysis.falls`). `costs` has the axis' label by column. At `kept_<cost>` only
-    networks that were matched in this cost are shown; at another column each matching has its own points. The fall is
-    linear up to 2 points and logarithmic beyond.
+    networks that were matched in this cost are shown, arms a little apart; at another column each matching has its own
+    points, without a line.
     """
     table = analysis.with_name(rows[rows["arm"] != "dense"])
     figure, axes = plt.subplots(1, len(costs), figsize=(2.6 + 4.0 * len(costs), 4.8), sharey=True)
     drawn = []
     for axis, (column, label) in zip(np.atleast_1d(axes), costs.items(), strict=True):
-        own = table[table["cost"] == column.removeprefix("kept_")] if column.startswith("kept_") else table
-        for arm, style in ARM_STYLES.items():
+        matched = column.startswith("kept_")
+        own = table[table["cost"] == column.removeprefix("kept_")] if matched else table
+        for place, (arm, style) in enumerate(ARM_STYLES.items()):
             one = own[own["arm"] == arm]
             if not len(one):
                 continue
@@ -185,12 +186,13 @@ def curves(rows: pd.DataFrame, costs: dict[str, str]) -> Drawn:
             ]
             points = pd.DataFrame(points).sort_values(column)
             half = (points["high"] - points["value"]).fillna(0)
-            axis.errorbar(points[column], points["value"], half, label=arm, ms=5, lw=1.5, capsize=2, **style)
+            x = points[column] + 0.006 * (place - 4) * matched
+            look = style if matched else style | {"ls": ""}
+            axis.errorbar(x, points["value"], half, label=arm, ms=5, lw=1.5, capsize=2, **look)
             points = points.rename(columns={"value": "fall"})
             drawn.append(points[["cost", "budget", column, "fall", "n"]].assign(arm=arm))
         axis.set_xlabel(label)
     np.atleast_1d(axes)[0].set_ylabel("fall of test accuracy after\nretraining (points)")
-    np.atleast_1d(axes)[0].set_yscale("symlog", linthresh=2)
     handles = {arm: style for arm, style in ARM_STYLES.items() if arm in set(table["arm"])}
     n = table["name"].nunique()
     title = f"mean of {n} networks, Student's 95 % interval" if n > 1 else "one network"
