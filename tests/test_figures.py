@@ -90,10 +90,8 @@ def test_photographs_keep_more_colours_than_lines(tmp_path):
 
 
 def test_colours_that_are_rare_in_a_figure_keep_their_tone():
-    shades, rare = (
-        np.full((300, 300, 3), 255, dtype=np.uint8),
-        [(0x22, 0xAA, 0x33), (0xAA, 0x22, 0x33), (0x88, 0x33, 0xAA)],
-    )
+    rare = [(0x22, 0xAA, 0x33), (0xAA, 0x22, 0x33), (0x88, 0x33, 0xAA)]
+    shades = np.full((300, 300, 3), 255, dtype=np.uint8)
     shades[:170] = 80, 90, 200
     shades[:170, :, 2] = np.linspace(170, 230, 300)
     shades[:170, :, 0] = np.linspace(60, 120, 170)[:, None]
@@ -131,15 +129,13 @@ def test_a_group_of_an_svg_stays_if_it_does_something_and_only_what_is_referred_
 <g id="line2d_2"/>
 <clipPath id="p0123"/>
 </g>"""
-    assert (
-        figures._grouped(figures._renamed(svg))
-        == b"""<g clip-path="url(#i0)">
+    short = b"""<g clip-path="url(#i0)">
 <defs><path id="i1" class="s1"/></defs>
 <use xlink:href="#i1" x="1" class="s1"/>
 <use xlink:href="#i1" x="2" class="s1"/>
 </g>
 <clipPath id="i0"/>"""
-    )
+    assert figures._grouped(figures._renamed(svg)) == short
     markers = b'<g clip-path="url(#i0)">\n<use x="1" class="s1"/>\n<use x="2" class="s1"/>\n</g>'
     assert figures._grouped(markers) == b'<g clip-path="url(#i0)" class="s1">\n<use x="1"/>\n<use x="2"/>\n</g>'
     mixed = markers.replace(b'2" class="s1"', b'2" class="s2"')
